@@ -1,0 +1,61 @@
+// How the outcomes of exports are told: one line each, and one exit code for all (style rule 18).
+//
+// Shared by backup-external.ts and backup.ts. Speaks only through the reporter.
+
+import { type ExitCode, worstExitCode } from '../lib/errors.ts'
+import { formatSize } from '../lib/model/amount.ts'
+import { displayPath } from '../lib/model/raw-path.ts'
+import type { ExternalOutcome } from '../lib/work/external.ts'
+import type { Reporter } from './reporter.ts'
+
+/** How many missing paths are named on a terminal; `--json` and the manifest name all. */
+const MISSING_SHOWN = 20
+
+/** Reports every outcome. @returns the worst exit code */
+export function tellOutcomes(
+  outcomes: readonly ExternalOutcome[], { reporter, command }: { reporter: Reporter; command: string },
+): ExitCode {
+  for (const outcome of outcomes) tellOutcome(outcome, { reporter, command })
+  return worstExitCode(outcomes.map(({ exitCode }) => exitCode))
+}
+
+function tellOutcome(
+  { target, set, exitCode, outcome, error }: ExternalOutcome,
+  { reporter, command }: { reporter: Reporter; command: string },
+): void {
+  const where = set === undefined ? target : `${set} → ${target}`
+  if (error !== undefined) {
+    const message = `${where}: ${error.message}${error.hint === undefined ? '' : ` (${error.hint})`}`
+    reporter.report({ kind: 'notice', level: 'warning', code: error.code, message, facts: error.facts })
+    reporter.report({ kind: 'result', command, target, set, outcome: 'failed', code: error.code, exitCode })
+    return
+  }
+  reporter.print(`${where}: ${sentence(outcome!)}`)
+  if (outcome?.kind === 'exported') {
+    for (const { path, why } of outcome.missing.slice(0, MISSING_SHOWN)) {
+      const message = `${where}: missing: ${displayPath(path)}: ${why}`
+      reporter.report({ kind: 'notice', level: 'warning', code: 'MISSING', message })
+    }
+    const more = outcome.missing.length - MISSING_SHOWN
+    if (more > 0) {
+      reporter.report({
+        kind: 'notice', level: 'warning', code: 'MISSING',
+        message: `${where}: and ${more} more paths (backup-restore --source local --list --json names all)`,
+      })
+    }
+  }
+  const { kind, ...facts } = outcome!
+  reporter.report({ kind: 'result', command, target, set, outcome: kind, exitCode, ...facts })
+}
+
+function sentence(outcome: NonNullable<ExternalOutcome['outcome']>): string {
+  if (outcome.kind === 'nothing collected') return 'nothing collected yet: run backup-collect first'
+  if (outcome.kind === 'already there') return `${outcome.stamp} is there already`
+  const { stamp, statistics, dataBytes, catalogBytes, pruned, complete, readBack } = outcome
+  const added = `${formatSize(dataBytes)} data, ${formatSize(catalogBytes)} catalog`
+  const gone = pruned.removedExports.length === 0 ? ''
+    : `; ${pruned.removedExports.length} old removed, ${formatSize(pruned.freedBytes)} freed`
+  const way = readBack === 'direct' ? 'past the page cache' : 'after dropping the page cache'
+  return `${stamp} ${complete ? 'exported' : 'exported as INCOMPLETE'}: ${statistics.entries} entries, `
+    + `${formatSize(statistics.bytes)}; new on the target: ${added}; read back ${way}${gone}`
+}

@@ -1,0 +1,209 @@
+// What a configuration means once the schema has let it through: expanded paths, sizes in bytes,
+// names checked.
+//
+// config.ts reads and checks the file and calls this. Paths are text as written in the file, not
+// RawPaths: sources stay as they were written but for `~` and variables, all other paths are
+// normalized; all are absolute. Throws only through the FailAt it is given, and CONFIG_INVALID for
+// a wrong `$BACKUP_RETENTION`.
+
+import { dirname, join, normalize } from 'node:path'
+import { BackupError } from '../errors.ts'
+import { parseSize } from '../model/amount.ts'
+import { isValidName, machineName } from '../model/names.ts'
+import type { ConfigPath, ConfigProblem } from './config-errors.ts'
+import { expandPath, expandPattern } from './config-expand.ts'
+import type { Fail, Surroundings } from './config-expand.ts'
+
+export interface Configuration {
+  /** The file it came from, absolute. */
+  readonly path: string
+  readonly machine: string
+  readonly staging: string
+  readonly backupSets: readonly SetConfiguration[]
+  readonly targets: readonly TargetConfiguration[]
+  readonly recipients: readonly string[]
+  readonly identity: string | undefined
+  readonly signingKey: string
+  readonly trustedSigningKeys: readonly TrustedSigningKey[]
+  readonly schedule: ScheduleConfiguration
+  readonly retention: { readonly local: number; readonly external: number }
+}
+
+export interface SetConfiguration {
+  readonly name: string
+  /** Absolute, otherwise as written: a trailing slash or a symbolic link is still there. */
+  readonly sources: readonly string[]
+  readonly method: 'rsync'
+  readonly exclusions: readonly string[]
+  readonly snapshot: 'auto' | 'required' | 'none'
+}
+
+export interface TargetConfiguration {
+  readonly name: string
+  readonly kind: 'directory'
+  readonly path: string
+  readonly bundleSizeBytes: number
+  readonly compressionLevel: number
+  /** Undefined: decide by where the path lies. */
+  readonly mustBeMounted: boolean | undefined
+}
+
+export interface TrustedSigningKey {
+  readonly machine: string
+  readonly key: string
+}
+
+export interface ScheduleConfiguration {
+  readonly incremental: 'hourly' | 'daily' | 'weekly' | 'monthly'
+  readonly full: 'daily' | 'weekly' | 'monthly' | 'never'
+  readonly external: 'daily' | 'weekly' | 'monthly' | 'always' | 'manual'
+}
+
+/** Throws the problem as an error that names file, line and column. */
+export type FailAt = (problem: ConfigProblem) => never
+
+/** What the schema lets through, its defaults filled in. */
+export interface RawConfiguration {
+  readonly machine?: string
+  readonly staging?: string
+  readonly backup_sets: readonly SetConfiguration[]
+  readonly targets: readonly {
+    readonly name: string
+    readonly kind: 'directory'
+    readonly path: string
+    readonly bundle_size: string | number
+    readonly compression_level: number
+    readonly must_be_mounted?: boolean
+  }[]
+  readonly recipients: readonly string[]
+  readonly identity?: string
+  readonly signing_key?: string
+  readonly trusted_signing_keys: readonly TrustedSigningKey[]
+  readonly schedule: ScheduleConfiguration
+  readonly retention: { readonly local: number; readonly external: number }
+}
+
+/** The bounds of docs/format.md: small enough to fit any drive, large enough to be few. */
+const MIN_BUNDLE_BYTES = 2 ** 20
+const MAX_BUNDLE_BYTES = 2 ** 30
+
+/**
+ * The configuration that `raw` means.
+ * @throws through `fail`, with the place in the file; CONFIG_INVALID where `$BACKUP_RETENTION` is
+ * wrong
+ */
+export function readConfiguration(raw: RawConfiguration, options: {
+  readonly path: string
+  readonly hostName: string
+} & Surroundings, fail: FailAt): Configuration {
+  const { path, environment } = options
+  const at = (place: ConfigPath): Fail => (message, hint) => {
+    return fail({ path: place, message, ...(hint === undefined ? {} : { hint }) })
+  }
+  const pathAt = (text: string, ...place: ConfigPath) => {
+    return normalizePath(expandPath(text, options, at(place)))
+  }
+
+  checkNames(raw.backup_sets, 'backup_sets', at)
+  checkNames(raw.targets, 'targets', at)
+  const signingKey = raw.signing_key === undefined
+    ? join(dirname(path), 'signing.key')
+    : pathAt(raw.signing_key, 'signing_key')
+
+  return {
+    path,
+    machine: readMachine(raw.machine, options.hostName, at),
+    staging: readStaging(raw.staging, options, at),
+    backupSets: raw.backup_sets.map((set, index) => ({
+      name: set.name,
+      sources: set.sources.map((source, position) => {
+        return expandPath(source, options, at(['backup_sets', index, 'sources', position]))
+      }),
+      method: set.method,
+      exclusions: set.exclusions.map((pattern, position) => {
+        return expandPattern(pattern, options, at(['backup_sets', index, 'exclusions', position]))
+      }),
+      snapshot: set.snapshot,
+    })),
+    targets: raw.targets.map((target, index) => ({
+      name: target.name,
+      kind: target.kind,
+      path: pathAt(target.path, 'targets', index, 'path'),
+      bundleSizeBytes: readBundleSize(target.bundle_size, at(['targets', index, 'bundle_size'])),
+      compressionLevel: target.compression_level,
+      mustBeMounted: target.must_be_mounted,
+    })),
+    recipients: raw.recipients,
+    identity: raw.identity === undefined ? undefined : pathAt(raw.identity, 'identity'),
+    signingKey,
+    trustedSigningKeys: raw.trusted_signing_keys.map(({ machine, key }) => ({ machine, key })),
+    schedule: raw.schedule,
+    retention: {
+      local: raw.retention.local,
+      external: readRetention(environment) ?? raw.retention.external,
+    },
+  }
+}
+
+type At = (place: ConfigPath) => Fail
+
+function checkNames(list: readonly { readonly name: string }[], property: string, at: At): void {
+  const places = new Map<string, number>()
+  for (const [index, { name }] of list.entries()) {
+    const place = [property, index, 'name']
+    const earlier = places.get(name)
+    if (earlier !== undefined) {
+      at(place)(`the name ${name} is already that of ${property}[${earlier}]`)
+    }
+    checkDevice(name, at(place))
+    places.set(name, index)
+  }
+}
+
+/** The schema has let its characters through, so this is what can still be wrong. */
+function checkDevice(name: string, fail: Fail): void {
+  if (!isValidName(name)) fail(`the name ${name} cannot be used: it is a device on Windows`)
+}
+
+function readMachine(machine: string | undefined, hostName: string, at: At): string {
+  if (machine !== undefined) {
+    checkDevice(machine, at(['machine']))
+    return machine
+  }
+  const name = machineName(hostName)
+  if (name !== undefined) return name
+  return at([])('the host name makes no machine name', 'set machine to a name of a-z, 0-9, _ and -')
+}
+
+function readStaging(staging: string | undefined, surroundings: Surroundings, at: At): string {
+  const hint = 'set staging to a directory, or the variable DBACKUP'
+  if (staging === undefined && !surroundings.environment['DBACKUP']) {
+    return at([])('there is no staging directory: staging is missing, and DBACKUP is not set', hint)
+  }
+  const fail = at(staging === undefined ? [] : ['staging'])
+  return normalizePath(expandPath(staging ?? '$DBACKUP', surroundings, fail))
+}
+
+function readBundleSize(size: string | number, fail: Fail): number {
+  const sizeBytes = parseSize(size)
+  const isAllowed = (bytes: number) => bytes >= MIN_BUNDLE_BYTES && bytes <= MAX_BUNDLE_BYTES
+  if (sizeBytes !== undefined && isAllowed(sizeBytes)) return sizeBytes
+  return fail(`expected a size from 1 MiB to 1 GiB, such as "256 MiB", found ${size}`)
+}
+
+/** `$BACKUP_RETENTION`, checked as retention.external is; undefined where it is not set. */
+function readRetention(environment: Surroundings['environment']): number | undefined {
+  const text = environment['BACKUP_RETENTION'] ?? ''
+  if (text === '') return undefined
+  const count = /^[0-9]{1,6}$/.test(text) ? Number(text) : 0
+  if (count >= 1 && count <= 100_000) return count
+  const message = 'BACKUP_RETENTION: expected a whole number from 1 to 100000'
+  throw new BackupError('CONFIG_INVALID', message, {
+    hint: 'it says how many exports to keep on each target, and goes before retention.external',
+  })
+}
+
+function normalizePath(path: string): string {
+  const normal = normalize(path)
+  return normal.length > 1 && normal.endsWith('/') ? normal.slice(0, -1) : normal
+}

@@ -1,0 +1,250 @@
+// The configuration: found, read (YAML or JSON, which is YAML too), checked against
+// config/schema.json, and expanded.
+//
+// The schema is the manual and holds the defaults; docs/configuration.md is checked against it.
+// config-errors.ts words what is wrong, config-meaning.ts reads what passed the schema, and
+// config-expand.ts expands `~` and variables.
+//
+// Throws CONFIG_ABSENT where there is none, CONFIG_INVALID with file, line, column and path for all
+// else.
+
+import { access, readFile, stat } from 'node:fs/promises'
+import { join } from 'node:path'
+import { Ajv } from 'ajv'
+import { isNode, isScalar, LineCounter, parseDocument, YAMLMap } from 'yaml'
+import type { Document } from 'yaml'
+import { BackupError, systemCode } from '../errors.ts'
+import { displayText } from '../model/raw-path.ts'
+import { describeSchemaErrors, formatConfigPath } from './config-errors.ts'
+import type { ConfigPath, ConfigProblem } from './config-errors.ts'
+import type { Surroundings } from './config-expand.ts'
+import { readConfiguration } from './config-meaning.ts'
+import type { Configuration, FailAt, RawConfiguration } from './config-meaning.ts'
+
+export type {
+  Configuration,
+  ScheduleConfiguration,
+  SetConfiguration,
+  TargetConfiguration,
+  TrustedSigningKey,
+} from './config-meaning.ts'
+
+/** Where a configuration for the whole machine lies. */
+export const SYSTEM_CONFIGURATION = '/etc/backup/config.yaml'
+
+/** A thousand sets fit in a tenth of it; more is some other file. */
+const MAX_CONFIGURATION_BYTES = 1024 * 1024
+
+/** From dist/lib/machine/ to the project's own directory. */
+const SCHEMA_FILE = new URL('../../../config/schema.json', import.meta.url)
+
+/** Where the configuration is written when nothing else is said: in the user's own directory. */
+export function defaultConfigurationPath(home: string): string {
+  return join(home, '.config/backup/config.yaml')
+}
+
+/**
+ * The path of the configuration to use: the option, else `$BACKUP_CONFIG`, else the user's own,
+ * else the machine's.
+ * @throws CONFIG_ABSENT where none of the last two exists; whether one that was named exists shows
+ * when it is read.
+ */
+export async function findConfiguration({ option, environment, home, system }: {
+  readonly option: string | undefined
+  readonly system: string
+} & Surroundings): Promise<string> {
+  const named = option ?? (environment['BACKUP_CONFIG'] || undefined)
+  if (named !== undefined) return named
+  const own = defaultConfigurationPath(home)
+  for (const path of [own, system]) if (await isThere(path)) return path
+  const message = `there is no configuration: neither "${own}" nor "${system}" exists`
+  throw new BackupError('CONFIG_ABSENT', message, {
+    hint: 'make one with `backup init`, or name one with --config FILE',
+  })
+}
+
+/**
+ * Reads the configuration at `path` (absolute). `hostName` is the machine's name where the file
+ * gives none.
+ */
+export async function loadConfiguration(options: {
+  readonly path: string
+  readonly hostName: string
+} & Surroundings): Promise<Configuration> {
+  const text = decode(await readConfigurationFile(options.path), options.path)
+  return parseConfiguration({ ...options, text })
+}
+
+/** The configuration in `text`, which is or will be the content of the file at `path`. */
+export async function parseConfiguration(options: {
+  readonly path: string
+  readonly text: string
+  readonly hostName: string
+} & Surroundings): Promise<Configuration> {
+  const { path, text } = options
+  const lines = new LineCounter()
+  const document = parseYaml({ path, text, lines })
+  const fail: FailAt = (problem) => throwProblems([problem], { document, lines, path })
+
+  const raw = resolveAliases(document, path)
+  const problems = await checkSchema(raw)
+  if (problems.length > 0) throwProblems(problems, { document, lines, path })
+  return readConfiguration(raw as RawConfiguration, options, fail)
+}
+
+async function isThere(path: string): Promise<boolean> {
+  try {
+    await access(path)
+    return true
+  } catch (error) {
+    // Anything but "not there" is for reading it to explain.
+    return !['ENOENT', 'ENOTDIR'].includes(systemCode(error) ?? '')
+  }
+}
+
+async function readConfigurationFile(path: string): Promise<Buffer> {
+  try {
+    const { size } = await stat(path)
+    if (size <= MAX_CONFIGURATION_BYTES) return await readFile(path)
+  } catch (error) {
+    if (systemCode(error) === 'ENOENT') {
+      throw new BackupError('CONFIG_ABSENT', `there is no configuration at "${path}"`, {
+        hint: 'make one with `backup init`, or name another with --config FILE',
+        cause: error,
+      })
+    }
+    const message = `the configuration "${path}" cannot be read (${systemCode(error)})`
+    throw new BackupError('CONFIG_INVALID', message, { cause: error })
+  }
+  throw new BackupError('CONFIG_INVALID', `the configuration "${path}" is larger than 1 MiB`)
+}
+
+function decode(bytes: Buffer, path: string): string {
+  try {
+    return new TextDecoder('utf-8', { fatal: true }).decode(bytes)
+  } catch (error) {
+    const message = `the configuration "${path}" is not UTF-8 text`
+    throw new BackupError('CONFIG_INVALID', message, { cause: error })
+  }
+}
+
+function parseYaml({ path, text, lines }: {
+  readonly path: string
+  readonly text: string
+  readonly lines: LineCounter
+}): Document {
+  const document = parseDocument(text, {
+    version: '1.2',
+    schema: 'core',
+    strict: true,
+    uniqueKeys: true,
+    merge: false,
+    prettyErrors: false,
+    logLevel: 'error',
+    lineCounter: lines,
+  })
+  const wrong = document.errors[0] ?? document.warnings[0]
+  if (wrong !== undefined) {
+    const { line, col } = lines.linePos(wrong.pos[0])
+    const several = wrong.code === 'MULTIPLE_DOCS'
+    const message = several ? 'expected one document, found several' : lowerFirst(wrong.message)
+    throw invalid({ path, line, column: col, message })
+  }
+  return document
+}
+
+/** Plain data; the limit is the YAML package's against "billion laughs". */
+function resolveAliases(document: Document, path: string): unknown {
+  try {
+    return document.toJS({ maxAliasCount: 100 })
+  } catch (error) {
+    const message = error instanceof Error ? lowerFirst(error.message) : 'an alias is wrong'
+    throw invalid({ path, line: 1, column: 1, message })
+  }
+}
+
+/** The problems that the schema finds in `raw`, in no order; fills in the schema's defaults. */
+async function checkSchema(raw: unknown): Promise<ConfigProblem[]> {
+  const schema = JSON.parse(await readFile(SCHEMA_FILE, 'utf8')) as object
+  const ajv = new Ajv({
+    strict: true,
+    allErrors: true,
+    verbose: true,
+    useDefaults: true,
+    coerceTypes: false,
+    allowUnionTypes: true,
+    validateSchema: false,
+    logger: false,
+  })
+  const check = ajv.compile(schema)
+  return check(raw) ? [] : describeSchemaErrors(check.errors ?? [])
+}
+
+/** Throws the problem that comes first in the file; `facts` name them all. */
+function throwProblems(problems: readonly ConfigProblem[], place: Place): never {
+  const placed = problems.map((problem) => ({ ...problem, ...positionOf(problem.path, place) }))
+  placed.sort((a, b) => a.line - b.line || a.column - b.column)
+  const [first] = placed
+  if (first === undefined) throw new Error('no problem to throw')
+  const facts = {
+    problems: placed.map(({ path, line, column, message }) => {
+      return { path: formatConfigPath(path), line, column, message }
+    }),
+  }
+  const where = formatConfigPath(first.path)
+  const message = where === '' ? first.message : `${where}: ${first.message}`
+  throw invalid({ ...first, path: place.path, message, facts })
+}
+
+interface Position {
+  readonly line: number
+  readonly column: number
+}
+
+interface Place {
+  readonly document: Document
+  readonly lines: LineCounter
+  readonly path: string
+}
+
+/**
+ * Line and column (from 1) of the value at `path`, of its key where it has one, or of what is
+ * nearest around it.
+ */
+function positionOf(path: ConfigPath, { document, lines }: Place): Position {
+  for (let length = path.length; length > 0; length--) {
+    const offset = offsetOf(path.slice(0, length), document)
+    if (offset === undefined) continue
+    const { line, col } = lines.linePos(offset)
+    return { line, column: col }
+  }
+  return { line: 1, column: 1 }
+}
+
+function offsetOf(path: ConfigPath, document: Document): number | undefined {
+  const parent = path.length === 1 ? document.contents : document.getIn(path.slice(0, -1), true)
+  if (parent instanceof YAMLMap) {
+    const pair = parent.items.find(({ key }) => isScalar(key) && String(key.value) === path.at(-1))
+    return isNode(pair?.key) ? pair.key.range?.[0] : undefined
+  }
+  const node = document.getIn(path, true)
+  return isNode(node) ? node.range?.[0] : undefined
+}
+
+function invalid({ path, line, column, message, hint, facts }: {
+  readonly path: string
+  readonly line: number
+  readonly column: number
+  readonly message: string
+  readonly hint?: string
+  readonly facts?: Readonly<Record<string, unknown>>
+}): BackupError {
+  return new BackupError('CONFIG_INVALID', `${displayText(path)}:${line}:${column}: ${message}`, {
+    ...(hint === undefined ? {} : { hint }),
+    facts: { file: path, line, column, ...facts },
+  })
+}
+
+function lowerFirst(text: string): string {
+  return text.slice(0, 1).toLowerCase() + text.slice(1)
+}

@@ -1,0 +1,73 @@
+// One run at a time: an exclusive flock on a file, which the kernel drops when its holder dies.
+//
+// The file's text says who holds it, for the message only; it is never trusted. The file stays when the lock is
+// released, because removing it would let two runs hold locks on two files of one name. A program that inherits the
+// lock's file (machine/shell.ts) holds it, too. Throws BackupError LOCKED.
+
+import { Buffer } from 'node:buffer'
+import { closeSync, constants, ftruncateSync, openSync, readFileSync, readSync, writeSync } from 'node:fs'
+import { hostname } from 'node:os'
+import { BackupError } from '../errors.ts'
+import { displayText, type RawPath, rawPathToBytes } from '../model/raw-path.ts'
+import { tryLock } from './posix.ts'
+
+export interface Lock {
+  /** The open file that carries the lock, for programs that have to hold it as long as they run. */
+  readonly fd: number
+  /** Lets go; a second call does nothing. */
+  readonly release: () => void
+}
+
+/** What is read of a lock file: our own text is shorter. */
+const MAX_TEXT_BYTES = 1024
+
+/** How long to wait between two tries. */
+const PAUSE_MS = 50
+
+/**
+ * Takes the lock, or fails after `waitMs`. `description` is what the other run is told: what runs, and since when.
+ * @throws BackupError LOCKED, naming the holder
+ */
+export function acquireLock({ path, description, waitMs = 0 }: {
+  path: RawPath, description: string, waitMs?: number,
+}): Lock {
+  const { O_RDWR, O_CREAT, O_NOFOLLOW } = constants
+  const fd = openSync(rawPathToBytes(path), O_RDWR | O_CREAT | O_NOFOLLOW, 0o600)
+  try {
+    for (let waitedMs = 0; !tryLock(fd); waitedMs += PAUSE_MS) {
+      if (waitedMs >= waitMs) throw locked(fd)
+      sleep(PAUSE_MS)
+    }
+    ftruncateSync(fd, 0)
+    writeSync(fd, `${description}\nprocess ${process.pid} on ${hostname()}\nboot ${bootId()}\n`, 0)
+  } catch (error) {
+    closeSync(fd)
+    throw error
+  }
+  let held = true
+  const release = (): void => {
+    if (held) closeSync(fd)
+    held = false
+  }
+  return { fd, release }
+}
+
+function locked(fd: number): BackupError {
+  const text = Buffer.alloc(MAX_TEXT_BYTES)
+  const [description = '', holder = ''] = text.toString('utf8', 0, readSync(fd, text, 0, text.length, 0)).split('\n')
+  const who = description === '' ? '' : `: ${displayText(description)} (${displayText(holder)})`
+  const hint = 'wait until it has finished, or end that process'
+  return new BackupError('LOCKED', `another run is under way${who}`, { hint, retry: 'later', facts: { holder } })
+}
+
+function bootId(): string {
+  try {
+    return readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim()
+  } catch {
+    return 'unknown'
+  }
+}
+
+function sleep(durationMs: number): void {
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, durationMs)
+}

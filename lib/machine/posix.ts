@@ -1,0 +1,231 @@
+// The system calls that Node lacks: extended attributes, exact times, device nodes, holes, flock, syncfs.
+//
+// The only importer of koffi, which is loaded at the first call, so that commands that need none of this start fast; each
+// worker thread loads its own. Paths are RawPath and reach the kernel as the bytes they are. Every function works on the
+// path itself, never on what a symbolic link points to. Failures are Errors with `code`, `errno` and `syscall` as
+// Node's own have them; callers decide what they mean. Linux is tested; the macOS branches follow its man pages and are
+// not verified.
+
+import { Buffer } from 'node:buffer'
+import { createRequire } from 'node:module'
+import { getSystemErrorName } from 'node:util'
+import type koffiModule from 'koffi'
+import type { TimeNs } from '../model/entry.ts'
+import { type RawPath, rawPathToBytes } from '../model/raw-path.ts'
+
+type Koffi = typeof koffiModule
+type NativeFunction = (...args: readonly unknown[]) => unknown
+
+const DARWIN = process.platform === 'darwin'
+
+const AT_FDCWD = DARWIN ? -2 : -100
+const AT_SYMLINK_NOFOLLOW = DARWIN ? 0x20 : 0x100
+const UTIME_OMIT = DARWIN ? -2n : 0x3ffffffen
+const SEEK_SET = 0
+const SEEK_DATA = DARWIN ? 4 : 3
+const SEEK_HOLE = DARWIN ? 3 : 4
+const LOCK_EXCLUSIVE = 2
+const LOCK_NONBLOCKING = 4
+const POSIX_FADV_DONTNEED = 4
+const XATTR_NOFOLLOW = 1
+const NODE_TYPES = { fifo: 0o010000, char: 0o020000, block: 0o060000, socket: 0o140000 } as const
+
+/** How often a value that grows between asking for its size and reading it is asked again. */
+const MAX_XATTR_TRIES = 10
+
+let loaded: { koffi: Koffi; library: ReturnType<Koffi['load']> } | undefined
+const functions = new Map<string, NativeFunction>()
+
+/** The names of a path's extended attributes, one character a byte, sorted; none where the filesystem has none. */
+export function listXattrs(path: RawPath): string[] {
+  const name = terminated(path)
+  const list = (value: Buffer | null, sizeBytes: number): number => DARWIN
+    ? number('ssize listxattr(path, out, size, int)', name, value, sizeBytes, XATTR_NOFOLLOW)
+    : number('ssize llistxattr(path, out, size)', name, value, sizeBytes)
+  const bytes = readGrowing(list, 'llistxattr', ['ENOTSUP', 'EOPNOTSUPP'])
+  if (bytes === undefined) return []
+  return bytes.toString('latin1').split('\0').filter((text) => text !== '').sort()
+}
+
+/** The value of one extended attribute; undefined when the path has none of that name. */
+export function getXattr(path: RawPath, name: string): Buffer | undefined {
+  const file = terminated(path)
+  const attribute = terminated(name)
+  const get = (value: Buffer | null, sizeBytes: number): number => DARWIN
+    ? number('ssize getxattr(path, path, out, size, uint32, int)', file, attribute, value, sizeBytes, 0, XATTR_NOFOLLOW)
+    : number('ssize lgetxattr(path, path, out, size)', file, attribute, value, sizeBytes)
+  return readGrowing(get, 'lgetxattr', ['ENODATA', 'ENOATTR', 'ENOTSUP', 'EOPNOTSUPP'])
+}
+
+/** Creates or replaces one extended attribute. */
+export function setXattr(path: RawPath, name: string, value: Buffer): void {
+  const [file, attribute] = [terminated(path), terminated(name)]
+  const result = DARWIN
+    ? number('int setxattr(path, path, path, size, uint32, int)', file, attribute, value, value.length, 0, XATTR_NOFOLLOW)
+    : number('int lsetxattr(path, path, path, size, int)', file, attribute, value, value.length, 0)
+  if (result !== 0) throw failure('lsetxattr')
+}
+
+/** Removes one extended attribute; nothing happens when it is not there. */
+export function removeXattr(path: RawPath, name: string): void {
+  const [file, attribute] = [terminated(path), terminated(name)]
+  const result = DARWIN
+    ? number('int removexattr(path, path, int)', file, attribute, XATTR_NOFOLLOW)
+    : number('int lremovexattr(path, path)', file, attribute)
+  if (result === 0) return
+  const error = failure('lremovexattr')
+  if (error.code !== 'ENODATA' && error.code !== 'ENOATTR') throw error
+}
+
+/** Sets the time of modification to the nanosecond; the time of access stays as it is. */
+export function setTimes(path: RawPath, { mtimeNs }: { mtimeNs: TimeNs }): void {
+  const nanoseconds = ((mtimeNs % 1_000_000_000n) + 1_000_000_000n) % 1_000_000_000n
+  const times = Buffer.alloc(32)
+  times.writeBigInt64LE(UTIME_OMIT, 8)
+  times.writeBigInt64LE((mtimeNs - nanoseconds) / 1_000_000_000n, 16)
+  times.writeBigInt64LE(nanoseconds, 24)
+  const file = terminated(path)
+  const result = number('int utimensat(int, path, path, int)', AT_FDCWD, file, times, AT_SYMLINK_NOFOLLOW)
+  if (result !== 0) throw failure('utimensat')
+}
+
+export interface NodeKind {
+  readonly type: keyof typeof NODE_TYPES
+  readonly mode: number
+  readonly device?: readonly [major: number, minor: number]
+}
+
+/** Makes a FIFO, device or socket; the umask applies to its mode. */
+export function makeNode(path: RawPath, { type, mode, device }: NodeKind): void {
+  const rdev = device === undefined ? 0n : deviceNumber(device)
+  const signature = DARWIN ? 'int mknod(path, uint16, int)' : 'int mknod(path, uint32, uint64)'
+  const result = number(signature, terminated(path), NODE_TYPES[type] | mode, DARWIN ? Number(rdev) : rdev)
+  if (result !== 0) throw failure('mknod')
+}
+
+/** What `lstat` calls `rdev`, taken apart; the inverse of what makeNode does with `device`. */
+export function deviceParts(rdev: bigint): readonly [major: number, minor: number] {
+  if (DARWIN) return [Number((rdev >> 24n) & 0xffn), Number(rdev & 0xffffffn)]
+  const major = ((rdev >> 8n) & 0xfffn) | ((rdev >> 32n) & 0xfffff000n)
+  const minor = (rdev & 0xffn) | ((rdev >> 12n) & 0xffffff00n)
+  return [Number(major), Number(minor)]
+}
+
+function deviceNumber([majorNumber, minorNumber]: readonly [number, number]): bigint {
+  const [major, minor] = [BigInt(majorNumber), BigInt(minorNumber)]
+  if (DARWIN) return (major << 24n) | minor
+  return ((major & 0xfffn) << 8n) | ((major & ~0xfffn) << 32n) | (minor & 0xffn) | ((minor & ~0xffn) << 12n)
+}
+
+/**
+ * The runs of an open file that hold data; the rest are holes. One run over everything where the filesystem cannot tell.
+ * Leaves the file's position at its beginning.
+ */
+export function dataSegments(fd: number, sizeBytes: number): [offset: number, length: number][] {
+  const segments: [number, number][] = []
+  for (let offset = 0; offset < sizeBytes;) {
+    const start = seek(fd, offset, SEEK_DATA)
+    if (start === 'none' || (typeof start === 'number' && start >= sizeBytes)) break
+    if (start === 'unsupported') return [[0, sizeBytes]]
+    const end = seek(fd, start, SEEK_HOLE)
+    const stop = typeof end === 'number' ? Math.min(end, sizeBytes) : sizeBytes
+    segments.push([start, stop - start])
+    offset = stop
+  }
+  seek(fd, 0, SEEK_SET)
+  return segments
+}
+
+function seek(fd: number, offset: number, whence: number): number | 'none' | 'unsupported' {
+  const position = number('int64 lseek(int, int64, int)', fd, offset, whence)
+  if (position >= 0) return position
+  const error = failure('lseek')
+  if (error.code === 'ENXIO') return 'none'
+  if (error.code === 'EINVAL' || error.code === 'ENOTSUP' || error.code === 'EOPNOTSUPP') return 'unsupported'
+  throw error
+}
+
+/** Writes everything of the filesystem that holds `fd` to the medium. */
+export function syncFilesystem(fd: number): void {
+  if (DARWIN) number('int sync()')
+  else if (number('int syncfs(int)', fd) !== 0) throw failure('syncfs')
+}
+
+/** Asks the kernel to forget the clean pages of a file, so that the next read comes from the medium. */
+export function dropPageCache(fd: number): void {
+  if (DARWIN) return
+  const code = number('int posix_fadvise(int, int64, int64, int)', fd, 0, 0, POSIX_FADV_DONTNEED)
+  if (code !== 0) throw systemError(code, 'posix_fadvise')
+}
+
+/** Takes the exclusive lock of an open file; false when another open file description holds it. */
+export function tryLock(fd: number): boolean {
+  if (number('int flock(int, int)', fd, LOCK_EXCLUSIVE | LOCK_NONBLOCKING) === 0) return true
+  const error = failure('flock')
+  if (error.code === 'EWOULDBLOCK' || error.code === 'EAGAIN') return false
+  throw error
+}
+
+/** Asks for the size, then for the value, again when it grew in between; undefined for an absence named in `absent`. */
+function readGrowing(
+  read: (value: Buffer | null, sizeBytes: number) => number, syscall: string, absent: readonly string[],
+): Buffer | undefined {
+  for (let tries = 0; tries < MAX_XATTR_TRIES; tries++) {
+    const sizeBytes = read(null, 0)
+    if (sizeBytes === 0) return Buffer.alloc(0)
+    const value = sizeBytes > 0 ? Buffer.alloc(sizeBytes) : undefined
+    const length = value === undefined ? -1 : read(value, sizeBytes)
+    if (value !== undefined && length >= 0) return value.subarray(0, length)
+    const error = failure(syscall)
+    if (absent.includes(error.code)) return undefined
+    if (error.code !== 'ERANGE') throw error
+  }
+  throw new Error(`${syscall}: the value grew ${MAX_XATTR_TRIES} times while it was read`)
+}
+
+/** Calls `<result> <name>(<arguments>)`, declared at its first use, and gives its result as a number. */
+function number(signature: string, ...args: readonly unknown[]): number {
+  return Number(functions.get(signature)?.(...args) ?? declare(signature)(...args))
+}
+
+const NATIVE_TYPES: Readonly<Record<string, string>> = {
+  int: 'int', uint16: 'uint16_t', uint32: 'uint32_t', int64: 'int64_t', uint64: 'uint64_t',
+  size: 'size_t', ssize: 'intptr_t', path: 'const uint8_t *', out: 'void *',
+}
+
+function declare(signature: string): NativeFunction {
+  const [, result = '', name = '', types = ''] = /^(\w+) (\w+)\((.*)\)$/.exec(signature) ?? []
+  const native = (type: string): string => NATIVE_TYPES[type] ?? type
+  const parameters = types === '' ? [] : types.split(', ').map(native)
+  const declared = library().func(name, native(result), parameters) as NativeFunction
+  functions.set(signature, declared)
+  return declared
+}
+
+function library(): ReturnType<Koffi['load']> {
+  if (loaded === undefined) {
+    const koffi = createRequire(import.meta.url)('koffi') as Koffi
+    loaded = { koffi, library: koffi.load(null) }
+  }
+  return loaded.library
+}
+
+function terminated(path: RawPath): Buffer {
+  if (path.includes('\0')) throw new Error('a path cannot hold a zero byte')
+  return Buffer.concat([rawPathToBytes(path), Buffer.alloc(1)])
+}
+
+interface SystemError extends Error {
+  code: string
+  errno: number
+  syscall: string
+}
+
+function failure(syscall: string): SystemError {
+  return systemError(loaded?.koffi.errno() ?? 0, syscall)
+}
+
+function systemError(errno: number, syscall: string): SystemError {
+  const code = getSystemErrorName(-errno)
+  return Object.assign(new Error(`${code}: ${syscall}`), { code, errno: -errno, syscall })
+}

@@ -1,0 +1,232 @@
+// One path of a catalog: its metadata and, in an export, where its bytes are (docs/format.md §5).
+//
+// encodeEntry and parseEntry are inverses; parseEntry distrusts every property, for a catalog may come from a drive.
+
+import { Buffer } from 'node:buffer'
+import { BackupError } from '../errors.ts'
+import { type RawPath, rawPathFromText, rawPathToBytes, rawPathToText } from './raw-path.ts'
+
+export type EntryType = 'file' | 'directory' | 'symlink' | 'link' | 'fifo' | 'char' | 'block' | 'socket'
+
+const ENTRY_TYPES: ReadonlySet<string> = new Set<EntryType>([
+  'file', 'directory', 'symlink', 'link', 'fifo', 'char', 'block', 'socket',
+])
+
+/** Nanoseconds since 1970, possibly negative. */
+export type TimeNs = bigint
+
+/** What is true of a path wherever it is stored. */
+export interface EntryMetadata {
+  readonly path: RawPath
+  readonly type: EntryType
+  /** Permission bits, 0–4095. */
+  readonly mode: number
+  readonly uid: number
+  readonly gid: number
+  readonly user?: string
+  readonly group?: string
+  readonly mtimeNs: TimeNs
+  /** Of a file: its length in bytes, holes included. */
+  readonly size?: number
+  /** Where a symlink points; of a link, the path of its group's first entry. */
+  readonly target?: RawPath
+  readonly device?: readonly [major: number, minor: number]
+  /** Sorted by name; values are raw bytes. ACLs are not among them. */
+  readonly xattrs?: ReadonlyMap<string, Buffer>
+  readonly acl?: string
+  readonly defaultAcl?: string
+  /** Data segments `[offset, length]` of a sparse file. */
+  readonly sparse?: readonly (readonly [offset: number, length: number])[]
+  readonly birthNs?: TimeNs
+}
+
+/** `[bundle, offset, length]`: bytes of the uncompressed tar of a bundle. */
+export type Range = readonly [bundle: number, offset: number, length: number]
+
+/** `[id, bundle, offset, length]`. */
+export type Piece = readonly [id: string, bundle: number, offset: number, length: number]
+
+/** Where a data frame is: in the uncompressed tar of its bundle and in the age payload. Bytes. */
+export type FrameRange = readonly [
+  tarOffset: number, tarLength: number, offset: number, length: number,
+]
+
+export interface Entry extends EntryMetadata {
+  /** log2 of the average piece; only for content above 4 MiB. */
+  readonly chunk?: number
+  readonly header?: Range
+  readonly pieces?: readonly Piece[]
+  /** Staging's catalogs only: the inode there, and its time of birth. */
+  readonly inode?: number
+  readonly bornNs?: TimeNs
+}
+
+/** How long a path may be: Linux's PATH_MAX. */
+export const MAX_PATH_BYTES = 4096
+
+/** How long one line of a catalog may be: a 4 TiB file in pieces of 1 MiB, and some. */
+export const MAX_ENTRY_BYTES = 512 * 1024 * 1024
+
+/** `"<seconds>.<nine digits>"`; true decimal when negative. */
+export function encodeTime(timeNs: TimeNs): string {
+  const absolute = timeNs < 0n ? -timeNs : timeNs
+  const text = absolute.toString().padStart(10, '0')
+  return `${timeNs < 0n ? '-' : ''}${text.slice(0, -9)}.${text.slice(-9)}`
+}
+
+export function parseTime(text: unknown): TimeNs {
+  if (typeof text !== 'string' || !/^-?\d{1,12}\.\d{9}$/.test(text)) throw damaged('a time is malformed')
+  const negative = text.startsWith('-')
+  const absolute = BigInt(text.replace('-', '').replace('.', ''))
+  return negative ? -absolute : absolute
+}
+
+/** One line of JSON, without the newline. */
+export function encodeEntry(entry: Entry): string {
+  const out: Record<string, unknown> = {}
+  putPath(out, { name: 'path', path: entry.path })
+  out['type'] = entry.type
+  out['mode'] = entry.mode
+  out['uid'] = entry.uid
+  out['gid'] = entry.gid
+  if (entry.user !== undefined) out['user'] = entry.user
+  if (entry.group !== undefined) out['group'] = entry.group
+  out['mtime'] = encodeTime(entry.mtimeNs)
+  if (entry.size !== undefined) out['size'] = entry.size
+  if (entry.target !== undefined) putPath(out, { name: 'target', path: entry.target })
+  if (entry.device !== undefined) out['device'] = entry.device
+  if (entry.xattrs !== undefined) out['xattrs'] = encodeXattrs(entry.xattrs)
+  if (entry.acl !== undefined) out['acl'] = entry.acl
+  if (entry.defaultAcl !== undefined) out['default_acl'] = entry.defaultAcl
+  if (entry.sparse !== undefined) out['sparse'] = entry.sparse
+  if (entry.birthNs !== undefined) out['birth'] = encodeTime(entry.birthNs)
+  if (entry.chunk !== undefined) out['chunk'] = entry.chunk
+  if (entry.header !== undefined) out['header'] = entry.header
+  if (entry.pieces !== undefined) out['pieces'] = entry.pieces
+  if (entry.inode !== undefined) out['inode'] = entry.inode
+  if (entry.bornNs !== undefined) out['born'] = encodeTime(entry.bornNs)
+  return JSON.stringify(out)
+}
+
+/** Puts `name`, or `name64` where the path is not UTF-8, into a JSON object. */
+export function putPath(out: Record<string, unknown>, { name, path }: { name: string; path: RawPath }): void {
+  const text = rawPathToText(path)
+  if (text === undefined) out[`${name}64`] = rawPathToBytes(path).toString('base64')
+  else out[name] = text
+}
+
+/** @throws BackupError CATALOG_DAMAGED when the property is there but malformed. */
+export function takePath(object: Readonly<Record<string, unknown>>, name: string): RawPath | undefined {
+  const text = object[name]
+  const base64 = object[`${name}64`]
+  const path = typeof text === 'string' ? rawPathFromText(text)
+    : typeof base64 === 'string' ? Buffer.from(base64, 'base64').toString('latin1') : undefined
+  if (path === undefined && (text !== undefined || base64 !== undefined)) throw damaged(`${name} is no path`)
+  if (path !== undefined && (path.length > MAX_PATH_BYTES || path.includes('\0'))) throw damaged(`${name} is no path`)
+  return path
+}
+
+/** @throws BackupError CATALOG_DAMAGED, naming what is wrong. */
+export function parseEntry(line: string): Entry {
+  const object = parseObject(line)
+  const path = takePath(object, 'path')
+  const type = object['type']
+  if (path === undefined) throw damaged('an entry has no path')
+  if (typeof type !== 'string' || !ENTRY_TYPES.has(type)) throw damaged('an entry has an unknown type')
+  const target = takePath(object, 'target')
+  return {
+    path,
+    type: type as EntryType,
+    mode: count(object['mode'], 'mode', 0o7777),
+    uid: count(object['uid'], 'uid', 0xffffffff),
+    gid: count(object['gid'], 'gid', 0xffffffff),
+    ...optional(object, 'user', (value) => ({ user: text(value) })),
+    ...optional(object, 'group', (value) => ({ group: text(value) })),
+    mtimeNs: parseTime(object['mtime']),
+    ...optional(object, 'size', (value) => ({ size: count(value, 'size') })),
+    ...(target === undefined ? {} : { target }),
+    ...optional(object, 'device', (value) => ({ device: pair(value) })),
+    ...optional(object, 'xattrs', (value) => ({ xattrs: parseXattrs(value) })),
+    ...optional(object, 'acl', (value) => ({ acl: text(value) })),
+    ...optional(object, 'default_acl', (value) => ({ defaultAcl: text(value) })),
+    ...optional(object, 'sparse', (value) => ({ sparse: list(value).map(pair) })),
+    ...optional(object, 'birth', (value) => ({ birthNs: parseTime(value) })),
+    ...optional(object, 'chunk', (value) => ({ chunk: count(value, 'chunk', 24) })),
+    ...optional(object, 'header', (value) => ({ header: parseRange(value) })),
+    ...optional(object, 'pieces', (value) => ({ pieces: list(value).map(parsePiece) })),
+    ...optional(object, 'inode', (value) => ({ inode: count(value, 'inode') })),
+    ...optional(object, 'born', (value) => ({ bornNs: parseTime(value) })),
+  }
+}
+
+/** The bytes of an entry that its pieces have to add up to. */
+export function dataBytes(entry: EntryMetadata): number {
+  if (entry.type !== 'file') return 0
+  if (entry.sparse === undefined) return entry.size ?? 0
+  return entry.sparse.reduce((sum, [, length]) => sum + length, 0)
+}
+
+function optional<T extends object>(
+  object: Readonly<Record<string, unknown>>, name: string, take: (value: unknown) => T,
+): T | undefined {
+  return object[name] === undefined ? undefined : take(object[name])
+}
+
+function encodeXattrs(xattrs: ReadonlyMap<string, Buffer>): Record<string, string> {
+  return Object.fromEntries([...xattrs].map(([name, value]) => [name, value.toString('base64')]))
+}
+
+function parseXattrs(value: unknown): ReadonlyMap<string, Buffer> {
+  if (typeof value !== 'object' || value === null) throw damaged('xattrs are malformed')
+  return new Map(Object.entries(value).map(([name, base64]) => [name, Buffer.from(text(base64), 'base64')]))
+}
+
+function parseRange(value: unknown): Range {
+  const [bundle, offset, length] = list(value)
+  return [count(bundle, 'bundle'), count(offset, 'offset'), count(length, 'length')]
+}
+
+function parsePiece(value: unknown): Piece {
+  const [id, bundle, offset, length] = list(value)
+  if (typeof id !== 'string' || !/^[0-9a-f]{64}$/.test(id)) throw damaged('a piece has no id')
+  return [id, count(bundle, 'bundle'), count(offset, 'offset'), count(length, 'length')]
+}
+
+function pair(value: unknown): readonly [number, number] {
+  const [first, second] = list(value)
+  return [count(first, 'first'), count(second, 'second')]
+}
+
+/** A JSON object from a line of a catalog. @throws BackupError CATALOG_DAMAGED */
+export function parseObject(line: string): Readonly<Record<string, unknown>> {
+  let value: unknown
+  try {
+    value = JSON.parse(line)
+  } catch (cause) {
+    throw new BackupError('CATALOG_DAMAGED', 'a catalog line is not JSON', { cause })
+  }
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) throw damaged('a line is no object')
+  return value as Readonly<Record<string, unknown>>
+}
+
+/** A whole number from 0 to `most`. @throws BackupError CATALOG_DAMAGED */
+export function count(value: unknown, name: string, most = Number.MAX_SAFE_INTEGER): number {
+  if (typeof value !== 'number' || !Number.isSafeInteger(value) || value < 0 || value > most) {
+    throw damaged(`${name} is out of range`)
+  }
+  return value
+}
+
+export function list(value: unknown): readonly unknown[] {
+  if (!Array.isArray(value)) throw damaged('a list is missing')
+  return value
+}
+
+export function text(value: unknown): string {
+  if (typeof value !== 'string') throw damaged('a text is missing')
+  return value
+}
+
+function damaged(message: string): BackupError {
+  return new BackupError('CATALOG_DAMAGED', message)
+}

@@ -1,0 +1,233 @@
+// A target that is a directory: a mounted drive or a plain folder.
+//
+// Implements target.ts. openDirectoryTarget decides whether the directory is really there: an empty mount point whose
+// drive is not mounted must never be written to (X.13). Links are never followed below the directory.
+// Throws TARGET_ABSENT, and what target-error.ts makes of system errors.
+
+import { Buffer } from 'node:buffer'
+import {
+  closeSync, constants, existsSync, fstatSync, lstatSync, mkdirSync, openSync, readFileSync,
+  readSync, readdirSync, rmdirSync, statSync, statfsSync, unlinkSync,
+} from 'node:fs'
+import { dirname } from 'node:path'
+import { BackupError, systemCode } from '../errors.ts'
+import { publish, readBack, syncDirectory, writeDurably } from '../machine/durable-file.ts'
+import {
+  type RawPath, displayPath, parentOf, rawPathFromText, rawPathToBytes,
+} from '../model/raw-path.ts'
+import { targetError } from './target-error.ts'
+import type { Target, TargetFile } from './target.ts'
+
+/** Where systems mount removable drives: a directory there that is on no file system of its own is a bare mount point. */
+const MOUNT_PLACES = ['/media/', '/run/media/', '/mnt/', '/Volumes/']
+
+export interface DirectoryTargetOptions {
+  readonly name: string
+  readonly path: string
+  /** Whether a file system has to be mounted there; undefined: decided by the place. */
+  readonly mustBeMounted: boolean | undefined
+}
+
+/**
+ * The target, where its directory is there and mounted if it has to be.
+ * @throws BackupError TARGET_ABSENT
+ */
+export function openDirectoryTarget(options: DirectoryTargetOptions): Target {
+  const { name, path } = options
+  const stat = statSync(path, { throwIfNoEntry: false })
+  if (stat === undefined || !stat.isDirectory()) {
+    throw absent(options, `${path} is ${stat === undefined ? 'not there' : 'no directory'}`)
+  }
+  if (mustBeMounted(options) && !isOnMount(path)) {
+    throw absent(options, `nothing is mounted at ${path}: it is a bare mount point`)
+  }
+  return new DirectoryTarget(name, path)
+}
+
+function absent({ name, path }: DirectoryTargetOptions, message: string): BackupError {
+  return new BackupError('TARGET_ABSENT', `target ${name}: ${message}`, {
+    hint: `plug in and mount the drive, or make the directory (mkdir "${path}"); collections are unharmed`,
+    facts: { target: name, path }, retry: 'later',
+  })
+}
+
+function mustBeMounted({ path, mustBeMounted }: DirectoryTargetOptions): boolean {
+  if (mustBeMounted !== undefined) return mustBeMounted
+  return MOUNT_PLACES.some((place) => path.startsWith(place)) || fstabNames(path)
+}
+
+/** Whether fstab mounts something at the path or above it (other than the root). */
+function fstabNames(path: string): boolean {
+  if (!existsSync('/etc/fstab')) return false
+  return readFileSync('/etc/fstab', 'utf8').split('\n').some((line) => {
+    const place = line.trim().startsWith('#') ? undefined : line.trim().split(/\s+/)[1]
+    const mount = place?.replace(/\\040/g, ' ')
+    if (mount === undefined || !mount.startsWith('/') || mount === '/') return false
+    return path === mount || path.startsWith(`${mount}/`)
+  })
+}
+
+/** Whether some directory from `path` up, below the root, is on another device than its parent. */
+function isOnMount(path: string): boolean {
+  for (let at = path; dirname(at) !== at; at = dirname(at)) {
+    if (statSync(at).dev !== statSync(dirname(at)).dev) return true
+  }
+  return false
+}
+
+class DirectoryTarget implements Target {
+  readonly name: string
+  readonly place: string
+  readonly #root: RawPath
+
+  constructor(name: string, path: string) {
+    this.name = name
+    this.place = path
+    this.#root = rawPathFromText(path)
+  }
+
+  async list(directory: string): Promise<readonly TargetFile[] | undefined> {
+    const path = directory === '' ? this.#root : this.localPath(directory)
+    return this.#guard(path, () => {
+      const stat = lstatSync(rawPathToBytes(path), { throwIfNoEntry: false })
+      if (stat === undefined) return undefined
+      if (!stat.isDirectory()) throw inTheWay(path)
+      return readdirSync(rawPathToBytes(path)).sort().map((name) => {
+        const entry = lstatSync(rawPathToBytes(`${path}/${rawPathFromText(name)}`))
+        const kind = entry.isFile() ? 'file' : entry.isDirectory() ? 'directory' : 'other'
+        return { name, kind, sizeBytes: entry.size } as const
+      })
+    })
+  }
+
+  async read(path: string, maxBytes: number): Promise<Buffer | undefined> {
+    const full = this.localPath(path)
+    return this.#guard(full, () => {
+      let fd: number
+      try {
+        fd = openSync(rawPathToBytes(full), constants.O_RDONLY | constants.O_NOFOLLOW)
+      } catch (error) {
+        if (systemCode(error) === 'ENOENT' || systemCode(error) === 'ENOTDIR') return undefined
+        throw error
+      }
+      try {
+        return readWhole(fd, { path: full, maxBytes })
+      } finally {
+        closeSync(fd)
+      }
+    })
+  }
+
+  async write(path: string, bytes: Uint8Array): Promise<void> {
+    const full = this.localPath(path)
+    this.#guard(full, () => {
+      this.#makeDirectory(parentOf(full))
+      writeDurably({ path: full, bytes, mode: 0o600 })
+      prove(full, bytes)
+    })
+  }
+
+  async replace(path: string, bytes: Uint8Array): Promise<void> {
+    const full = this.localPath(path)
+    this.#guard(full, () => writeDurably({ path: full, bytes, mode: 0o600, replace: true }))
+  }
+
+  async workDirectory(directory: string): Promise<RawPath> {
+    const path = this.localPath(directory)
+    this.#guard(path, () => this.#makeDirectory(path))
+    return path
+  }
+
+  async publish(path: string): Promise<void> {
+    const full = this.localPath(path)
+    this.#guard(full, () => publish({ partial: `${full}.partial`, path: full }))
+  }
+
+  localPath(path: string): RawPath {
+    return `${this.#root}/${path}`
+  }
+
+  async remove(path: string): Promise<void> {
+    const full = this.localPath(path)
+    this.#guard(full, () => {
+      try {
+        unlinkSync(rawPathToBytes(full))
+      } catch (error) {
+        if (systemCode(error) === 'ENOENT') return
+        throw error
+      }
+      syncDirectory(parentOf(full))
+    })
+  }
+
+  async removeDirectory(path: string): Promise<void> {
+    const full = this.localPath(path)
+    this.#guard(full, () => {
+      try {
+        rmdirSync(rawPathToBytes(full))
+      } catch (error) {
+        if (['ENOENT', 'ENOTEMPTY', 'EEXIST'].includes(systemCode(error) ?? '')) return
+        throw error
+      }
+    })
+  }
+
+  async freeBytes(): Promise<number | undefined> {
+    return this.#guard(this.#root, () => {
+      const { bavail, bsize } = statfsSync(this.place)
+      return bavail * bsize
+    })
+  }
+
+  /** Makes the directories that are missing, one by one, so that each is synced into its parent. */
+  #makeDirectory(path: RawPath): void {
+    if (path === this.#root) return
+    const stat = lstatSync(rawPathToBytes(path), { throwIfNoEntry: false })
+    if (stat?.isDirectory() === true) return
+    if (stat !== undefined) throw inTheWay(path)
+    this.#makeDirectory(parentOf(path))
+    mkdirSync(rawPathToBytes(path), { mode: 0o700 })
+    syncDirectory(parentOf(path))
+  }
+
+  #guard<T>(path: RawPath, action: () => T): T {
+    try {
+      return action()
+    } catch (error) {
+      throw targetError({ error, path })
+    }
+  }
+}
+
+function readWhole(fd: number, { path, maxBytes }: { path: RawPath; maxBytes: number }): Buffer {
+  const { size } = fstatSync(fd)
+  if (size > maxBytes) {
+    throw new BackupError('TARGET_FAILED', `${displayPath(path)} is larger than it can be: ${size} bytes`, {
+      hint: 'it was not written by this program; nothing was changed',
+    })
+  }
+  const out = Buffer.allocUnsafe(size)
+  let done = 0
+  while (done < size) {
+    const read = readSync(fd, out, done, size - done, done)
+    if (read === 0) break
+    done += read
+  }
+  return out.subarray(0, done)
+}
+
+/** @throws BackupError READ_BACK when the medium does not hold the bytes */
+function prove(path: RawPath, bytes: Uint8Array): void {
+  const parts: Buffer[] = []
+  readBack({ path, onBlock: (block) => parts.push(Buffer.from(block)) })
+  if (Buffer.concat(parts).equals(bytes)) return
+  throw new BackupError('READ_BACK', `the medium does not hold what was written to ${displayPath(path)}`, {
+    hint: 'the export was not made, earlier exports are unharmed; check the drive and its cable',
+  })
+}
+
+function inTheWay(path: RawPath): BackupError {
+  return new BackupError('TARGET_FOREIGN', `${displayPath(path)} is in the way`, {
+    hint: 'it is not what this program writes there; move it away; nothing was changed',
+  })
+}

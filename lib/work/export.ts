@@ -1,0 +1,503 @@
+// Exports the newest collection of a set to a repository: plan, pack, catalog, verification, manifest, retention.
+//
+// The order is that of docs/format.md §12 and upholds invariants 1–3, 5 and 7: the manifest is published last, after every
+// byte it names was read back, and only then may old exports go (prune.ts). What a killed run left of this very export is
+// swept first. Throws TARGET_*, READ_BACK, STAGING_FAILED, SIGNER_UNKNOWN, INTERRUPTED; nothing exists then that did not before.
+
+import { Buffer } from 'node:buffer'
+import { availableParallelism } from 'node:os'
+import assert from 'node:assert/strict'
+import { encodePlainHeader, tarPadding } from '../format/tar.ts'
+import type { Configuration, TargetConfiguration } from '../machine/config.ts'
+import type { CollectionHeader, MissingPath } from '../model/collection.ts'
+import { type Entry, dataBytes } from '../model/entry.ts'
+import { type ExportStatistics, type Manifest, encodeManifest, exportName } from '../model/manifest.ts'
+import { rawPathFromText } from '../model/raw-path.ts'
+import type { Report } from '../model/report.ts'
+import {
+  MANIFEST, VERIFICATION, VERIFICATION_SIGNATURE, encodeVerification,
+} from '../model/verification.ts'
+import { BundleWriter } from './bundle-writer.ts'
+import { type WrittenCatalog, writeCatalog } from './export-catalog.ts'
+import { type PlannedEntry, planExport, usageOf } from './export-plan.ts'
+import { type Packed, packAll } from './pack-pool.ts'
+import { type PackItem, NOT_HERE, dataBundleFile } from './pack-worker.ts'
+import { PieceIndex } from './piece-index.ts'
+import { type PruneOutcome, pruneExports, sweepUnfinished } from './prune.ts'
+import {
+  type ExportPlace, type Repository, type StampDirectory, directoryOf, exportsOf, listStamps,
+  sha256OfFile,
+} from './repository.ts'
+import type { Signer } from './signing.ts'
+import { collectionDirectory, listCollections, readCollection } from './staging.ts'
+import {
+  EMPTY_STATE, PIECE_RECORD_BYTES, type State, type StateBundle, adoptPending, encodePieces, loadPieces,
+  loadState, stateDirectory, writePending,
+} from './state.ts'
+
+export interface ExportOptions {
+  readonly configuration: Configuration
+  readonly targetConfiguration: TargetConfiguration
+  readonly repository: Repository
+  readonly set: string
+  readonly signer: Signer
+  readonly report: Report
+  readonly signal: AbortSignal
+}
+
+export type ExportOutcome =
+  | { readonly kind: 'nothing collected' }
+  | { readonly kind: 'already there'; readonly stamp: string }
+  | {
+    readonly kind: 'exported'
+    readonly stamp: string
+    readonly complete: boolean
+    readonly missing: readonly MissingPath[]
+    readonly statistics: ExportStatistics
+    readonly dataBytes: number
+    readonly catalogBytes: number
+    readonly manifestBytes: number
+    readonly full: boolean
+    readonly readBack: string
+    readonly pruned: PruneOutcome
+  }
+
+/** Exports the newest collection of one set, unless the repository has it or a newer one. */
+export async function exportSet(options: ExportOptions): Promise<ExportOutcome> {
+  const { configuration, repository, set } = options
+  const { staging, machine } = configuration
+  const newest = listCollections({ staging, set }).at(-1)
+  if (newest === undefined) return { kind: 'nothing collected' }
+  const stamps = await listStamps(repository, machine)
+  const lastThere = exportsOf(stamps).filter((place) => place.set === set).at(-1)
+  if (lastThere !== undefined && lastThere.stamp >= newest.stamp) {
+    return { kind: 'already there', stamp: lastThere.stamp }
+  }
+  await sweepUnfinished(repository, { stamps, set, after: lastThere?.stamp })
+  return await new Export(options, { stamp: newest.stamp, stamps, previous: lastThere }).run()
+}
+
+/** One export under way: owns nothing but what run() passes along. */
+class Export {
+  readonly #options: ExportOptions
+  readonly #place: ExportPlace
+  readonly #stamps: readonly StampDirectory[]
+  readonly #previous: StampDirectory | undefined
+
+  constructor(
+    options: ExportOptions,
+    { stamp, stamps, previous }: {
+      stamp: string; stamps: readonly StampDirectory[]; previous: StampDirectory | undefined
+    },
+  ) {
+    this.#options = options
+    this.#place = { machine: options.configuration.machine, set: options.set, stamp }
+    this.#stamps = stamps
+    this.#previous = previous
+  }
+
+  async run(): Promise<ExportOutcome & { kind: 'exported' }> {
+    const { configuration, set, report } = this.#options
+    const { staging } = configuration
+    const { header, entries } = readCollection({ staging, set, stamp: this.#place.stamp })
+    const state = await this.#loadState()
+    const bundles = new BundleTable(state, this.#sizes())
+    const plan = this.#plan(entries, { state: state ?? EMPTY_STATE, bundles })
+    await this.#warnSpace(plan)
+    const index = pieceIndexFor(plan, { state: state ?? EMPTY_STATE, bundles })
+
+    report({ kind: 'phase', name: `exporting ${set}` })
+    const packed = await this.#pack(plan, { index, bundles })
+    for (const bundle of packed.bundles) bundles.add(bundle.bundle, this.#bundleOf(bundle.bundle, bundles, bundle))
+    const { finished, missing } = finishEntries(plan, { packed, index })
+    const catalog = await this.#writeCatalog(finished, { state, bundles })
+    return await this.#commit({ header, finished, missing, catalog, packed, index, state, bundles })
+  }
+
+  get #directory(): string {
+    return directoryOf(this.#place)
+  }
+
+  /** Sizes on the target of everything that is a bundle of ours, by bundle name. */
+  #sizes(): ReadonlyMap<string, number> {
+    const sizes = new Map<string, number>()
+    for (const { set, stamp, files } of this.#stamps) {
+      for (const [name, sizeBytes] of files) {
+        if (/^(data|catalog)-\d+\.tar\.zst\.age$/.test(name)) {
+          sizes.set(`${set}/${stamp}/${name.replace(/\.tar\.zst\.age$/, '')}`, sizeBytes)
+        }
+      }
+    }
+    return sizes
+  }
+
+  async #loadState(): Promise<State | undefined> {
+    const { repository, configuration, report } = this.#options
+    const { machine, staging } = configuration
+    const isThere = new Set(exportsOf(this.#stamps).map(({ set, stamp }) => `${set}/${stamp}`))
+    const state = await loadState(stateDirectory({ staging, id: repository.id }), async (of) =>
+      isThere.has(`${of.set}/${of.stamp}`)
+        ? await sha256OfFile(repository.target, `${directoryOf({ machine, ...of })}/${MANIFEST}`) : undefined)
+    if (state === undefined && isThere.size > 0) {
+      report({
+        kind: 'notice', level: 'warning', code: 'STATE_LOST',
+        message: `what was known of the repository on ${repository.target.name} is lost: this export is a full one`,
+      })
+    }
+    return state
+  }
+
+  /** Plans twice where bundles are less than half needed: the second time without them, so that they can go. */
+  #plan(
+    collected: readonly Entry[], { state, bundles }: { state: State; bundles: BundleTable },
+  ): PlannedEntry[] {
+    const last = state.sets.get(this.#options.set)?.entries ?? []
+    const plan = planExport({ collected, last, isUsable: (bundle) => bundles.isUsable(bundle) })
+    const sparse = bundles.lessThanHalfNeeded(keptUsage(plan), othersUsage(state, this.#options.set))
+    if (sparse.length === 0) return plan
+    for (const bundle of sparse) bundles.retire(bundle)
+    return planExport({ collected, last, isUsable: (bundle) => bundles.isUsable(bundle) })
+  }
+
+  async #warnSpace(plan: readonly PlannedEntry[]): Promise<void> {
+    const { repository, report } = this.#options
+    const freeBytes = await repository.target.freeBytes()
+    const needBytes = plan.reduce((sum, { item }) => sum + (item?.kind === 'file' ? dataBytes(item.metadata) : 0), 0)
+    if (freeBytes === undefined || freeBytes >= needBytes) return
+    report({
+      kind: 'notice', level: 'warning', code: 'SPACE_MAY_NOT_DO',
+      message: `${repository.target.name} has less free space than this export has new data before compression`,
+      facts: { freeBytes, needBytes },
+    })
+  }
+
+  async #pack(
+    plan: readonly PlannedEntry[], { index, bundles }: { index: PieceIndex; bundles: BundleTable },
+  ): Promise<Packed> {
+    const { configuration, targetConfiguration, repository, set, report, signal } = this.#options
+    const items = plan.flatMap(({ item }) => item ?? [])
+    const bytesTotal = items.reduce((sum, item) => sum + (item.kind === 'file' ? item.metadata.size ?? 0 : 0), 0)
+    const bytesSkipped = plan.reduce((sum, { entry }) => sum + (entry.size ?? 0), 0) - bytesTotal
+    return await packAll({
+      items, signal, cores: availableParallelism(),
+      settings: {
+        recipients: configuration.recipients, level: targetConfiguration.compressionLevel,
+        bundleBytes: targetConfiguration.bundleSizeBytes,
+        tree: rawPathFromText(collectionDirectory({ staging: configuration.staging, set, stamp: this.#place.stamp })),
+        outputDirectory: await repository.target.workDirectory(this.#directory),
+        pieceIndex: index.memory, bundlesBegun: new SharedArrayBuffer(4), firstBundle: bundles.first,
+      },
+      publish: (bundle) => repository.target.publish(
+        `${this.#directory}/${dataBundleFile(bundle.bundle - bundles.first + 1)}`),
+      onProgress: ({ filesDone, bytesDone, bytesWritten, current }) => report({
+        kind: 'progress', phase: `exporting ${set}`, filesDone, filesTotal: items.length, bytesDone, bytesTotal,
+        bytesSkipped, bytesWritten, ...(current === undefined ? {} : { current }),
+      }),
+    })
+  }
+
+  #bundleOf(number: number, bundles: BundleTable, facts: Omit<StateBundle, 'name'>): StateBundle {
+    const { sizeBytes, sha256, tarBytes, frames } = facts
+    const file = dataBundleFile(number - bundles.first + 1).replace(/\.tar\.zst\.age$/, '')
+    return { name: `${this.#place.set}/${this.#place.stamp}/${file}`, sizeBytes, sha256, tarBytes, frames }
+  }
+
+  #writer(): BundleWriter {
+    const { configuration, targetConfiguration } = this.#options
+    return new BundleWriter({
+      recipients: configuration.recipients, level: targetConfiguration.compressionLevel,
+    })
+  }
+
+  async #writeCatalog(
+    entries: readonly Entry[], { state, bundles }: { state: State | undefined; bundles: BundleTable },
+  ): Promise<WrittenCatalog> {
+    const { repository } = this.#options
+    const name = `${this.#place.set}/${this.#place.stamp}/catalog-0001`
+    const directory = await repository.target.workDirectory(this.#directory)
+    const catalog = writeCatalog({
+      entries, placeOf: (bundle) => bundles.get(bundle), last: state?.sets.get(this.#place.set),
+      usableTarBytes: (bundle) => bundles.usableTarBytes(bundle),
+      writer: this.#writer(), bundle: { name, partial: `${directory}/catalog-0001.tar.zst.age.partial` },
+    })
+    if (catalog.bundle !== undefined) {
+      await repository.target.publish(`${this.#directory}/catalog-0001.tar.zst.age`)
+      bundles.add(bundles.next, { name, ...catalog.bundle })
+    }
+    return catalog
+  }
+
+  async #commit(done: FinishedExport): Promise<ExportOutcome & { kind: 'exported' }> {
+    const { repository, signer } = this.#options
+    const { target, id } = repository
+    const needed = neededBundles(done)
+    const statistics = statisticsOf(done)
+    const complete = done.header.complete && done.missing.length === 0
+    const missing = [...done.header.missing, ...done.missing]
+    const manifest: Manifest = {
+      repository: id, ...this.#place, previous: await this.#previousManifest(), complete, missing,
+      sources: done.header.sources, index: done.catalog.index,
+      bundles: needed.map(({ name, sizeBytes, sha256 }) => ({ name, sizeBytes, sha256 })), statistics,
+    }
+    const written = await this.#writeManifest(manifest)
+    const verification = Buffer.from(encodeVerification({
+      bundles: new Map(needed.map(({ name, sha256 }) => [name, sha256])), manifestSha256: written.sha256,
+    }, this.#place))
+    const file = `${exportName(this.#place)}/${VERIFICATION}`
+    const signature = await signer.sign(verification, { file, repository: id })
+    await target.write(`${this.#directory}/${VERIFICATION}`, verification)
+    await target.write(`${this.#directory}/${VERIFICATION_SIGNATURE}`, Buffer.from(signature))
+    await this.#commitState(done, { manifestSha256: written.sha256, complete, statistics })
+    if (complete) await this.#moveLatest()
+    const pruned = await this.#prune(done, complete)
+    const ours = (kind: string) => needed
+      .filter(({ name }) => name.startsWith(`${this.#place.set}/${this.#place.stamp}/${kind}`))
+      .reduce((sum, { sizeBytes }) => sum + sizeBytes, 0)
+    return {
+      kind: 'exported', stamp: this.#place.stamp, complete, missing, statistics, dataBytes: ours('data-'),
+      catalogBytes: ours('catalog-'), manifestBytes: written.sizeBytes, full: done.state === undefined,
+      readBack: done.packed.bundles.some(({ readBack }) => readBack === 'advised') ? 'advised' : written.readBack,
+      pruned,
+    }
+  }
+
+  /** Prepares the manifest under its partial name: publish() makes the export exist. */
+  async #writeManifest(
+    manifest: Manifest,
+  ): Promise<{ sha256: string; sizeBytes: number; readBack: string }> {
+    const { repository, signer } = this.#options
+    const json = encodeManifest(manifest)
+    const file = `${exportName(this.#place)}/manifest.json`
+    const signature = await signer.sign(json, { file, repository: repository.id })
+    const directory = await repository.target.workDirectory(this.#directory)
+    const writer = this.#writer()
+    try {
+      writer.open(`${directory}/${MANIFEST}.partial`)
+      for (const [name, bytes] of [['manifest.json', json], ['manifest.json.minisig', Buffer.from(signature)]] as const) {
+        writer.append(encodePlainHeader({ path: rawPathFromText(name), sizeBytes: bytes.length }))
+        writer.append(bytes)
+        writer.append(Buffer.alloc(tarPadding(bytes.length)))
+      }
+      return writer.finish()
+    } catch (error) {
+      writer.abort()
+      throw error
+    }
+  }
+
+  async #previousManifest(): Promise<Manifest['previous']> {
+    if (this.#previous === undefined) return null
+    const path = `${directoryOf(this.#previous)}/${MANIFEST}`
+    return { stamp: this.#previous.stamp, sha256: await sha256OfFile(this.#options.repository.target, path) }
+  }
+
+  /** The state is pending, the manifest makes the export exist, the state is adopted: in this order. */
+  async #commitState(
+    done: FinishedExport,
+    { manifestSha256, complete, statistics }: {
+      manifestSha256: string; complete: boolean; statistics: ExportStatistics
+    },
+  ): Promise<void> {
+    const { configuration, repository } = this.#options
+    const { set, stamp } = this.#place
+    const { state, bundles, catalog, finished, index } = done
+    const usage = Object.fromEntries([...usageOf(finished)].map(([bundle, bytes]) => [bundles.get(bundle).name, bytes]))
+    const { index: indexPlace, shards } = catalog
+    const sets = new Map(state?.sets ?? [])
+    sets.set(set, { stamp, manifestSha256, entries: finished, index: indexPlace, shards, usage })
+    const there = new Set(exportsOf(this.#stamps).map((place) => `${place.set}/${place.stamp}`))
+    const exports = new Map([...state?.exports ?? []].filter(([name]) => there.has(name)))
+    exports.set(`${set}/${stamp}`, { complete, statistics })
+    const next: State = { bundles: bundles.present, sets, pieces: encodePieces(index), exports }
+    const directory = stateDirectory({ staging: configuration.staging, id: repository.id })
+    writePending(directory, next, { set, stamp, sha256: manifestSha256 })
+    await repository.target.publish(`${this.#directory}/${MANIFEST}`)
+    adoptPending(directory)
+  }
+
+  async #moveLatest(): Promise<void> {
+    const { machine, set, stamp } = this.#place
+    await this.#options.repository.target.replace(`machines/${machine}/${set}/latest`, Buffer.from(`${stamp}\n`))
+  }
+
+  /** Retention belongs to a proven, complete run; an incomplete one freezes it (invariant 5). */
+  async #prune({ state }: FinishedExport, complete: boolean): Promise<PruneOutcome> {
+    const { configuration, repository, set, signer, report } = this.#options
+    if (!complete) return { removedExports: [], removedBundles: 0, freedBytes: 0 }
+    return await pruneExports(repository, {
+      machine: configuration.machine, set, keep: configuration.retention.external,
+      publicKeys: [signer.publicKey], report,
+      isComplete: (stamp) => stamp === this.#place.stamp || state?.exports.get(`${set}/${stamp}`)?.complete,
+    })
+  }
+}
+
+interface FinishedExport {
+  readonly header: CollectionHeader
+  readonly finished: readonly Entry[]
+  readonly missing: readonly MissingPath[]
+  readonly catalog: WrittenCatalog
+  readonly packed: Packed
+  readonly index: PieceIndex
+  readonly state: State | undefined
+  readonly bundles: BundleTable
+}
+
+/** The bundles that entries can name, by number: those of the state, then those of this export. */
+class BundleTable {
+  /** The number of this export's data-0001. */
+  readonly first: number
+  readonly #bundles: (StateBundle | undefined)[]
+  readonly #present: boolean[]
+  readonly #usable: boolean[]
+
+  constructor(state: State | undefined, sizes: ReadonlyMap<string, number>) {
+    this.#bundles = [...(state?.bundles ?? [])]
+    // Only what was just listed with the right size is referred to.
+    this.#present = this.#bundles.map((bundle) =>
+      bundle !== undefined && sizes.get(bundle.name) === bundle.sizeBytes)
+    this.#usable = [...this.#present]
+    this.first = this.#bundles.length
+  }
+
+  /** The number of the next bundle. */
+  get next(): number {
+    return this.#bundles.length
+  }
+
+  /** For the state: what is no longer on the target leaves a gap, so that numbers stay. */
+  get present(): readonly (StateBundle | undefined)[] {
+    return this.#bundles.map((bundle, number) => this.#present[number] === true ? bundle : undefined)
+  }
+
+  isUsable(bundle: number): boolean {
+    return this.#usable[bundle] === true
+  }
+
+  get(bundle: number): StateBundle {
+    const found = this.#bundles[bundle]
+    assert(found !== undefined, 'an entry names a bundle that is not there')
+    return found
+  }
+
+  byName(name: string): StateBundle {
+    const found = this.#bundles.findLast((bundle) => bundle?.name === name)
+    assert(found !== undefined, 'a catalog names a bundle that is not there')
+    return found
+  }
+
+  add(number: number, bundle: StateBundle): void {
+    this.#bundles[number] = bundle
+    this.#present[number] = true
+    this.#usable[number] = true
+  }
+
+  retire(bundle: number): void {
+    this.#usable[bundle] = false
+  }
+
+  usableTarBytes(name: string): number | undefined {
+    const number = this.#bundles.findLastIndex((bundle) => bundle?.name === name)
+    return this.#usable[number] === true ? this.#bundles[number]?.tarBytes : undefined
+  }
+
+  /** Data bundles of which this export and the other sets' last ones need less than half. */
+  lessThanHalfNeeded(usage: ReadonlyMap<number, number>, others: ReadonlyMap<string, number>): number[] {
+    return this.#bundles.flatMap((bundle, number) => {
+      if (bundle === undefined || !this.isUsable(number) || !bundle.name.includes('/data-')) return []
+      const needed = (usage.get(number) ?? 0) + (others.get(bundle.name) ?? 0)
+      return needed > 0 && needed * 2 < bundle.tarBytes ? [number] : []
+    })
+  }
+}
+
+/** How much of each bundle a plan refers to. */
+function keptUsage(plan: readonly PlannedEntry[]): Map<number, number> {
+  return usageOf(plan.flatMap(({ kept, item }) => {
+    if (kept === undefined || item?.kind === 'file') return []
+    if (item === undefined) return [kept]
+    const { header: _header, ...content } = kept
+    return [content]
+  }))
+}
+
+/** The same for the last exports of the other sets, by bundle name. */
+function othersUsage(state: State, set: string): ReadonlyMap<string, number> {
+  const usage = new Map<string, number>()
+  for (const [name, other] of state.sets) {
+    if (name === set) continue
+    for (const [bundle, bytes] of Object.entries(other.usage)) usage.set(bundle, (usage.get(bundle) ?? 0) + bytes)
+  }
+  return usage
+}
+
+/** An index of all usable pieces, with room for what the plan may add. */
+function pieceIndexFor(
+  plan: readonly PlannedEntry[], { state, bundles }: { state: State; bundles: BundleTable },
+): PieceIndex {
+  const added = plan.reduce((sum, { item }) => sum + (item?.kind === 'file' ? expectedPieces(item) : 0), 0)
+  const index = PieceIndex.forPieces(state.pieces.length / PIECE_RECORD_BYTES + added)
+  loadPieces(index, { pieces: state.pieces, isUsable: (bundle) => bundles.isUsable(bundle) })
+  return index
+}
+
+/** Twice the average, for cuts that fall early; more is harmless (PieceIndex tells 'untracked'). */
+function expectedPieces({ metadata, chunk }: PackItem & { kind: 'file' }): number {
+  return chunk === undefined ? 1 : Math.ceil(dataBytes(metadata) / 2 ** (chunk - 1)) + 1
+}
+
+/** Every entry with its header and pieces; what could not be read, and links to it, are missing instead. */
+function finishEntries(
+  plan: readonly PlannedEntry[], { packed, index }: { packed: Packed; index: PieceIndex },
+): { readonly finished: readonly Entry[]; readonly missing: readonly MissingPath[] } {
+  const results = new Map(packed.entries.map((entry) => [entry.index, entry]))
+  const failures = new Map(packed.failures.map(({ index: i, why }) => [i, why]))
+  const missing: MissingPath[] = []
+  const lost = new Set<string>()
+  const finished = plan.flatMap((planned, i): Entry[] => {
+    const { entry, chunk, item, kept } = planned
+    const why = failures.get(i)
+      ?? (entry.type === 'link' && lost.has(entry.target!) ? 'the file that it is a link to is missing' : undefined)
+    if (why !== undefined) {
+      missing.push({ path: entry.path, why })
+      lost.add(entry.path)
+      return []
+    }
+    const result = results.get(i)
+    assert(item === undefined || result !== undefined, 'an item was not packed')
+    const header = result?.header ?? kept?.header
+    const pieces = item?.kind === 'file' ? result!.pieces.map((piece) => resolvePiece(piece, index))
+      : kept?.pieces ?? []
+    return [{
+      ...entry, ...(chunk === undefined ? {} : { chunk }), ...(header === undefined ? {} : { header }),
+      ...(pieces.length === 0 ? {} : { pieces }),
+    }]
+  })
+  return { finished, missing }
+}
+
+function resolvePiece(
+  [id, bundle, offset, length]: readonly [string, number, number, number], index: PieceIndex,
+): readonly [string, number, number, number] {
+  if (bundle !== NOT_HERE) return [id, bundle, offset, length]
+  const location = index.lookup(Buffer.from(id, 'hex'))
+  assert(location !== undefined && location.length === length, 'a piece that is known has no place')
+  return [id, location.bundle, location.offset, length]
+}
+
+/** Every bundle the export needs, sorted by name. */
+function neededBundles({ finished, catalog, bundles }: FinishedExport): StateBundle[] {
+  const names = new Set([...usageOf(finished).keys()].map((bundle) => bundles.get(bundle).name))
+  names.add(catalog.index.bundle)
+  for (const { bundle } of catalog.shards) names.add(bundle)
+  return [...names].sort().map((name) => bundles.byName(name))
+}
+
+function statisticsOf({ finished, packed, catalog }: FinishedExport): ExportStatistics {
+  const files = finished.filter(({ type }) => type === 'file')
+  const storedBytes = [...packed.bundles, ...(catalog.bundle === undefined ? [] : [catalog.bundle])]
+    .reduce((sum, { sizeBytes }) => sum + sizeBytes, 0)
+  const newBytes = packed.bundles.reduce((sum, { tarBytes }) => sum + tarBytes, 0)
+  const bytes = files.reduce((sum, { size }) => sum + (size ?? 0), 0)
+  return { entries: finished.length, files: files.length, bytes, newBytes, storedBytes }
+}

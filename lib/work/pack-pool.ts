@@ -1,0 +1,166 @@
+// Runs the pack workers of one export: deals out batches, publishes finished bundles, gathers where everything is.
+//
+// Neighbour of pack-worker.ts, called by export.ts. Throws what a worker failed with, or INTERRUPTED; then all workers have
+// ended and no bundle of theirs is half written under a final name.
+
+import { Worker } from 'node:worker_threads'
+import { BackupError, unpackError } from '../errors.ts'
+import { dataBytes } from '../model/entry.ts'
+import type { RawPath } from '../model/raw-path.ts'
+import type {
+  PackFailure, PackItem, PackReply, PackRequest, PackSettings, PackedBundle, PackedEntry,
+} from './pack-worker.ts'
+
+/** Small enough to end together, large enough that neighbours in the catalog stay neighbours in a bundle. */
+const BATCH_BYTES = 16 * 1024 * 1024
+const BATCH_ITEMS = 512
+/** Batches a worker has at hand, so that it never waits for the main thread. */
+const BATCHES_AHEAD = 2
+/** Below this, one more worker would only make one more small bundle. */
+const MIN_BYTES_PER_WORKER = 4 * 1024 * 1024
+
+export interface PackProgress {
+  readonly filesDone: number
+  readonly bytesDone: number
+  readonly bytesWritten: number
+  readonly current: RawPath | undefined
+}
+
+export interface Packed {
+  readonly entries: readonly PackedEntry[]
+  readonly failures: readonly PackFailure[]
+  readonly bundles: readonly PackedBundle[]
+}
+
+/**
+ * Packs all items.
+ * @param options.publish gives a proven bundle its name on the target; it is awaited before this returns
+ */
+export async function packAll(options: {
+  readonly items: readonly PackItem[]
+  readonly settings: PackSettings
+  readonly cores: number
+  readonly publish: (bundle: PackedBundle) => Promise<void>
+  readonly onProgress: (progress: PackProgress) => void
+  readonly signal: AbortSignal
+}): Promise<Packed> {
+  const batches = makeBatches(options.items)
+  if (batches.length === 0) return { entries: [], failures: [], bundles: [] }
+  const workers = startWorkers(workerCount(options), options.settings)
+  try {
+    return await new Pool(options, { batches, workers }).run()
+  } finally {
+    await Promise.all(workers.map((worker) => worker.terminate()))
+  }
+}
+
+function workerCount({ items, cores }: { items: readonly PackItem[]; cores: number }): number {
+  const bytes = items.reduce((sum, item) => sum + itemBytes(item), 0)
+  return Math.max(1, Math.min(cores, Math.ceil(bytes / MIN_BYTES_PER_WORKER)))
+}
+
+function startWorkers(workers: number, settings: PackSettings): Worker[] {
+  return Array.from({ length: workers }, () =>
+    new Worker(new URL('./pack-worker.js', import.meta.url), { workerData: settings }))
+}
+
+/** Large files first and alone, so that all workers end at about the same time; then the rest in catalog order. */
+function makeBatches(items: readonly PackItem[]): (readonly PackItem[])[] {
+  const large = items.filter((item) => itemBytes(item) > BATCH_BYTES)
+    .sort((a, b) => itemBytes(b) - itemBytes(a)).map((item) => [item])
+  const batches: PackItem[][] = []
+  let bytes = Infinity
+  for (const item of items) {
+    const itemSize = itemBytes(item)
+    if (itemSize > BATCH_BYTES) continue
+    if (bytes + itemSize > BATCH_BYTES || batches[batches.length - 1]!.length >= BATCH_ITEMS) {
+      batches.push([])
+      bytes = 0
+    }
+    batches[batches.length - 1]!.push(item)
+    bytes += itemSize
+  }
+  return [...large, ...batches]
+}
+
+/** A header's worth at the least. */
+function itemBytes(item: PackItem): number {
+  return 1024 + (item.kind === 'file' ? dataBytes(item.metadata) : 0)
+}
+
+class Pool {
+  readonly #options: Parameters<typeof packAll>[0]
+  readonly #batches: (readonly PackItem[])[]
+  readonly #workers: readonly Worker[]
+  readonly #entries: PackedEntry[] = []
+  readonly #failures: PackFailure[] = []
+  readonly #bundles: PackedBundle[] = []
+  readonly #publishing: Promise<void>[] = []
+  #next = 0
+  #finished = 0
+  #filesDone = 0
+  #bytesDone = 0
+  #bytesWritten = 0
+
+  constructor(
+    options: Parameters<typeof packAll>[0],
+    { batches, workers }: { batches: (readonly PackItem[])[]; workers: readonly Worker[] },
+  ) {
+    this.#options = options
+    this.#batches = batches
+    this.#workers = workers
+  }
+
+  async run(): Promise<Packed> {
+    await new Promise<void>((resolve, reject) => {
+      const { signal } = this.#options
+      const onAbort = () => reject(new BackupError('INTERRUPTED', 'the export was interrupted', {
+        hint: 'earlier exports are unharmed; the next run starts this one again',
+      }))
+      if (signal.aborted) onAbort()
+      signal.addEventListener('abort', onAbort, { once: true })
+      for (const worker of this.#workers) {
+        worker.on('error', reject)
+        worker.on('message', (reply: PackReply) => {
+          if (reply.kind === 'failed') reject(unpackError(reply.error))
+          else if (this.#take(worker, { reply, reject })) resolve()
+        })
+        for (let ahead = 0; ahead < BATCHES_AHEAD; ahead++) this.#deal(worker)
+      }
+    })
+    await Promise.all(this.#publishing)
+    return { entries: this.#entries, failures: this.#failures, bundles: this.#bundles }
+  }
+
+  /** @returns whether that was the last of all. */
+  #take(
+    worker: Worker, { reply, reject }: { reply: PackReply; reject: (error: unknown) => void },
+  ): boolean {
+    if (reply.kind === 'packed') {
+      this.#entries.push(...reply.entries)
+      this.#failures.push(...reply.failures)
+      this.#filesDone += reply.entries.length
+      this.#bytesDone += reply.bytesRead
+      this.#deal(worker)
+    } else if (reply.kind === 'bundle') {
+      this.#bundles.push(reply.bundle)
+      this.#bytesWritten += reply.bundle.sizeBytes
+      const publishing = this.#options.publish(reply.bundle)
+      publishing.catch(reject)
+      this.#publishing.push(publishing)
+    } else if (reply.kind === 'finished') {
+      this.#finished += 1
+    }
+    this.#options.onProgress({
+      filesDone: this.#filesDone, bytesDone: this.#bytesDone, bytesWritten: this.#bytesWritten,
+      current: this.#batches[this.#next]?.[0]?.metadata.path,
+    })
+    return this.#finished === this.#workers.length
+  }
+
+  #deal(worker: Worker): void {
+    const batch = this.#batches[this.#next++]
+    const request: PackRequest = batch === undefined ? { kind: 'finish' } : { kind: 'batch', items: batch }
+    worker.postMessage(request)
+  }
+}

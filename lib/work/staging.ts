@@ -1,0 +1,332 @@
+// Staging: where collections lie, which there are, and how one appears and goes (docs/format.md §2, §8).
+//
+// A collection exists if and only if its tree and its catalog are both there under their final names. publishCollection
+// writes the catalog first and renames the tree last; removeCollection takes the tree's name away first; so a kill
+// leaves a `.partial` or an orphaned catalog, which sweepSet puts right at the next run. Names are parsed strictly: what
+// is not ours is never touched. `staging` is text, as configured. Throws CATALOG_DAMAGED, NOTHING_FOUND, LOCKED and,
+// where staging cannot be read or written, STAGING_FAILED or STAGING_FULL.
+
+import { Buffer } from 'node:buffer'
+import {
+  chmodSync, closeSync, fstatSync, lstatSync, mkdirSync, openSync, readFileSync, readSync, readdirSync, renameSync, rmSync,
+  symlinkSync,
+} from 'node:fs'
+import { BackupError, systemCode } from '../errors.ts'
+import { compressFrame, decompressFrame, frameLength } from '../format/zstd-frames.ts'
+import { publish, syncDirectory, writeDurably } from '../machine/durable-file.ts'
+import { acquireLock, type Lock } from '../machine/lock.ts'
+import {
+  type CollectionHeader, encodeHeader, encodeLines, parseHeader, parseLines,
+} from '../model/collection.ts'
+import { type Entry, MAX_ENTRY_BYTES, parseEntry } from '../model/entry.ts'
+import { displayPath, type RawPath, rawPathFromText, rawPathToBytes } from '../model/raw-path.ts'
+import { parseStamp, type Stamp } from '../model/stamp.ts'
+
+export type CollectionInfo = CollectionHeader
+
+export interface Collection {
+  readonly header: CollectionHeader
+  readonly entries: readonly Entry[]
+}
+
+export interface SetPlace {
+  /** Text, as configured. */
+  readonly staging: string
+  readonly set: string
+}
+
+export interface CollectionPlace extends SetPlace {
+  readonly stamp: Stamp
+}
+
+/** Good compression at a speed that costs less than reading the tree. */
+const CATALOG_LEVEL = 3
+
+/** Lines of a catalog are compressed in frames of about this size: small in memory, large enough to compress. */
+const CATALOG_BLOCK_BYTES = 2 * 1024 * 1024
+
+/** Enough for the header of nearly every catalog; more is read when it is not. */
+const HEADER_READ_BYTES = 64 * 1024
+
+/** A header may list a missing path for every file of a large set. */
+const MAX_HEADER_BYTES = 512 * 1024 * 1024
+
+const CATALOG_SUFFIX = '.catalog.zst'
+const PARTIAL_SUFFIX = '.partial'
+
+/** The tree of a collection, as text. */
+export function collectionDirectory({ staging, set, stamp }: CollectionPlace): string {
+  return `${staging}/${set}/${stamp}`
+}
+
+/** Where state that is no collection lies, as text. */
+export function stateRoot(staging: string): string {
+  return `${staging}/.state`
+}
+
+/** The tree of a run under way, as a RawPath. */
+export function partialDirectory(place: CollectionPlace): RawPath {
+  return rawPathFromText(`${collectionDirectory(place)}${PARTIAL_SUFFIX}`)
+}
+
+/**
+ * Every collection of a set, oldest first; none where there is no such set.
+ * @throws BackupError CATALOG_DAMAGED, naming the catalog
+ */
+export function listCollections({ staging, set }: SetPlace): CollectionInfo[] {
+  return listStamps({ staging, set }).map((stamp) => readHeader({ staging, set, stamp }))
+}
+
+/** The stamps of the collections of a set, oldest first. */
+export function listStamps(place: SetPlace): Stamp[] {
+  const names = new Set(setNames(place))
+  return [...names].filter((name) => isStamp(name) && names.has(`${name}${CATALOG_SUFFIX}`)).sort()
+}
+
+/** The stamps of runs that did not end, oldest first. */
+export function listPartials(place: SetPlace): Stamp[] {
+  return setNames(place).map((name) => stampBefore(name, PARTIAL_SUFFIX)).filter(isDefined).sort()
+}
+
+/** The names of the sets that staging holds something of. */
+export function listStagedSets(staging: string): string[] {
+  try {
+    const names = readdirSync(staging, { withFileTypes: true })
+    return names.filter((item) => item.isDirectory() && !item.name.startsWith('.')).map(({ name }) => name).sort()
+  } catch (error) {
+    if (systemCode(error) === 'ENOENT') return []
+    throw stagingError({ error, staging, doing: 'read' })
+  }
+}
+
+function setNames({ staging, set }: SetPlace): string[] {
+  try {
+    return readdirSync(`${staging}/${set}`)
+  } catch (error) {
+    if (systemCode(error) === 'ENOENT') return []
+    throw stagingError({ error, staging, doing: 'read' })
+  }
+}
+
+/** @throws BackupError NOTHING_FOUND or CATALOG_DAMAGED */
+export function readCollection(place: CollectionPlace): Collection {
+  const path = catalogPath(place)
+  const bytes = readCatalog(path)
+  const entries: Entry[] = []
+  let header: CollectionHeader | undefined
+  try {
+    for (let offset = 0; offset < bytes.length;) {
+      const length = frameLength(bytes.subarray(offset))
+      const lines = parseLines(decompressFrame(bytes.subarray(offset, offset + length), MAX_ENTRY_BYTES))
+      offset += length
+      if (header === undefined) header = parseHeader(lines.shift() ?? '')
+      for (const line of lines) entries.push(parseEntry(line))
+    }
+  } catch (error) {
+    throw damagedCatalog(path, error)
+  }
+  if (header === undefined) throw damagedCatalog(path, 'it is empty')
+  checkPlace({ header, place, path })
+  if (entries.length !== header.entries) {
+    throw damagedCatalog(path, `it has ${entries.length} of ${header.entries} entries`)
+  }
+  return { header, entries }
+}
+
+function readHeader(place: CollectionPlace): CollectionHeader {
+  const path = catalogPath(place)
+  try {
+    const header = parseHeader(parseLines(decompressFrame(readFirstFrame(path), MAX_HEADER_BYTES))[0] ?? '')
+    checkPlace({ header, place, path })
+    return header
+  } catch (error) {
+    throw damagedCatalog(path, error)
+  }
+}
+
+/** The header is a frame of its own, so listing reads a few KiB of each catalog. */
+function readFirstFrame(path: RawPath): Buffer {
+  const fd = openSync(rawPathToBytes(path), 'r')
+  try {
+    const { size } = fstatSync(fd)
+    for (let length = Math.min(size, HEADER_READ_BYTES); ; length = Math.min(size, length * 16)) {
+      const bytes = Buffer.alloc(length)
+      const start = bytes.subarray(0, readSync(fd, bytes, 0, length, 0))
+      try {
+        return start.subarray(0, frameLength(start))
+      } catch (error) {
+        if (length === size) throw error
+      }
+    }
+  } finally {
+    closeSync(fd)
+  }
+}
+
+function readCatalog(path: RawPath): Buffer {
+  try {
+    return readFileSync(rawPathToBytes(path))
+  } catch (cause) {
+    if (systemCode(cause) === 'ENOENT') {
+      throw new BackupError('NOTHING_FOUND', `there is no collection ${displayPath(path)}`, { cause })
+    }
+    throw damagedCatalog(path, cause)
+  }
+}
+
+function checkPlace({ header, place, path }: {
+  header: CollectionHeader, place: CollectionPlace, path: RawPath,
+}): void {
+  if (header.set === place.set && header.stamp === place.stamp) return
+  throw damagedCatalog(path, `it is of ${header.set}/${header.stamp}`)
+}
+
+/**
+ * Makes a collection of a tree that is whole and on the medium under its `.partial` name. `latest` follows a complete one.
+ */
+export function publishCollection({ staging, header, entries }: {
+  staging: string, header: CollectionHeader, entries: readonly Entry[],
+}): void {
+  const place = { staging, set: header.set, stamp: header.stamp }
+  const blocks = [Buffer.from(`${encodeHeader(header)}\n`), ...encodeBlocks(entries)]
+  try {
+    const bytes = Buffer.concat(blocks.map((block, index) => index === 0 ? compressFrame(block, CATALOG_LEVEL) : block))
+    writeDurably({ path: catalogPath(place), bytes, mode: 0o600, replace: true })
+    publish({ partial: partialDirectory(place), path: rawPathFromText(collectionDirectory(place)) })
+    if (header.complete) moveLatest(place)
+  } catch (error) {
+    throw stagingError({ error, staging, doing: 'written' })
+  }
+}
+
+/** Compresses block by block, so that the text of all entries is never in memory at once. */
+function* encodeBlocks(entries: readonly Entry[]): Generator<Buffer> {
+  for (const block of encodeLines(entries, CATALOG_BLOCK_BYTES)) yield compressFrame(block, CATALOG_LEVEL)
+}
+
+function moveLatest({ staging, set, stamp }: CollectionPlace): void {
+  const directory = `${staging}/${set}`
+  rmSync(`${directory}/latest${PARTIAL_SUFFIX}`, { force: true })
+  symlinkSync(stamp, `${directory}/latest${PARTIAL_SUFFIX}`)
+  renameSync(`${directory}/latest${PARTIAL_SUFFIX}`, `${directory}/latest`)
+  syncDirectory(rawPathFromText(directory))
+}
+
+/** Removes one collection: from its first step on it is none. */
+export function removeCollection(place: CollectionPlace): void {
+  try {
+    renameSync(rawPathToBytes(rawPathFromText(collectionDirectory(place))), rawPathToBytes(partialDirectory(place)))
+    rmSync(rawPathToBytes(catalogPath(place)), { force: true })
+    removePartial(place)
+  } catch (error) {
+    throw stagingError({ error, staging: place.staging, doing: 'written' })
+  }
+}
+
+export function removePartial(place: CollectionPlace): void {
+  removeTree(partialDirectory(place))
+}
+
+/** Puts right what a killed run left: catalogs without a tree, trees without a catalog, halves of files. */
+export function sweepSet({ staging, set }: SetPlace): void {
+  const directory = `${staging}/${set}`
+  const names = new Set(setNames({ staging, set }))
+  try {
+    for (const name of names) {
+      const catalogOf = stampBefore(name, CATALOG_SUFFIX)
+      const halfOf = stampBefore(name, `${CATALOG_SUFFIX}${PARTIAL_SUFFIX}`)
+      const orphaned = catalogOf !== undefined && !names.has(catalogOf)
+      if (halfOf !== undefined || orphaned) rmSync(`${directory}/${name}`, { force: true })
+      if (isStamp(name) && !names.has(`${name}${CATALOG_SUFFIX}`)) demote({ staging, set, stamp: name })
+    }
+    rmSync(`${directory}/latest${PARTIAL_SUFFIX}`, { force: true })
+  } catch (error) {
+    throw stagingError({ error, staging, doing: 'written' })
+  }
+}
+
+/** A tree that lost its catalog is none of ours to trust, but its files may save copying: it becomes a partial. */
+function demote(place: CollectionPlace): void {
+  const tree = rawPathFromText(collectionDirectory(place))
+  if (!lstatSync(rawPathToBytes(tree)).isDirectory()) return
+  removePartial(place)
+  renameSync(rawPathToBytes(tree), rawPathToBytes(partialDirectory(place)))
+}
+
+/** Removes a tree of ours; directories without write permission are no obstacle. */
+function removeTree(path: RawPath): void {
+  try {
+    rmSync(rawPathToBytes(path), { recursive: true, force: true })
+  } catch (error) {
+    if (!['EACCES', 'EPERM', 'ENOTEMPTY'].includes(systemCode(error) ?? '')) throw error
+    openDirectories(path)
+    rmSync(rawPathToBytes(path), { recursive: true, force: true })
+  }
+}
+
+function openDirectories(path: RawPath): void {
+  chmodSync(rawPathToBytes(path), 0o700)
+  for (const name of readdirSync(rawPathToBytes(path), { encoding: 'latin1' })) {
+    const child = `${path}/${name}`
+    if (lstatSync(rawPathToBytes(child)).isDirectory()) openDirectories(child)
+  }
+}
+
+/** Makes the directories that a set needs. */
+export function prepareSet({ staging, set }: SetPlace): void {
+  try {
+    for (const directory of [staging, stateRoot(staging), `${staging}/${set}`]) {
+      mkdirSync(directory, { recursive: true, mode: 0o700 })
+    }
+  } catch (error) {
+    throw stagingError({ error, staging, doing: 'written' })
+  }
+}
+
+/** Whoever changes a set's collections, or reads one for long, holds its lock. @throws BackupError LOCKED */
+export function acquireSetLock({ staging, set, description, waitMs }: SetPlace & {
+  description: string, waitMs: number,
+}): Lock {
+  return acquireLock({ path: rawPathFromText(`${stateRoot(staging)}/${set}.lock`), description, waitMs })
+}
+
+/** A failure of staging itself, worded once; BackupErrors pass through. */
+export function stagingError({ error, staging, doing }: {
+  error: unknown, staging: string, doing: 'read' | 'written',
+}): Error {
+  if (error instanceof BackupError) return error
+  const code = systemCode(error)
+  if (code === undefined && error instanceof Error) return error
+  if (code === 'ENOSPC' || code === 'EDQUOT') {
+    const hint = 'free some space there; the collections in it are unharmed'
+    return new BackupError('STAGING_FULL', `staging is full: "${staging}"`, { hint, cause: error, retry: 'later' })
+  }
+  const message = `staging "${staging}" cannot be ${doing} (${code ?? String(error)})`
+  return new BackupError('STAGING_FAILED', message, { hint: 'check that it is there and yours', cause: error })
+}
+
+function damagedCatalog(path: RawPath, error: unknown): BackupError {
+  if (error instanceof BackupError && (error.code === 'TARGET_FORMAT' || error.message.startsWith('the catalog'))) {
+    return error
+  }
+  const why = error instanceof Error ? error.message : String(error)
+  const hint = 'the tree beside it is not touched; remove both once a newer collection is complete'
+  return new BackupError('CATALOG_DAMAGED', `the catalog ${displayPath(path)} is damaged: ${why}`, { hint, cause: error })
+}
+
+function catalogPath(place: CollectionPlace): RawPath {
+  return rawPathFromText(`${collectionDirectory(place)}${CATALOG_SUFFIX}`)
+}
+
+function isStamp(name: string): boolean {
+  return parseStamp(name) !== undefined
+}
+
+function stampBefore(name: string, suffix: string): Stamp | undefined {
+  const stamp = name.slice(0, -suffix.length)
+  return name.endsWith(suffix) && isStamp(stamp) ? stamp : undefined
+}
+
+function isDefined<T>(value: T | undefined): value is T {
+  return value !== undefined
+}

@@ -1,0 +1,246 @@
+// What this machine knows of a repository, under $DBACKUP/.state/repositories/<id>/: a cache, never the truth.
+//
+// It saves the identity from being needed: which pieces the repository has and where, and each set's last exported
+// catalog. When any of it is missing or damaged the whole of it counts as lost, and the next export is full.
+// A new state is written as pending before the manifest commits the export, and adopted afterwards: so a kill between the
+// two loses nothing. Throws STAGING_FULL and STAGING_FAILED when it cannot be written.
+
+import { Buffer } from 'node:buffer'
+import { createHash } from 'node:crypto'
+import { mkdirSync, readFileSync, readdirSync, renameSync, rmSync } from 'node:fs'
+import { join } from 'node:path'
+import { DIGEST_BYTES } from '../format/chunker.ts'
+import { FRAME_MAX_BYTES, compressFrame, decompressFrame, frameLength } from '../format/zstd-frames.ts'
+import { syncDirectory, writeDurably } from '../machine/durable-file.ts'
+import { type Entry, type FrameRange, encodeEntry, parseEntry } from '../model/entry.ts'
+import type { ExportStatistics, IndexPlace } from '../model/manifest.ts'
+import { rawPathFromText } from '../model/raw-path.ts'
+import { type ShardPlace, encodeIndex, parseIndex } from '../model/shard.ts'
+import type { PieceIndex } from './piece-index.ts'
+
+/** A bundle of the repository; its number is its place in State.bundles, and never changes. */
+export interface StateBundle {
+  readonly name: string
+  readonly sizeBytes: number
+  readonly sha256: string
+  readonly tarBytes: number
+  readonly frames: readonly FrameRange[]
+}
+
+/** What is known of the last export of a set. */
+export interface StateSet {
+  readonly stamp: string
+  readonly manifestSha256: string
+  /** Ranges name bundles by number. */
+  readonly entries: readonly Entry[]
+  readonly index: IndexPlace
+  readonly shards: readonly ShardPlace[]
+  /** How many bytes of each bundle's tar it needs, by bundle name. */
+  readonly usage: Readonly<Record<string, number>>
+}
+
+export interface State {
+  /** Undefined where a bundle was removed from the repository. */
+  readonly bundles: readonly (StateBundle | undefined)[]
+  readonly sets: ReadonlyMap<string, StateSet>
+  /** Located pieces: DIGEST_BYTES id, bundle u32, length u32, offset f64, each. */
+  readonly pieces: Buffer
+  /** What is known of every export of this machine, by `<set>/<stamp>`. */
+  readonly exports: ReadonlyMap<string, StateExport>
+}
+
+export interface StateExport {
+  readonly complete: boolean
+  readonly statistics: ExportStatistics
+}
+
+export const EMPTY_STATE: State = {
+  bundles: [], sets: new Map(), pieces: Buffer.alloc(0), exports: new Map(),
+}
+
+export const PIECE_RECORD_BYTES = DIGEST_BYTES + 16
+
+/** The state file: small JSON that names the others, each with its SHA-256, so that a mixture is noticed. */
+interface StateFile {
+  readonly format: 1
+  /** The manifest that makes this state true, and its file on the target. */
+  readonly commit: { readonly set: string; readonly stamp: string; readonly sha256: string }
+  readonly bundles: FileRecord
+  readonly pieces: FileRecord
+  readonly sets: Readonly<Record<string, SetRecord>>
+  readonly exports: Readonly<Record<string, StateExport>>
+}
+
+interface FileRecord {
+  readonly file: string
+  readonly sha256: string
+}
+
+type SetRecord = Omit<StateSet, 'entries' | 'shards'> & {
+  readonly entries: FileRecord
+  readonly shards: FileRecord
+}
+
+const STATE = 'state.json'
+const PENDING = 'state.pending.json'
+
+export function stateDirectory({ staging, id }: { staging: string; id: string }): string {
+  return join(staging, '.state', 'repositories', id)
+}
+
+/**
+ * The state of a repository; undefined when there is none or it is damaged.
+ * `manifestSha256` tells what the target has, to know whether a pending state came true.
+ */
+export async function loadState(
+  directory: string,
+  manifestSha256: (of: { set: string; stamp: string }) => Promise<string | undefined>,
+): Promise<State | undefined> {
+  const pending = readStateFile(join(directory, PENDING))
+  if (pending !== undefined && (await manifestSha256(pending.commit)) === pending.commit.sha256) {
+    adoptPending(directory)
+  }
+  const file = readStateFile(join(directory, STATE))
+  if (file === undefined) return undefined
+  try {
+    return readState(directory, file)
+  } catch {
+    // A cache that cannot be read is a cache that is lost: the caller says so and exports in full.
+    return undefined
+  }
+}
+
+function readState(directory: string, file: StateFile): State {
+  const bundles = JSON.parse(readRecord(directory, file.bundles).toString()) as (StateBundle | null)[]
+  const sets = Object.entries(file.sets).map(([name, set]) => {
+    const entries = lines(readRecord(directory, set.entries)).map(parseEntry)
+    const shards = parseIndex(readRecord(directory, set.shards))
+    return [name, { ...set, entries, shards }] as const
+  })
+  return {
+    bundles: bundles.map((bundle) => bundle ?? undefined), sets: new Map(sets),
+    pieces: readRecord(directory, file.pieces), exports: new Map(Object.entries(file.exports)),
+  }
+}
+
+/** Writes a state that becomes true with the manifest `commit`; adoptPending() makes it the state. */
+export function writePending(
+  directory: string, state: State, commit: { set: string; stamp: string; sha256: string },
+): void {
+  mkdirSync(directory, { recursive: true, mode: 0o700 })
+  const previous = readStateFile(join(directory, STATE))
+  const write = (file: string, bytes: Buffer): FileRecord => {
+    const name = `${file}-${commit.stamp}-${commit.set}.zst`
+    const compressed = compressFrames(bytes)
+    rmSync(join(directory, name), { force: true })
+    writeDurably({ path: rawPathFromText(join(directory, name)), bytes: compressed, mode: 0o600 })
+    return { file: name, sha256: sha256(compressed) }
+  }
+  const sets = [...state.sets].map(([name, { entries, shards, ...set }]) => {
+    // Sets that this export did not touch keep their files.
+    const kept = name === commit.set ? undefined : previous?.sets[name]
+    const record: SetRecord = kept !== undefined && kept.stamp === set.stamp ? kept : {
+      ...set,
+      entries: write(`${name}-entries`, Buffer.from(entries.map((entry) => `${encodeEntry(entry)}\n`).join(''))),
+      shards: write(`${name}-shards`, encodeIndex(shards)),
+    }
+    return [name, record] as const
+  })
+  const file: StateFile = {
+    format: 1, commit,
+    bundles: write('bundles', Buffer.from(JSON.stringify(state.bundles.map((bundle) => bundle ?? null)))),
+    pieces: write('pieces', state.pieces),
+    sets: Object.fromEntries(sets), exports: Object.fromEntries(state.exports),
+  }
+  const bytes = Buffer.from(JSON.stringify(file))
+  writeDurably({ path: rawPathFromText(join(directory, PENDING)), bytes, mode: 0o600, replace: true })
+}
+
+/** The manifest is there: what was pending is the state. Files that nothing names are removed. */
+export function adoptPending(directory: string): void {
+  renameSync(join(directory, PENDING), join(directory, STATE))
+  syncDirectory(rawPathFromText(directory))
+  const file = readStateFile(join(directory, STATE))
+  if (file === undefined) return
+  const named = new Set([STATE, file.bundles.file, file.pieces.file])
+  for (const set of Object.values(file.sets)) named.add(set.entries.file).add(set.shards.file)
+  for (const name of readdirSync(directory)) {
+    if (!named.has(name)) rmSync(join(directory, name), { force: true })
+  }
+}
+
+function readStateFile(path: string): StateFile | undefined {
+  try {
+    const file = JSON.parse(readFileSync(path, 'utf8')) as StateFile
+    return file.format === 1 ? file : undefined
+  } catch {
+    return undefined
+  }
+}
+
+function readRecord(directory: string, { file, sha256: expected }: FileRecord): Buffer {
+  const compressed = readFileSync(join(directory, file))
+  if (sha256(compressed) !== expected) throw new Error(`${file} is damaged`)
+  return decompressFrames(compressed)
+}
+
+/** One zstd file of as many frames as it needs; the inverse of decompressFrames. */
+export function compressFrames(bytes: Buffer): Buffer {
+  const frames: Buffer[] = []
+  for (let at = 0; at < bytes.length || at === 0; at += FRAME_MAX_BYTES) {
+    frames.push(compressFrame(bytes.subarray(at, at + FRAME_MAX_BYTES), STATE_LEVEL))
+  }
+  return Buffer.concat(frames)
+}
+
+/** @throws BackupError ZSTD_DAMAGED */
+export function decompressFrames(compressed: Buffer): Buffer {
+  const parts: Buffer[] = []
+  for (let at = 0; at < compressed.length;) {
+    const length = frameLength(compressed.subarray(at))
+    parts.push(decompressFrame(compressed.subarray(at, at + length), FRAME_MAX_BYTES))
+    at += length
+  }
+  return Buffer.concat(parts)
+}
+
+/** Fast: it is rewritten at every export. */
+const STATE_LEVEL = 1
+
+function lines(bytes: Buffer): string[] {
+  return bytes.toString('utf8').split('\n').slice(0, -1)
+}
+
+function sha256(bytes: Uint8Array): string {
+  return createHash('sha256').update(bytes).digest('hex')
+}
+
+/** The located pieces of an index as the state keeps them; loadPieces is the inverse. */
+export function encodePieces(index: PieceIndex): Buffer {
+  const records: Buffer[] = []
+  index.forEach((id, { bundle, offset, length }) => {
+    const record = Buffer.allocUnsafe(PIECE_RECORD_BYTES)
+    id.copy(record)
+    record.writeUInt32LE(bundle, DIGEST_BYTES)
+    record.writeUInt32LE(length, DIGEST_BYTES + 4)
+    record.writeDoubleLE(offset, DIGEST_BYTES + 8)
+    records.push(record)
+  })
+  return Buffer.concat(records)
+}
+
+/** Puts the pieces of usable bundles into an index. */
+export function loadPieces(
+  index: PieceIndex, { pieces, isUsable }: { pieces: Buffer; isUsable: (bundle: number) => boolean },
+): void {
+  for (let at = 0; at < pieces.length; at += PIECE_RECORD_BYTES) {
+    const bundle = pieces.readUInt32LE(at + DIGEST_BYTES)
+    if (!isUsable(bundle)) continue
+    const id = pieces.subarray(at, at + DIGEST_BYTES)
+    index.claim(id)
+    index.locate(id, {
+      bundle, length: pieces.readUInt32LE(at + DIGEST_BYTES + 4),
+      offset: pieces.readDoubleLE(at + DIGEST_BYTES + 8),
+    })
+  }
+}

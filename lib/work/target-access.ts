@@ -1,0 +1,81 @@
+// From a configured target to its repository: opens the target, recognises the repository, remembers which one it was.
+//
+// Guards X.13: a target that had a repository and now shows an empty directory, or another repository, is not written to.
+// Throws TARGET_ABSENT, TARGET_FOREIGN, TARGET_FORMAT and what opening throws.
+
+import { mkdirSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { BackupError } from '../errors.ts'
+import type { Configuration, TargetConfiguration } from '../machine/config.ts'
+import { writeDurably } from '../machine/durable-file.ts'
+import { rawPathFromText } from '../model/raw-path.ts'
+import { openDirectoryTarget } from '../target/directory.ts'
+import type { Target } from '../target/target.ts'
+import { type Repository, createRepository, findRepository } from './repository.ts'
+
+/** The target as configured, present and mounted. @throws BackupError TARGET_ABSENT */
+export function openTarget({ name, path, mustBeMounted }: TargetConfiguration): Target {
+  return openDirectoryTarget({ name, path, mustBeMounted })
+}
+
+/** The configured target of that name. @throws BackupError USAGE */
+export function targetNamed(configuration: Configuration, name: string): TargetConfiguration {
+  const found = configuration.targets.find((target) => target.name === name)
+  if (found !== undefined) return found
+  const names = configuration.targets.map((target) => target.name).join(', ')
+  throw new BackupError('USAGE', `there is no target ${name}`, {
+    hint: names === '' ? 'the configuration has no targets' : `configured are: ${names}`,
+  })
+}
+
+/** The repository to read from. @throws BackupError TARGET_ABSENT when there is none */
+export async function repositoryToRead(target: Target): Promise<Repository> {
+  const repository = await findRepository(target)
+  if (repository !== undefined) return repository
+  throw new BackupError('TARGET_ABSENT', `target ${target.name}: there is no repository at ${target.place}`, {
+    hint: 'check that the right drive is mounted; `backup-external` makes a repository with the first export',
+  })
+}
+
+/** The repository to export to, made with the first export. */
+export async function repositoryToWrite(
+  target: Target, { staging, nowMs }: { staging: string; nowMs: number },
+): Promise<Repository> {
+  const known = knownRepositories(staging)
+  const knownId = known[target.name]
+  const found = await findRepository(target)
+  if (found === undefined && knownId !== undefined) {
+    throw new BackupError('TARGET_ABSENT', `target ${target.name}: its repository is not at ${target.place}`, {
+      hint: 'mount the drive that has it; to begin anew on an empty one, give the target another name',
+      retry: 'later',
+    })
+  }
+  if (found !== undefined && knownId !== undefined && found.id !== knownId) {
+    throw new BackupError('TARGET_FOREIGN', `target ${target.name}: another repository is at ${target.place}`, {
+      hint: 'plug in the drive that belongs to this target, or configure this one under a name of its own; '
+        + 'nothing was written',
+    })
+  }
+  const repository = found ?? await createRepository(target, { nowMs })
+  if (knownId === undefined) remember(staging, { ...known, [target.name]: repository.id })
+  return repository
+}
+
+function knownFile(staging: string): string {
+  return join(staging, '.state', 'targets.json')
+}
+
+/** Repository ids by target name; empty where nothing is known (or the state is lost). */
+function knownRepositories(staging: string): Readonly<Record<string, string>> {
+  try {
+    return JSON.parse(readFileSync(knownFile(staging), 'utf8')) as Readonly<Record<string, string>>
+  } catch {
+    return {}
+  }
+}
+
+function remember(staging: string, known: Readonly<Record<string, string>>): void {
+  mkdirSync(join(staging, '.state'), { recursive: true, mode: 0o700 })
+  const bytes = Buffer.from(`${JSON.stringify(known)}\n`)
+  writeDurably({ path: rawPathFromText(knownFile(staging)), bytes, mode: 0o600, replace: true })
+}

@@ -1,0 +1,303 @@
+// Proves exports: every byte they need is read from the medium and compared with what was signed. Writes nothing.
+//
+// Signatures and manifests first, then catalogs, then every bundle once in worker threads, whatever exports share it. Without an
+// identity only signatures and checksums can be checked, and the result says so. Damage is named by path (invariants 8, 10).
+
+import { Buffer } from 'node:buffer'
+import { Worker } from 'node:worker_threads'
+import { BackupError, type PlainError, packError } from '../errors.ts'
+import { DIGEST_BYTES, digestBytes } from '../format/chunker.ts'
+import { type Entry, type Range } from '../model/entry.ts'
+import { exportName } from '../model/manifest.ts'
+import type { RawPath } from '../model/raw-path.ts'
+import type { Report } from '../model/report.ts'
+import type { BundlePlace } from '../model/shard.ts'
+import { MANIFEST, bundleFile } from '../model/verification.ts'
+import { entryHeader } from './entry-header.ts'
+import { ExportReader } from './export-reader.ts'
+import {
+  type ExportPlace, type Repository, directoryOf, readManifest, readVerification, sha256OfFile,
+} from './repository.ts'
+import type { VerifyReply, VerifyRequest } from './verify-worker.ts'
+
+export interface VerifyOptions {
+  readonly repository: Repository
+  readonly places: readonly ExportPlace[]
+  readonly publicKeys: (machine: string) => Promise<readonly string[]>
+  /** Empty: checksums and signatures only. */
+  readonly identities: readonly string[]
+  readonly cores: number
+  readonly report: Report
+  readonly signal: AbortSignal
+}
+
+export interface VerifiedExport extends ExportPlace {
+  readonly complete: boolean | undefined
+  readonly files: number | undefined
+  readonly bytes: number | undefined
+  readonly problems: readonly PlainError[]
+  /** Paths whose bytes or metadata are damaged or gone. */
+  readonly damaged: readonly RawPath[]
+}
+
+export interface VerifyOutcome {
+  readonly exports: readonly VerifiedExport[]
+  readonly bundles: number
+  readonly bytesRead: number
+  /** Whether content was checked, or only checksums and signatures. */
+  readonly deep: boolean
+}
+
+/** @throws BackupError IDENTITY_WRONG when the identity opens nothing, INTERRUPTED */
+export async function verifyExports(options: VerifyOptions): Promise<VerifyOutcome> {
+  const deep = options.identities.length > 0
+  const expectations = new Map<string, BundleExpectation>()
+  const examined: Examined[] = []
+  options.report({ kind: 'phase', name: 'reading catalogs' })
+  for (const place of options.places) {
+    examined.push(deep ? await examineDeep(options, { place, expectations })
+      : await examineShallow(options, { place, expectations }))
+  }
+  const replies = await verifyBundles(options, expectations)
+  const exports = examined.map((one) => judge(one, { expectations, replies, options }))
+  const bytesRead = [...replies.values()].reduce((sum, reply) => sum + reply.bytesRead, 0)
+  return { exports, bundles: replies.size, bytesRead, deep }
+}
+
+/** What all exports together expect of one bundle. */
+interface BundleExpectation {
+  readonly name: string
+  readonly machine: string
+  readonly sha256: string
+  readonly sizeBytes: number | undefined
+  /** By offset; what several exports name is there once. */
+  readonly ranges: Map<number, { readonly length: number; readonly digest: Buffer }> | undefined
+}
+
+interface Examined {
+  readonly place: ExportPlace
+  readonly reader: ExportReader | undefined
+  readonly bundles: readonly string[]
+  readonly problems: PlainError[]
+  readonly complete: boolean | undefined
+  readonly files: number | undefined
+  readonly bytes: number | undefined
+}
+
+type Expectations = Map<string, BundleExpectation>
+
+function keyOf(machine: string, bundle: string): string {
+  return `${machine}/${bundle}`
+}
+
+async function examineShallow(
+  options: VerifyOptions, { place, expectations }: { place: ExportPlace; expectations: Expectations },
+): Promise<Examined> {
+  const none = { place, reader: undefined, complete: undefined, files: undefined, bytes: undefined }
+  try {
+    const { repository } = options
+    const verification = await readVerification(repository, place, await options.publicKeys(place.machine))
+    for (const [name, sha256] of verification.bundles) {
+      expect(expectations, { machine: place.machine, name, sha256, sizeBytes: undefined, deep: false })
+    }
+    const sha256 = await sha256OfFile(repository.target, `${directoryOf(place)}/${MANIFEST}`)
+    const problems = sha256 === verification.manifestSha256 ? []
+      : [packError(new BackupError('MANIFEST_DAMAGED', `the manifest of ${exportName(place)} does not have its signed checksum`))]
+    return { ...none, bundles: [...verification.bundles.keys()], problems }
+  } catch (error) {
+    if (!(error instanceof BackupError)) throw error
+    return { ...none, bundles: [], problems: [packError(error)] }
+  }
+}
+
+async function examineDeep(
+  options: VerifyOptions, { place, expectations }: { place: ExportPlace; expectations: Expectations },
+): Promise<Examined> {
+  const { repository, identities } = options
+  let reader: ExportReader | undefined
+  const problems: PlainError[] = []
+  try {
+    const publicKeys = await options.publicKeys(place.machine)
+    const manifest = await readManifest(repository, place, { publicKeys, identities })
+    reader = new ExportReader({ repository, manifest, identities })
+    for (const { name, sizeBytes, sha256 } of manifest.bundles) {
+      expect(expectations, { machine: place.machine, name, sha256, sizeBytes, deep: true })
+    }
+    const { complete, statistics: { files, bytes } } = manifest
+    expectCatalog(reader, { expectations, problems })
+    const bundles = manifest.bundles.map(({ name }) => name)
+    return { place, reader, bundles, problems, complete, files, bytes }
+  } catch (error) {
+    if (!(error instanceof BackupError) || error.code === 'IDENTITY_WRONG') throw error
+    const bundles = reader?.manifest.bundles.map(({ name }) => name) ?? []
+    problems.push(packError(error))
+    return { place, reader: undefined, bundles, problems, complete: undefined, files: undefined, bytes: undefined }
+  }
+}
+
+function expect(
+  expectations: Expectations,
+  { machine, name, sha256, sizeBytes, deep }: {
+    machine: string; name: string; sha256: string; sizeBytes: number | undefined; deep: boolean
+  },
+): void {
+  const key = keyOf(machine, name)
+  if (expectations.has(key)) return
+  expectations.set(key, { name, machine, sha256, sizeBytes, ranges: deep ? new Map() : undefined })
+}
+
+/** Adds what an export's catalog says of each bundle; a shard that cannot be read is a problem, not the end. */
+function expectCatalog(
+  reader: ExportReader, { expectations, problems }: { expectations: Expectations; problems: PlainError[] },
+): void {
+  const { machine, index } = reader.manifest
+  const add = (bundle: string, [offset, length]: readonly [number, number], digest: Buffer) => {
+    const expectation = expectations.get(keyOf(machine, bundle))
+    if (expectation === undefined) {
+      throw new BackupError('CATALOG_DAMAGED', `the catalog names ${bundle}, which the manifest does not`)
+    }
+    expectation.ranges?.set(offset, { length, digest })
+  }
+  add(index.bundle, index.tar, Buffer.from(index.digest, 'hex'))
+  for (const place of reader.index()) {
+    try {
+      add(place.bundle, place.tar, Buffer.from(place.digest, 'hex'))
+      const { bundles, entries } = reader.shard(place)
+      for (const entry of entries) expectEntry(entry, { bundles, add })
+    } catch (error) {
+      if (!(error instanceof BackupError)) throw error
+      problems.push(packError(error))
+    }
+  }
+}
+
+function expectEntry(
+  entry: Entry,
+  { bundles, add }: {
+    bundles: readonly BundlePlace[]
+    add: (bundle: string, range: readonly [number, number], digest: Buffer) => void
+  },
+): void {
+  if (entry.header !== undefined) {
+    const [bundle, offset, length] = entry.header
+    add(bundles[bundle]!.name, [offset, length], digestBytes(entryHeader({ metadata: entry, chunk: entry.chunk })))
+  }
+  for (const [id, bundle, offset, length] of entry.pieces ?? []) {
+    add(bundles[bundle]!.name, [offset, length], Buffer.from(id, 'hex'))
+  }
+}
+
+async function verifyBundles(
+  options: VerifyOptions, expectations: Expectations,
+): Promise<ReadonlyMap<string, VerifyReply>> {
+  const queue = [...expectations].sort(([, a], [, b]) => (b.sizeBytes ?? 0) - (a.sizeBytes ?? 0))
+  const replies = new Map<string, VerifyReply>()
+  const { identities, report, signal } = options
+  const bytesTotal = queue.reduce((sum, [, { sizeBytes }]) => sum + (sizeBytes ?? 0), 0)
+  let bytesDone = 0
+  const workers = Array.from({ length: Math.min(options.cores, queue.length) }, () =>
+    new Worker(new URL('./verify-worker.js', import.meta.url), { workerData: { identities } }))
+  const runOne = async (worker: Worker): Promise<void> => {
+    for (let next = queue.shift(); next !== undefined; next = queue.shift()) {
+      const [key, expectation] = next
+      const reply = await ask(worker, { request: requestFor(options.repository, expectation), signal })
+      replies.set(key, reply)
+      bytesDone += reply.bytesRead
+      report({ kind: 'progress', phase: 'verifying', filesDone: replies.size, filesTotal: expectations.size, bytesDone, bytesTotal })
+    }
+  }
+  try {
+    await Promise.all(workers.map(runOne))
+  } finally {
+    await Promise.all(workers.map((worker) => worker.terminate()))
+  }
+  return replies
+}
+
+function ask(
+  worker: Worker, { request, signal }: { request: VerifyRequest; signal: AbortSignal },
+): Promise<VerifyReply> {
+  return new Promise((resolve, reject) => {
+    const onAbort = () => reject(new BackupError('INTERRUPTED', 'the verification was interrupted', {
+      hint: 'nothing was changed; start it again',
+    }))
+    if (signal.aborted) onAbort()
+    signal.addEventListener('abort', onAbort, { once: true })
+    worker.once('error', reject)
+    worker.once('message', (reply: VerifyReply) => {
+      signal.removeEventListener('abort', onAbort)
+      worker.removeListener('error', reject)
+      resolve(reply)
+    })
+    worker.postMessage(request)
+  })
+}
+
+function requestFor({ target }: Repository, expectation: BundleExpectation): VerifyRequest {
+  const { name, machine, sizeBytes, sha256, ranges } = expectation
+  const path = target.localPath(`machines/${machine}/${bundleFile(name)}`)
+  return { name, path, sizeBytes, sha256, ranges: ranges === undefined ? undefined : packRanges(ranges) }
+}
+
+function packRanges(ranges: NonNullable<BundleExpectation['ranges']>): VerifyRequest['ranges'] {
+  const sorted = [...ranges].sort(([a], [b]) => a - b)
+  const digests = Buffer.alloc(sorted.length * DIGEST_BYTES)
+  sorted.forEach(([, { digest }], i) => digest.copy(digests, i * DIGEST_BYTES))
+  return {
+    offsets: Float64Array.from(sorted, ([offset]) => offset),
+    lengths: Float64Array.from(sorted, ([, { length }]) => length), digests,
+  }
+}
+
+/** What the replies mean for one export: problems of its bundles, and the paths that lie in damaged ranges. */
+function judge(
+  examined: Examined,
+  { expectations, replies, options }: {
+    expectations: Expectations; replies: ReadonlyMap<string, VerifyReply>; options: VerifyOptions
+  },
+): VerifiedExport {
+  const { place, reader, bundles, complete, files, bytes } = examined
+  const own = bundles.map((name) => keyOf(place.machine, name))
+  const problems = [...examined.problems, ...own.flatMap((key) => replies.get(key)?.problems ?? [])]
+  const damagedRanges = new Set(own.flatMap((key) => damagedOf(key, { expectations, replies })))
+  const damaged = reader === undefined || damagedRanges.size === 0 ? [] : damagedPaths(reader, damagedRanges)
+  reader?.close()
+  if (damaged.length > 0 && problems.length === 0) {
+    problems.push(packError(new BackupError('BUNDLE_DAMAGED', `${damaged.length} paths differ from the signed catalog`)))
+  }
+  options.report({
+    kind: 'notice', level: problems.length === 0 ? 'info' : 'warning', code: 'VERIFIED',
+    message: `${exportName(place)}: ${problems.length === 0 ? 'whole' : `damaged, ${damaged.length} paths`}`,
+  })
+  return { ...place, complete, files, bytes, problems, damaged }
+}
+
+function damagedOf(
+  key: string, { expectations, replies }: { expectations: Expectations; replies: ReadonlyMap<string, VerifyReply> },
+): string[] {
+  const damaged = replies.get(key)?.damaged ?? []
+  if (damaged.length === 0) return []
+  const offsets = [...expectations.get(key)?.ranges?.keys() ?? []].sort((a, b) => a - b)
+  const name = expectations.get(key)!.name
+  return damaged.map((i) => `${name}:${offsets[i]}`)
+}
+
+function damagedPaths(reader: ExportReader, damagedRanges: ReadonlySet<string>): RawPath[] {
+  const paths: RawPath[] = []
+  for (const place of reader.index()) {
+    let shard
+    try {
+      shard = reader.shard(place)
+    } catch (error) {
+      // Told as a problem of the export already: its paths cannot be named, only where they begin.
+      if (!(error instanceof BackupError)) throw error
+      continue
+    }
+    const isDamaged = ([bundle, offset]: Range) => damagedRanges.has(`${shard.bundles[bundle]!.name}:${offset}`)
+    for (const entry of shard.entries) {
+      const pieces = (entry.pieces ?? []).some(([, bundle, offset, length]) => isDamaged([bundle, offset, length]))
+      if (pieces || (entry.header !== undefined && isDamaged(entry.header))) paths.push(entry.path)
+    }
+  }
+  return paths
+}

@@ -1,0 +1,15 @@
+// Every test passes, and then something that was left running throws.
+
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+
+const test = suite('late failure')
+
+test('one is one', () => {
+  setTimeout(() => {
+    throw new Error('left running')
+  }, 50)
+  assert.is(1, 1)
+})
+
+test.run()
