@@ -31,30 +31,16 @@ say() {
   printf '\n%s%d. %s%s\n' "$bold" "$steps" "$1" "$plain"
 }
 
-# show COMMAND…: prints it as it would be typed, then runs it.
+# show COMMAND…: prints it, then runs it.
 show() {
-  printf '$'
-  printf ' %s' "$(typed "$@")"
-  printf '\n'
+  printf '$ %s\n' "$*"
   "$@"
 }
 
 # shell LINE: the same for a line with pipes in it.
 shell() {
-  printf '$ %s\n' "${1//"$work"/\~demo}"
+  printf '$ %s\n' "$1"
   bash -euo pipefail -c "$1"
-}
-
-# The scratch directory is shown as ~demo: its name is of no interest.
-typed() {
-  local word line=''
-  for word in "$@"; do
-    case $word in
-      *[!A-Za-z0-9_./=:,@~-]*) word="'$word'" ;;
-    esac
-    line="$line${line:+ }${word//"$work"/\~demo}"
-  done
-  printf '%s' "$line"
 }
 
 # The programs under their own names, as an installation has them.
@@ -116,7 +102,7 @@ say 'Both phases again, in one word: only what changed is written, and a moved p
 show backup --config "$config"
 all=$(find "$drive" -name 'data-*.age' -exec cat {} + | wc -c | tr -d ' ')
 echo "data bundles: $first bytes the first time, $((all - first)) the second"
-[ $((all - first)) -lt $((first / 10)) ]
+[ "$all" -gt "$first" ] && [ $((all - first)) -lt $((first / 10)) ]
 
 say 'What is on the drive.'
 show backup-restore --config "$config" --source external --list "${identity[@]}"
@@ -150,10 +136,10 @@ shell "cd '$export_directory' && minisign -V -p '$signing_key' -m verification.s
 say 'Without this program: argon2 and age open the identity (age asks for its passphrase on a terminal).'
 # The recipe that stands in the .salt file; the passphrase goes through a pipe, never through an argument.
 salt=$(sed -n 's/.*argon2 \([^ ]*\) -id .*/\1/p' "$keys/identity.age.salt" | head -n 1)
-echo '$ argon2 SALT -id -t 3 -m 18 -p 1 -l 32 -r <~demo/passphrase'
+echo "$ argon2 $salt -id -t 3 -m 18 -p 1 -l 32 -r <$work/passphrase"
 stretched=$(argon2 "$salt" -id -t 3 -m 18 -p 1 -l 32 -r <"$work/passphrase")
 echo "(64 hexadecimal digits: ${#stretched})"
-echo '$ age -d -o ~demo/identity.txt ~demo/keys/identity.age'
+echo "$ age -d -o $work/identity.txt $keys/identity.age"
 open="age -d -o '$work/identity.txt' '$keys/identity.age'"
 if [ "$(uname)" = Linux ]; then
   (sleep 1; printf '%s\n' "$stretched"; sleep 2) | script -qec "$open" /dev/null >/dev/null

@@ -60,7 +60,8 @@ function locked(fd: number): BackupError {
   return new BackupError('LOCKED', `another run is under way${who}`, { hint, retry: 'later', facts: { holder } })
 }
 
-function bootId(): string {
+/** A different text after each start of the machine; `unknown` where there is none. */
+export function bootId(): string {
   try {
     return readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim()
   } catch {

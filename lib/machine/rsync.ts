@@ -8,7 +8,7 @@
 import { Buffer } from 'node:buffer'
 import { BackupError } from '../errors.ts'
 import type { MissingPath } from '../model/collection.ts'
-import { displayText, type RawPath, rawPathToBytes } from '../model/raw-path.ts'
+import { displayText, parentOf, type RawPath, rawPathToBytes } from '../model/raw-path.ts'
 import { runProgram } from './shell.ts'
 
 export interface RsyncSource {
@@ -32,6 +32,8 @@ export interface RsyncCall {
   readonly target: RawPath
   /** Copies what symbolic links point to: only for sources that are links to files. */
   readonly followLinks: boolean
+  /** Whether the target keeps nanoseconds: without them no file would ever look unchanged. */
+  readonly exactTimes: boolean
   readonly dryRun: boolean
   readonly onItem: (item: RsyncItem) => void
   readonly signal?: AbortSignal | undefined
@@ -111,14 +113,27 @@ function rsyncArguments(call: RsyncCall): (string | Buffer)[] {
   })
   return [
     '-aHAXS', '--numeric-ids', '--relative', '-ii', '--out-format=%i %l %n',
+    // Otherwise rsync compares whole seconds, and neither sees nor sets a time that differs by less.
+    ...(call.exactTimes ? ['--modify-window=-1'] : []),
     ...(call.dryRun ? ['--dry-run'] : []),
     ...(call.followLinks ? ['--copy-links'] : []),
     '--filter=- lost+found/',
     ...call.leftOut.map((path) => rawPathToBytes(`--filter=- ${literalPattern(path)}/`)),
+    ...sourceRules(call.sources),
     '--from0', '--exclude-from=-',
     ...call.linkDestinations.slice(0, MAX_LINK_DESTINATIONS).map((path) => rawPathToBytes(`--link-dest=${path}`)),
     '--', ...sources, rawPathToBytes(`${call.target}/`),
   ]
+}
+
+/** A source is never excluded by a pattern that fits it, or a directory above it, by chance: `tmp/*` and `/tmp/mine`. */
+function sourceRules(sources: readonly RsyncSource[]): Buffer[] {
+  const rules = new Set<RawPath>()
+  for (const { path, isDirectory } of sources) {
+    if (path !== '/') rules.add(`${literalPattern(path)}${isDirectory ? '/' : ''}`)
+    for (let parent = parentOf(path); parent !== ''; parent = parentOf(parent)) rules.add(`${literalPattern(parent)}/`)
+  }
+  return [...rules].map((rule) => rawPathToBytes(`--filter=+ ${rule}`))
 }
 
 /** A backslash escapes a wildcard, but only in a pattern that has one (rsync(1), PATTERN MATCHING RULES). */
@@ -138,7 +153,7 @@ function hearItem({ onItem }: RsyncCall, line: Buffer): void {
   const [, update, kind, , length, name = ''] = match
   const isFile = kind === 'f'
   const path = decodeName(name).replace(/\/$/, '')
-  onItem({ path, isFile, sizeBytes: isFile ? Number(length) : 0, copied: isFile && update === '>' })
+  onItem({ path, isFile, sizeBytes: isFile ? Number(length) : 0, copied: isFile && update !== 'h' })
 }
 
 /** What rsync says on standard error. */

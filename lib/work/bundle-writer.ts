@@ -65,6 +65,11 @@ export class BundleWriter {
     return this.#bundle.writtenBytes + this.#blockBytes
   }
 
+  /** The frames that are ended. */
+  get frames(): readonly FrameRange[] {
+    return this.#bundle.frames
+  }
+
   /** Begins a bundle. @throws BackupError when the file cannot be made. */
   open(path: RawPath): void {
     assert(!this.isOpen)

@@ -6,9 +6,9 @@
 import { Buffer } from 'node:buffer'
 import { digestOf } from '../format/chunker.ts'
 import { encodePlainHeader, tarPadding } from '../format/tar.ts'
-import type { Entry, FrameRange } from '../model/entry.ts'
+import type { Entry } from '../model/entry.ts'
 import type { IndexPlace } from '../model/manifest.ts'
-import { rawPathFromText } from '../model/raw-path.ts'
+import { type RawPath, rawPathFromText } from '../model/raw-path.ts'
 import {
   type BundlePlace, type ShardPlace, cutShards, encodeIndex, encodeShard, framesOf,
 } from '../model/shard.ts'
@@ -35,7 +35,7 @@ export interface CatalogOptions {
   readonly usableTarBytes: (bundle: string) => number | undefined
   readonly writer: BundleWriter
   /** Where a catalog bundle is written, and its bundle name. */
-  readonly bundle: { readonly partial: string; readonly name: string }
+  readonly bundle: { readonly partial: RawPath; readonly name: string }
 }
 
 /** @throws what BundleWriter throws; the partial file is gone then */
@@ -56,7 +56,7 @@ export function writeCatalog(options: CatalogOptions): WrittenCatalog {
     const kept = last?.index.digest === digest && isUsable(options, last.index.bundle)
     const index = kept ? last.index
       : { digest, ...member.write(`index/${digest}.jsonl`, indexBytes), shards: shards.length }
-    return { shards: member.resolve(shards), index: member.resolve([index])[0]!, bundle: member.finish() }
+    return { shards, index, bundle: options.writer.isOpen ? options.writer.finish() : undefined }
   } catch (error) {
     options.writer.abort()
     throw error
@@ -91,35 +91,20 @@ type Place = Pick<ShardPlace, 'bundle' | 'tar' | 'frames'>
 /** Appends members to the catalog bundle, which it opens with the first one; a frame or more for each. */
 class MemberWriter {
   readonly #options: CatalogOptions
-  #facts: BundleFacts | undefined
 
   constructor(options: CatalogOptions) {
     this.#options = options
   }
 
-  /** The place is without frames: those are known when the bundle is finished. */
   write(path: string, bytes: Buffer): Place {
     const { writer, bundle } = this.#options
-    if (!writer.isOpen) writer.open(rawPathFromText(bundle.partial))
+    if (!writer.isOpen) writer.open(bundle.partial)
     writer.append(encodePlainHeader({ path: rawPathFromText(path), sizeBytes: bytes.length }))
     const offset = writer.tarBytes
     writer.append(bytes)
     writer.append(Buffer.alloc(tarPadding(bytes.length)))
     writer.endFrame()
-    return { bundle: bundle.name, tar: [offset, bytes.length], frames: [] }
-  }
-
-  /** Fills in the frames of what was written now. */
-  resolve<T extends Place>(places: readonly T[]): T[] {
-    this.finish()
-    const frames: readonly FrameRange[] = this.#facts?.frames ?? []
-    return places.map((place) => place.bundle !== this.#options.bundle.name ? place : {
-      ...place, frames: framesOf(frames, { offset: place.tar[0], length: place.tar[1] }),
-    })
-  }
-
-  finish(): BundleFacts | undefined {
-    if (this.#options.writer.isOpen) this.#facts = this.#options.writer.finish()
-    return this.#facts
+    const frames = framesOf(writer.frames, { offset, length: bytes.length })
+    return { bundle: bundle.name, tar: [offset, bytes.length], frames }
   }
 }

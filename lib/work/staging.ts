@@ -77,6 +77,24 @@ export function listCollections({ staging, set }: SetPlace): CollectionInfo[] {
   return listStamps({ staging, set }).map((stamp) => readHeader({ staging, set, stamp }))
 }
 
+/** The collections of a set whose catalogs can be read, oldest first, and the stamps of the others. */
+export function surveyCollections(place: SetPlace): {
+  readonly collections: readonly CollectionInfo[]
+  readonly damaged: readonly Stamp[]
+} {
+  const collections: CollectionInfo[] = []
+  const damaged: Stamp[] = []
+  for (const stamp of listStamps(place)) {
+    try {
+      collections.push(readHeader({ ...place, stamp }))
+    } catch (error) {
+      if (!(error instanceof BackupError) || error.code !== 'CATALOG_DAMAGED') throw error
+      damaged.push(stamp)
+    }
+  }
+  return { collections, damaged }
+}
+
 /** The stamps of the collections of a set, oldest first. */
 export function listStamps(place: SetPlace): Stamp[] {
   const names = new Set(setNames(place))

@@ -25,6 +25,8 @@ export interface ExpectedRanges {
 }
 
 export interface VerifyRequest {
+  /** Comes back with the reply. */
+  readonly key: string
   readonly name: string
   readonly path: RawPath
   readonly sizeBytes: number | undefined
@@ -34,6 +36,7 @@ export interface VerifyRequest {
 }
 
 export interface VerifyReply {
+  readonly key: string
   readonly name: string
   readonly bytesRead: number
   /** What is wrong with the file; empty when it is whole. */
@@ -67,7 +70,7 @@ export function verifyBundle(request: VerifyRequest, identities: readonly string
   const all = request.ranges?.offsets.length ?? 0
   const damaged = checker === undefined ? Array.from({ length: all }, (_, i) => i) : checker.finish()
   problems.push(...checker?.problems ?? [])
-  return { name: request.name, bytesRead, problems, damaged }
+  return { key: request.key, name: request.name, bytesRead, problems, damaged }
 }
 
 function unreadable({ name }: VerifyRequest, cause: unknown): BackupError {

@@ -4,7 +4,6 @@
 // identity only signatures and checksums can be checked, and the result says so. Damage is named by path (invariants 8, 10).
 
 import { Buffer } from 'node:buffer'
-import { Worker } from 'node:worker_threads'
 import { BackupError, type PlainError, packError } from '../errors.ts'
 import { DIGEST_BYTES, digestBytes } from '../format/chunker.ts'
 import { type Entry, type Range } from '../model/entry.ts'
@@ -19,6 +18,7 @@ import {
   type ExportPlace, type Repository, directoryOf, readManifest, readVerification, sha256OfFile,
 } from './repository.ts'
 import type { VerifyReply, VerifyRequest } from './verify-worker.ts'
+import { runWorkers } from './worker-pool.ts'
 
 export interface VerifyOptions {
   readonly repository: Repository
@@ -192,51 +192,31 @@ async function verifyBundles(
 ): Promise<ReadonlyMap<string, VerifyReply>> {
   const queue = [...expectations].sort(([, a], [, b]) => (b.sizeBytes ?? 0) - (a.sizeBytes ?? 0))
   const replies = new Map<string, VerifyReply>()
-  const { identities, report, signal } = options
+  const { identities, report, signal, cores } = options
   const bytesTotal = queue.reduce((sum, [, { sizeBytes }]) => sum + (sizeBytes ?? 0), 0)
   let bytesDone = 0
-  const workers = Array.from({ length: Math.min(options.cores, queue.length) }, () =>
-    new Worker(new URL('./verify-worker.js', import.meta.url), { workerData: { identities } }))
-  const runOne = async (worker: Worker): Promise<void> => {
-    for (let next = queue.shift(); next !== undefined; next = queue.shift()) {
-      const [key, expectation] = next
-      const reply = await ask(worker, { request: requestFor(options.repository, expectation), signal })
-      replies.set(key, reply)
+  await runWorkers<VerifyRequest, VerifyReply>({
+    script: './verify-worker.js', workerData: { identities }, workers: cores, signal,
+    requests: queue.map(([key, expectation]) => requestFor(options.repository, { key, expectation })),
+    interruptedHint: 'nothing was changed; start it again',
+    onReply: (reply) => {
+      replies.set(reply.key, reply)
       bytesDone += reply.bytesRead
-      report({ kind: 'progress', phase: 'verifying', filesDone: replies.size, filesTotal: expectations.size, bytesDone, bytesTotal })
-    }
-  }
-  try {
-    await Promise.all(workers.map(runOne))
-  } finally {
-    await Promise.all(workers.map((worker) => worker.terminate()))
-  }
+      report({
+        kind: 'progress', phase: 'verifying', filesDone: replies.size, filesTotal: queue.length, bytesDone,
+        ...(bytesTotal === 0 ? {} : { bytesTotal }),
+      })
+    },
+  })
   return replies
 }
 
-function ask(
-  worker: Worker, { request, signal }: { request: VerifyRequest; signal: AbortSignal },
-): Promise<VerifyReply> {
-  return new Promise((resolve, reject) => {
-    const onAbort = () => reject(new BackupError('INTERRUPTED', 'the verification was interrupted', {
-      hint: 'nothing was changed; start it again',
-    }))
-    if (signal.aborted) onAbort()
-    signal.addEventListener('abort', onAbort, { once: true })
-    worker.once('error', reject)
-    worker.once('message', (reply: VerifyReply) => {
-      signal.removeEventListener('abort', onAbort)
-      worker.removeListener('error', reject)
-      resolve(reply)
-    })
-    worker.postMessage(request)
-  })
-}
-
-function requestFor({ target }: Repository, expectation: BundleExpectation): VerifyRequest {
+function requestFor(
+  { target }: Repository, { key, expectation }: { key: string; expectation: BundleExpectation },
+): VerifyRequest {
   const { name, machine, sizeBytes, sha256, ranges } = expectation
   const path = target.localPath(`machines/${machine}/${bundleFile(name)}`)
-  return { name, path, sizeBytes, sha256, ranges: ranges === undefined ? undefined : packRanges(ranges) }
+  return { key, name, path, sizeBytes, sha256, ranges: ranges === undefined ? undefined : packRanges(ranges) }
 }
 
 function packRanges(ranges: NonNullable<BundleExpectation['ranges']>): VerifyRequest['ranges'] {

@@ -55,9 +55,10 @@ export function onBtrfs(real: RawPath, mounts: readonly Mount[] = readMounts()):
   return mountOf(real, mounts)?.type === 'btrfs'
 }
 
-/** Whether a directory of a view is where a nested subvolume should be. */
+/** Whether a directory of a view is where a nested subvolume should be, and not the root of some other filesystem. */
 export function isNestedSubvolume(path: RawPath): boolean {
-  return lstatSync(rawPathToBytes(path), { throwIfNoEntry: false })?.ino === ABSENT_SUBVOLUME_INODE
+  const stat = lstatSync(rawPathToBytes(path), { throwIfNoEntry: false })
+  return stat?.ino === ABSENT_SUBVOLUME_INODE && !readMounts().some(({ point }) => point === path)
 }
 
 /**

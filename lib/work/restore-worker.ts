@@ -1,0 +1,232 @@
+// The worker thread of a restore: ranged read | age | zstd | digest check | temporary name | metadata | final name.
+//
+// restore.ts sends batches of files, whose directories are there, and gets an outcome for each. No file gets its final name before
+// its last byte was compared with the signed catalog's digest (invariant 9); a damaged one is named and the rest goes on.
+
+import { Buffer } from 'node:buffer'
+import {
+  closeSync, constants, fchmodSync, ftruncateSync, fstatSync, lstatSync, openSync, readSync,
+  renameSync, unlinkSync, writeSync,
+} from 'node:fs'
+import { parentPort, threadId, workerData } from 'node:worker_threads'
+import { BackupError, type PlainError, packError, systemCode } from '../errors.ts'
+import { digestBytes } from '../format/chunker.ts'
+import { applyMetadata } from '../machine/metadata.ts'
+import { type Entry, type FrameRange, dataBytes } from '../model/entry.ts'
+import { type RawPath, displayPath, parentOf, rawPathToBytes } from '../model/raw-path.ts'
+import { BundleReader } from './bundle-reader.ts'
+
+export interface RestoreSettings {
+  readonly identities: readonly string[]
+  /** What the pieces of entries name by number. */
+  readonly bundles: readonly { readonly path: RawPath; readonly frames: readonly FrameRange[] }[]
+  readonly overwrite: boolean
+}
+
+export interface RestoreItem {
+  readonly index: number
+  /** Where it goes; its directory exists. */
+  readonly path: RawPath
+  readonly entry: Entry
+}
+
+export type FileOutcome =
+  | { readonly kind: 'written'; readonly lost: readonly string[] }
+  | { readonly kind: 'same' }
+  /** Something else is there, and may not be overwritten. */
+  | { readonly kind: 'kept' }
+  | { readonly kind: 'failed'; readonly error: PlainError }
+
+export interface RestoreReply {
+  readonly outcomes: readonly { readonly index: number; readonly outcome: FileOutcome }[]
+  readonly bytes: number
+}
+
+/** Bundles open at a time in one worker. */
+const OPEN_BUNDLES = 8
+const PARTIAL_PREFIX = '.backup-restore-'
+
+/** The temporary name in a directory; a later restore finds and removes what a killed one left. */
+export function partialName(worker: number): string {
+  return `${PARTIAL_PREFIX}${worker}.partial`
+}
+
+export function isPartialName(name: RawPath): boolean {
+  return /^\.backup-restore-\d+\.partial$/.test(name)
+}
+
+class Restorer {
+  readonly #settings: RestoreSettings
+  readonly #open = new Map<number, BundleReader>()
+
+  constructor(settings: RestoreSettings) {
+    this.#settings = settings
+  }
+
+  restoreBatch(items: readonly RestoreItem[]): RestoreReply {
+    let bytes = 0
+    const outcomes = items.map((item) => {
+      const outcome = this.#attempt(item)
+      if (outcome.kind === 'written') bytes += dataBytes(item.entry)
+      return { index: item.index, outcome }
+    })
+    return { outcomes, bytes }
+  }
+
+  #attempt(item: RestoreItem): FileOutcome {
+    try {
+      return this.#restore(item)
+    } catch (error) {
+      return { kind: 'failed', error: packError(asFailure(item, error)) }
+    }
+  }
+
+  #restore({ path, entry }: RestoreItem): FileOutcome {
+    const there = lstatSync(rawPathToBytes(path), { throwIfNoEntry: false, bigint: true })
+    if (there !== undefined) {
+      if (there.isFile() && isSameFile(path, { entry, mtimeNs: there.mtimeNs, size: there.size })) {
+        return { kind: 'same' }
+      }
+      if (there.isDirectory() || !this.#settings.overwrite) return { kind: 'kept' }
+    }
+    const partial = `${parentOf(path)}/${partialName(threadId)}`
+    const fd = openExclusive(partial)
+    try {
+      try {
+        this.#writeContent(fd, entry)
+        fchmodSync(fd, entry.mode & 0o700)
+      } finally {
+        closeSync(fd)
+      }
+      const lost = applyMetadata(partial, entry)
+      renameSync(rawPathToBytes(partial), rawPathToBytes(path))
+      return { kind: 'written', lost }
+    } catch (error) {
+      unlinkSync(rawPathToBytes(partial))
+      throw error
+    }
+  }
+
+  #writeContent(fd: number, entry: Entry): void {
+    const out = new DataWriter(fd, entry)
+    for (const [id, bundle, offset, length] of entry.pieces ?? []) {
+      const bytes = this.#reader(bundle).readTar(this.#settings.bundles[bundle]!.frames, { offset, length })
+      if (digestBytes(bytes).toString('hex') !== id) {
+        throw new BackupError('BUNDLE_DAMAGED', 'its content is not what the signed catalog says')
+      }
+      out.write(bytes)
+    }
+    out.end()
+  }
+
+  #reader(bundle: number): BundleReader {
+    const open = this.#open.get(bundle)
+    if (open !== undefined) return open
+    if (this.#open.size >= OPEN_BUNDLES) {
+      const [oldest, reader] = this.#open.entries().next().value!
+      reader.close()
+      this.#open.delete(oldest)
+    }
+    const { path } = this.#settings.bundles[bundle]!
+    const reader = new BundleReader({ path, identities: this.#settings.identities })
+    this.#open.set(bundle, reader)
+    return reader
+  }
+}
+
+/** Puts data bytes where they belong: one after another, or into the segments of a sparse file. */
+class DataWriter {
+  readonly #fd: number
+  readonly #sizeBytes: number
+  readonly #dataBytes: number
+  readonly #segments: readonly (readonly [number, number])[]
+  #segment = 0
+  #within = 0
+  #written = 0
+
+  constructor(fd: number, entry: Entry) {
+    this.#fd = fd
+    this.#sizeBytes = entry.size ?? 0
+    this.#dataBytes = dataBytes(entry)
+    this.#segments = entry.sparse ?? [[0, this.#dataBytes]]
+  }
+
+  write(bytes: Buffer): void {
+    for (let done = 0; done < bytes.length;) {
+      const segment = this.#segments[this.#segment]
+      if (segment === undefined) throw new BackupError('CATALOG_DAMAGED', 'it has more content than its size')
+      const [start, length] = segment
+      const room = Math.min(length - this.#within, bytes.length - done)
+      writeFully(this.#fd, bytes.subarray(done, done + room), start + this.#within)
+      done += room
+      this.#within += room
+      this.#written += room
+      if (this.#within === length) {
+        this.#segment += 1
+        this.#within = 0
+      }
+    }
+  }
+
+  end(): void {
+    if (this.#written !== this.#dataBytes) {
+      throw new BackupError('CATALOG_DAMAGED', 'its pieces do not add up to its size')
+    }
+    if (fstatSync(this.#fd).size !== this.#sizeBytes) ftruncateSync(this.#fd, this.#sizeBytes)
+  }
+}
+
+function writeFully(fd: number, bytes: Buffer, position: number): void {
+  for (let done = 0; done < bytes.length;) {
+    done += writeSync(fd, bytes, done, bytes.length - done, position + done)
+  }
+}
+
+function openExclusive(path: RawPath): number {
+  const { O_CREAT, O_EXCL, O_NOFOLLOW, O_WRONLY } = constants
+  const open = () => openSync(rawPathToBytes(path), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0o600)
+  try {
+    return open()
+  } catch (error) {
+    if (systemCode(error) !== 'EEXIST') throw error
+    // What a killed restore left here: the name is ours alone.
+    unlinkSync(rawPathToBytes(path))
+    return open()
+  }
+}
+
+/** Whether the file there has the very content and time of the entry: content is read, not believed. */
+function isSameFile(
+  path: RawPath, { entry, mtimeNs, size }: { entry: Entry; mtimeNs: bigint; size: bigint },
+): boolean {
+  if (size !== BigInt(entry.size ?? 0) || mtimeNs !== entry.mtimeNs || entry.sparse !== undefined) return false
+  const fd = openSync(rawPathToBytes(path), constants.O_RDONLY | constants.O_NOFOLLOW)
+  try {
+    let position = 0
+    for (const [id, , , length] of entry.pieces ?? []) {
+      const bytes = Buffer.allocUnsafe(length)
+      if (readSync(fd, bytes, 0, length, position) !== length) return false
+      if (digestBytes(bytes).toString('hex') !== id) return false
+      position += length
+    }
+    return true
+  } finally {
+    closeSync(fd)
+  }
+}
+
+function asFailure({ path }: RestoreItem, cause: unknown): BackupError {
+  if (cause instanceof BackupError) return cause
+  const code = systemCode(cause)
+  if (code === undefined) throw cause
+  return new BackupError('RESTORE_FAILED', `it cannot be written (${code})`, {
+    facts: { path: displayPath(path), system: code }, cause,
+  })
+}
+
+// Last, for classes are not hoisted. Imported for its types alone, this file starts nothing.
+if (parentPort !== null) {
+  const port = parentPort
+  const restorer = new Restorer(workerData as RestoreSettings)
+  port.on('message', (items: readonly RestoreItem[]) => port.postMessage(restorer.restoreBatch(items)))
+}

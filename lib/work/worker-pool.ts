@@ -1,0 +1,57 @@
+// Runs requests on worker threads, one answer each: what verify.ts and restore.ts share.
+//
+// A worker has one request at hand and one waiting, so that it never idles. Throws what a worker throws, or INTERRUPTED;
+// all workers have ended by then. (An export's workers answer more than once: pack-pool.ts.)
+
+import { Worker } from 'node:worker_threads'
+import { BackupError } from '../errors.ts'
+
+/** One running and one waiting. */
+const REQUESTS_AHEAD = 2
+
+/**
+ * Sends every request to some worker and hands every reply to `onReply`, in the order they come.
+ * @param options.script file name beside this one
+ */
+export async function runWorkers<Request, Reply>(options: {
+  readonly script: string
+  readonly workerData: unknown
+  readonly requests: readonly Request[]
+  readonly workers: number
+  readonly onReply: (reply: Reply) => void
+  readonly signal: AbortSignal
+  /** What is unharmed when it is interrupted. */
+  readonly interruptedHint: string
+}): Promise<void> {
+  const { script, workerData, requests, signal, interruptedHint } = options
+  const count = Math.min(options.workers, requests.length)
+  const workers = Array.from({ length: count }, () =>
+    new Worker(new URL(script, import.meta.url), { workerData }))
+  let next = 0
+  let done = 0
+  let abort = () => {}
+  try {
+    await new Promise<void>((resolve, reject) => {
+      abort = () => reject(new BackupError('INTERRUPTED', 'interrupted', { hint: interruptedHint }))
+      signal.addEventListener('abort', abort, { once: true })
+      if (signal.aborted) abort()
+      if (count === 0) resolve()
+      for (const worker of workers) {
+        const deal = () => {
+          if (next < requests.length) worker.postMessage(requests[next++])
+        }
+        worker.on('error', reject)
+        worker.on('message', (reply: Reply) => {
+          deal()
+          options.onReply(reply)
+          done += 1
+          if (done === requests.length) resolve()
+        })
+        for (let ahead = 0; ahead < REQUESTS_AHEAD; ahead++) deal()
+      }
+    })
+  } finally {
+    signal.removeEventListener('abort', abort)
+    await Promise.all(workers.map((worker) => worker.terminate()))
+  }
+}
