@@ -8,6 +8,7 @@ import type { Configuration, SetConfiguration } from '../lib/machine/config.ts'
 import { formatSize } from '../lib/model/amount.ts'
 import { displayPath } from '../lib/model/raw-path.ts'
 import { type CollectOutcome, collectSet } from '../lib/work/collect.ts'
+import { chosenSets } from './chosen.ts'
 import { type Command, type CommandContext, isGiven, textOptions } from './command.ts'
 
 /** How many missing paths are named on a terminal; `--json` and the catalog name all. */
@@ -99,15 +100,4 @@ function tellFailure({ reporter }: CommandContext, { set, error, command: name }
   reporter.report({ kind: 'notice', level: 'warning', code, message, facts })
   reporter.report({ kind: 'result', command: name, set, outcome: 'failed', code, exitCode })
   return exitCode
-}
-
-/** @throws BackupError USAGE for an unknown set */
-function chosenSets(configuration: Configuration, names: readonly string[]): readonly SetConfiguration[] {
-  const known = configuration.backupSets
-  const unknown = names.find((name) => !known.some((set) => set.name === name))
-  if (unknown !== undefined) {
-    const hint = `configured are: ${known.map(({ name }) => name).join(', ')}`
-    throw new BackupError('USAGE', `there is no set ${unknown}`, { hint })
-  }
-  return names.length === 0 ? known : known.filter(({ name }) => names.includes(name))
 }

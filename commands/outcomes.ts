@@ -13,10 +13,10 @@ const MISSING_SHOWN = 20
 
 /** Reports every outcome. @returns the worst exit code */
 export function tellOutcomes(
-  outcomes: readonly ExternalOutcome[], { reporter, command }: { reporter: Reporter; command: string },
+  outcomes: readonly ExternalOutcome[], { reporter, command, absentCode }: { reporter: Reporter; command: string; absentCode: 10 | 75 },
 ): ExitCode {
   for (const outcome of outcomes) tellOutcome(outcome, { reporter, command })
-  return worstExitCode(outcomes.map(({ exitCode }) => exitCode))
+  return worstExitCode(outcomes.map(({ exitCode }) => exitCode === 10 ? absentCode : exitCode))
 }
 
 function tellOutcome(

@@ -8,7 +8,7 @@
 import { Buffer } from 'node:buffer'
 import { BackupError } from '../errors.ts'
 import type { MissingPath } from '../model/collection.ts'
-import { displayText, parentOf, type RawPath, rawPathToBytes } from '../model/raw-path.ts'
+import { displayText, type RawPath, rawPathToBytes } from '../model/raw-path.ts'
 import { runProgram } from './shell.ts'
 
 export interface RsyncSource {
@@ -126,14 +126,12 @@ function rsyncArguments(call: RsyncCall): (string | Buffer)[] {
   ]
 }
 
-/** A source is never excluded by a pattern that fits it, or a directory above it, by chance: `tmp/*` and `/tmp/mine`. */
+/** A source itself is never excluded by a pattern that happens to fit it: `tmp/*` and the source `/tmp/mine`. */
 function sourceRules(sources: readonly RsyncSource[]): Buffer[] {
-  const rules = new Set<RawPath>()
-  for (const { path, isDirectory } of sources) {
-    if (path !== '/') rules.add(`${literalPattern(path)}${isDirectory ? '/' : ''}`)
-    for (let parent = parentOf(path); parent !== ''; parent = parentOf(parent)) rules.add(`${literalPattern(parent)}/`)
-  }
-  return [...rules].map((rule) => rawPathToBytes(`--filter=+ ${rule}`))
+  const below = sources.filter(({ path }) => path !== '/')
+  return below.map(({ path, isDirectory }) => {
+    return rawPathToBytes(`--filter=+ ${literalPattern(path)}${isDirectory ? '/' : ''}`)
+  })
 }
 
 /** A backslash escapes a wildcard, but only in a pattern that has one (rsync(1), PATTERN MATCHING RULES). */

@@ -10,13 +10,13 @@ import { BackupError, systemCode } from '../errors.ts'
 import {
   CHUNK_BYTES, MAX_HEAD_BYTES, TAG_BYTES, ageLengths, openAgeHead, openChunk,
 } from '../format/age.ts'
-import { decompressFrame, parseSeekTable } from '../format/zstd-frames.ts'
+import { FRAME_MAX_BYTES, decompressFrameInto, parseSeekTable } from '../format/zstd-frames.ts'
 import type { FrameRange } from '../model/entry.ts'
 import { type RawPath, displayPath, rawPathToBytes } from '../model/raw-path.ts'
 import { framesOf } from '../model/shard.ts'
 
 /** Frames kept decompressed: neighbours in a catalog mostly share one. */
-const CACHED_FRAMES = 4
+const CACHED_FRAMES = 2
 /** The first read of the end of a bundle: a seek table of 5,000 frames. */
 const SEEK_TABLE_GUESS_BYTES = 60 * 1024
 
@@ -26,15 +26,18 @@ export class BundleReader {
   readonly #fd: number
   readonly #headBytes: number
   readonly #payloadKey: Buffer
+  /** Decompressed frames by their place in the payload, the latest used last. */
   readonly #cache = new Map<number, Buffer>()
-  #chunk: { readonly index: number; readonly bytes: Buffer } | undefined
+  #ciphertext = Buffer.alloc(0)
+  #payload = Buffer.alloc(0)
 
   constructor({ path, identities }: { path: RawPath; identities: readonly string[] }) {
     this.path = path
     this.#fd = guarded(path, () => openSync(rawPathToBytes(path), constants.O_RDONLY | constants.O_NOFOLLOW))
     try {
       const sizeBytes = guarded(path, () => fstatSync(this.#fd).size)
-      const start = this.#read(0, Math.min(MAX_HEAD_BYTES, sizeBytes, HEAD_GUESS_BYTES))
+      const start = Buffer.allocUnsafe(Math.min(MAX_HEAD_BYTES, sizeBytes, HEAD_GUESS_BYTES))
+      this.#readInto(start, 0)
       const { headBytes, payloadKey } = openAgeHead(start, identities)
       this.#headBytes = headBytes
       this.#payloadKey = payloadKey
@@ -49,30 +52,41 @@ export class BundleReader {
     closeSync(this.#fd)
   }
 
-  /** Bytes of the payload, decrypted and authenticated. */
+  /** Bytes of the payload, decrypted and authenticated; good until the next call. */
   readPayload(offset: number, length: number): Buffer {
     if (offset + length > this.payloadBytes) throw damaged(this.path, 'is shorter than its catalog says')
     if (length === 0) return Buffer.alloc(0)
     const first = Math.floor(offset / CHUNK_BYTES)
     const last = Math.floor((offset + length - 1) / CHUNK_BYTES)
-    const parts = this.#readChunks(first, last)
-    const joined = parts.length === 1 ? parts[0]! : Buffer.concat(parts)
+    const plainBytes = Math.min((last + 1) * CHUNK_BYTES, this.payloadBytes) - first * CHUNK_BYTES
+    this.#openChunks({ first, last, plainBytes })
     const start = offset - first * CHUNK_BYTES
-    return joined.subarray(start, start + length)
+    return this.#payload.subarray(start, start + length)
   }
 
-  /** The tar bytes of one frame. */
+  /** The tar bytes of one frame; good for the next few calls. */
   readFrame([, tarLength, offset, length]: FrameRange): Buffer {
     const cached = this.#cache.get(offset)
-    if (cached !== undefined && cached.length === tarLength) return cached
-    const frame = decompressFrame(this.readPayload(offset, length), tarLength)
-    if (frame.length !== tarLength) throw damaged(this.path, 'has a frame of another length')
+    if (cached !== undefined && cached.length === tarLength) {
+      this.#cache.delete(offset)
+      this.#cache.set(offset, cached)
+      return cached
+    }
+    const frame = this.#frameBuffer().subarray(0, tarLength)
+    decompressFrameInto({ frame: this.readPayload(offset, length), out: frame })
     this.#cache.set(offset, frame)
-    if (this.#cache.size > CACHED_FRAMES) this.#cache.delete(this.#cache.keys().next().value!)
     return frame
   }
 
-  /** A run of tar bytes, by the frames (of this bundle, in order) that hold it. */
+  /** Memory for one more frame: that of the one used longest ago where there are enough. */
+  #frameBuffer(): Buffer {
+    if (this.#cache.size < CACHED_FRAMES) return Buffer.allocUnsafeSlow(FRAME_MAX_BYTES)
+    const [oldest, frame] = this.#cache.entries().next().value!
+    this.#cache.delete(oldest)
+    return Buffer.from(frame.buffer, 0, FRAME_MAX_BYTES)
+  }
+
+  /** A run of tar bytes, by the frames (of this bundle, in order) that hold it; good until the next call. */
   readTar(frames: readonly FrameRange[], { offset, length }: { offset: number; length: number }): Buffer {
     const parts: Buffer[] = []
     this.forEachPart(frames, { offset, length }, (part) => parts.push(part))
@@ -123,31 +137,29 @@ export class BundleReader {
     return Math.max(0, Math.ceil(this.payloadBytes / CHUNK_BYTES) - 1)
   }
 
-  #readChunks(first: number, last: number): Buffer[] {
-    const cached = this.#chunk?.index === first ? this.#chunk.bytes : undefined
-    const from = cached === undefined ? first : first + 1
-    const parts = cached === undefined ? [] : [cached]
-    if (from > last) return parts
-    const start = ageLengths.chunkOffset({ headBytes: this.#headBytes, index: from })
-    const plain = Math.min((last + 1) * CHUNK_BYTES, this.payloadBytes) - from * CHUNK_BYTES
-    const ciphertext = this.#read(start, plain + (last - from + 1) * TAG_BYTES)
-    for (let index = from, at = 0; index <= last; index++, at += CHUNK_BYTES + TAG_BYTES) {
-      parts.push(this.openChunkAt(index, ciphertext.subarray(at, at + CHUNK_BYTES + TAG_BYTES)))
+  #openChunks(
+    { first, last, plainBytes }: { first: number; last: number; plainBytes: number },
+  ): void {
+    const sealedBytes = plainBytes + (last - first + 1) * TAG_BYTES
+    if (this.#ciphertext.length < sealedBytes) this.#ciphertext = Buffer.allocUnsafeSlow(sealedBytes)
+    if (this.#payload.length < plainBytes) this.#payload = Buffer.allocUnsafeSlow(plainBytes)
+    const sealed = this.#ciphertext.subarray(0, sealedBytes)
+    this.#readInto(sealed, ageLengths.chunkOffset({ headBytes: this.#headBytes, index: first }))
+    for (let index = first; index <= last; index++) {
+      const at = (index - first) * (CHUNK_BYTES + TAG_BYTES)
+      const plain = this.openChunkAt(index, sealed.subarray(at, at + CHUNK_BYTES + TAG_BYTES))
+      plain.copy(this.#payload, (index - first) * CHUNK_BYTES)
     }
-    this.#chunk = { index: last, bytes: parts[parts.length - 1]! }
-    return parts
   }
 
-  #read(position: number, length: number): Buffer {
-    const out = Buffer.allocUnsafe(length)
+  #readInto(out: Buffer, position: number): void {
     let done = 0
-    while (done < length) {
+    while (done < out.length) {
       const read = guarded(this.path, () =>
-        readSync(this.#fd, out, done, length - done, position + done))
+        readSync(this.#fd, out, done, out.length - done, position + done))
       if (read === 0) throw damaged(this.path, 'is cut short')
       done += read
     }
-    return out
   }
 }
 

@@ -10,6 +10,7 @@ import type { RawPath } from '../model/raw-path.ts'
 import type {
   PackFailure, PackItem, PackReply, PackRequest, PackSettings, PackedBundle, PackedEntry,
 } from './pack-worker.ts'
+import { WORKER_LIMITS } from './worker-pool.ts'
 
 /** Small enough to end together, large enough that neighbours in the catalog stay neighbours in a bundle. */
 const BATCH_BYTES = 16 * 1024 * 1024
@@ -61,7 +62,7 @@ function workerCount({ items, cores }: { items: readonly PackItem[]; cores: numb
 
 function startWorkers(workers: number, settings: PackSettings): Worker[] {
   return Array.from({ length: workers }, () =>
-    new Worker(new URL('./pack-worker.js', import.meta.url), { workerData: settings }))
+    new Worker(new URL('./pack-worker.js', import.meta.url), { workerData: settings, resourceLimits: WORKER_LIMITS }))
 }
 
 /** Large files first and alone, so that all workers end at about the same time; then the rest in catalog order. */

@@ -9,6 +9,9 @@ import { BackupError } from '../errors.ts'
 /** One running and one waiting. */
 const REQUESTS_AHEAD = 2
 
+/** Workers live on reused buffers; a small young generation makes what garbage there is go early. */
+export const WORKER_LIMITS = { maxYoungGenerationSizeMb: 4 } as const
+
 /**
  * Sends every request to some worker and hands every reply to `onReply`, in the order they come.
  * @param options.script file name beside this one
@@ -26,7 +29,7 @@ export async function runWorkers<Request, Reply>(options: {
   const { script, workerData, requests, signal, interruptedHint } = options
   const count = Math.min(options.workers, requests.length)
   const workers = Array.from({ length: count }, () =>
-    new Worker(new URL(script, import.meta.url), { workerData }))
+    new Worker(new URL(script, import.meta.url), { workerData, resourceLimits: WORKER_LIMITS }))
   let next = 0
   let done = 0
   let abort = () => {}

@@ -226,6 +226,19 @@ collect('leaves out what the exclusions say, and staging and lost+found always',
   assert.not.ok(existsSync(`${tree}/lost+found`))
 })
 
+collect('never leaves out a source itself, nor what is above it', async () => {
+  const { directory, home, run, tree } = scene()
+  writeFileSync(`${home}/file`, '')
+  writeFileSync(`${directory}/single`, '')
+  const parts = directory.split('/').filter((part) => part !== '')
+  const { stamp, complete } = await run({
+    sources: [home, `${directory}/single`], exclusions: ['home', '*/home', 'single', ...parts, `${directory}/*`], snapshot: 'none',
+  })
+  assert.ok(complete)
+  assert.ok(existsSync(`${tree(stamp)}/file`))
+  assert.ok(existsSync(`${tree(stamp)}/../single`))
+})
+
 collect('leaves out staging whose path has wildcards in it, and nothing else', async () => {
   const { directory } = scene()
   const { run, staging } = scene(`${directory}/we[ir]d *\\`)
@@ -237,16 +250,18 @@ collect('leaves out staging whose path has wildcards in it, and nothing else', a
 })
 
 collect('names a missing source, and keeps what there is as incomplete', async () => {
-  const { home, run, staging } = scene()
+  const { home, run, staging, tree } = scene()
   writeFileSync(`${home}/file`, '')
   const first = await run({ snapshot: 'none' })
+  const newer = await run({ day: 0, snapshot: 'none' })
   const second = await run({ day: 1, sources: [home, `${home}/none`, '/no/such'], snapshot: 'none', keep: 1 })
   assert.not.ok(second.complete)
   assert.equal(second.missing, [
     { path: `${home}/none`.slice(1), why: 'no such file or directory' }, { path: 'no/such', why: 'no such file or directory' },
   ])
-  assert.is(readlinkSync(`${staging}/home/latest`), first.stamp)
-  assert.equal(listCollections({ staging, set: 'home' }).map(({ complete }) => complete), [true, false])
+  assert.is(readlinkSync(`${staging}/home/latest`), newer.stamp)
+  assert.equal(listCollections({ staging, set: 'home' }).map(({ complete }) => complete), [true, true, false])
+  assert.ok(existsSync(tree(first.stamp)))
   assert.equal(second.removed, [])
 })
 
