@@ -1,7 +1,8 @@
 // `backup-collect`: a new collection of each set in staging.
 //
-// Parses and tells; lib/work/collect.ts does it. Each set has an outcome of its own and the exit code is the worst of
-// them. backup.ts collects by way of collectSets, too. Throws what loading the configuration throws, and USAGE.
+// Parses and tells; lib/work/collect.ts does it. Each set has an outcome of its own and the exit
+// code is the worst of them. backup.ts collects by way of collectSets, too. Throws what loading the
+// configuration throws, and USAGE.
 
 import { BackupError, type ExitCode, worstExitCode } from '../lib/errors.ts'
 import type { Configuration, SetConfiguration } from '../lib/machine/config.ts'
@@ -35,20 +36,39 @@ incomplete: it is kept, but is never "latest".
   },
 }
 
-/** Collects set after set, telling each outcome; one that fails does not stop the others. @returns the worst exit code */
-export async function collectSets(context: CommandContext, { configuration, sets, command: name }: {
-  readonly configuration: Configuration
-  readonly sets: readonly SetConfiguration[]
-  readonly command: string
-}): Promise<ExitCode> {
+/**
+ * Collects set after set, telling each outcome; one that fails does not stop the others. @returns
+ * the worst exit code
+ */
+export async function collectSets(
+  context: CommandContext,
+  {
+    configuration,
+    sets,
+    command: name,
+  }: {
+    readonly configuration: Configuration
+    readonly sets: readonly SetConfiguration[]
+    readonly command: string
+  },
+): Promise<ExitCode> {
   const codes: ExitCode[] = []
   const dryRun = isGiven(context.values, 'dry-run')
   for (const set of sets) {
     const { signal } = context
     if (signal.aborted) throw new BackupError('INTERRUPTED', 'interrupted')
     try {
-      const options = { configuration, set, report: context.reporter.report, nowMs: context.now(), signal, dryRun }
-      codes.push(tellOutcome(context, { outcome: await collectSet(options), command: name, dryRun }))
+      const options = {
+        configuration,
+        set,
+        report: context.reporter.report,
+        nowMs: context.now(),
+        signal,
+        dryRun,
+      }
+      codes.push(
+        tellOutcome(context, { outcome: await collectSet(options), command: name, dryRun }),
+      )
     } catch (error) {
       if (!(error instanceof BackupError) || error.code === 'INTERRUPTED') throw error
       codes.push(tellFailure(context, { set: set.name, error, command: name }))
@@ -57,9 +77,18 @@ export async function collectSets(context: CommandContext, { configuration, sets
   return worstExitCode(codes)
 }
 
-function tellOutcome({ reporter }: CommandContext, { outcome, command: name, dryRun }: {
-  outcome: CollectOutcome; command: string; dryRun: boolean;
-}): ExitCode {
+function tellOutcome(
+  { reporter }: CommandContext,
+  {
+    outcome,
+    command: name,
+    dryRun,
+  }: {
+    outcome: CollectOutcome
+    command: string
+    dryRun: boolean
+  },
+): ExitCode {
   const { set, missing, complete } = outcome
   const exitCode = complete ? 0 : 3
   for (const { path, why } of missing.slice(0, MISSING_SHOWN)) {
@@ -71,8 +100,18 @@ function tellOutcome({ reporter }: CommandContext, { outcome, command: name, dry
     reporter.report({ kind: 'notice', level: 'warning', code: 'MISSING', message })
   }
   reporter.print(`${set}: ${dryRun ? previewSentence(outcome) : sentence(outcome)}`)
-  const facts = { ...outcome, missing: missing.map(({ path, why }) => ({ path: displayPath(path), why })) }
-  reporter.report({ kind: 'result', command: name, outcome: 'collected', dryRun, ...facts, exitCode })
+  const facts = {
+    ...outcome,
+    missing: missing.map(({ path, why }) => ({ path: displayPath(path), why })),
+  }
+  reporter.report({
+    kind: 'result',
+    command: name,
+    outcome: 'collected',
+    dryRun,
+    ...facts,
+    exitCode,
+  })
   return exitCode
 }
 
@@ -89,12 +128,22 @@ function previewSentence(outcome: CollectOutcome): string {
 }
 
 function changes({ copiedFiles, copiedBytes, linkedFiles, linkedBytes }: CollectOutcome): string {
-  return `${copiedFiles} files copied (${formatSize(copiedBytes)}), ${linkedFiles} linked (${formatSize(linkedBytes)})`
+  const copied = `${copiedFiles} files copied (${formatSize(copiedBytes)})`
+  return `${copied}, ${linkedFiles} linked (${formatSize(linkedBytes)})`
 }
 
-function tellFailure({ reporter }: CommandContext, { set, error, command: name }: {
-  set: string; error: BackupError; command: string;
-}): ExitCode {
+function tellFailure(
+  { reporter }: CommandContext,
+  {
+    set,
+    error,
+    command: name,
+  }: {
+    set: string
+    error: BackupError
+    command: string
+  },
+): ExitCode {
   const { code, exitCode, facts } = error
   const message = `${set}: ${error.message}${error.hint === undefined ? '' : ` (${error.hint})`}`
   reporter.report({ kind: 'notice', level: 'warning', code, message, facts })

@@ -116,7 +116,7 @@ show backup-restore --config "$config" --source external --date latest --set "$s
   --into "$restored" "${identity[@]}"
 
 say 'The referee: rsync compares contents and all metadata, and prints nothing.'
-shell "rsync -aHAXSnic --delete '$home/' '$restored$home/' >'$work/differences'; cat '$work/differences'"
+shell "rsync -aHAXSnic --delete '$home/' '$restored$home/' | tee '$work/differences'"
 [ ! -s "$work/differences" ]
 echo '(nothing)'
 
@@ -150,7 +150,8 @@ fi
 
 say 'Without this program: age, zstd and tar list the first bundle.'
 shell "age -d -i '$work/identity.txt' '$first_directory/data-0001.tar.zst.age' | zstd -dc |
-  tar -t >'$work/listing'; sed -n '1,5p' '$work/listing'; echo … ; wc -l <'$work/listing'"
+  tar -t | tee '$work/listing' | sed -n '1,5p'"
+echo "… $(wc -l <"$work/listing" | tr -d ' ') entries"
 [ -s "$work/listing" ]
 
 printf '\n%sDone: %d steps, %s files.%s ' "$bold" "$steps" "$count" "$plain"

@@ -1,13 +1,24 @@
-// Files that survive a power cut once we say they are there, and reading them back from the medium itself.
+// Files that survive a power cut once we say they are there, and reading them back from the medium
+// itself.
 //
-// Writing: a `.partial` name in the same directory, fsync, rename, fsync of the directory (docs/format.md §12, design
-// invariants 2 and 3: nothing is overwritten unless the caller says so). Reading back: past the page cache, or what was
-// read would only be what was written to memory. Paths are RawPath. Synchronous: workers call it too. Throws
-// BackupError ALREADY_THERE and READ_BACK, and Node's system errors, which callers wrap by where the file lies.
+// Writing: a `.partial` name in the same directory, fsync, rename, fsync of the directory
+// (docs/format.md §12, design invariants 2 and 3: nothing is overwritten unless the caller says
+// so). Reading back: past the page cache, or what was read would only be what was written to
+// memory. Paths are RawPath. Synchronous: workers call it too. Throws BackupError ALREADY_THERE and
+// READ_BACK, and Node's system errors, which callers wrap by where the file lies.
 
 import { Buffer } from 'node:buffer'
 import {
-  closeSync, constants, existsSync, fstatSync, fsyncSync, openSync, readSync, renameSync, rmSync, writeSync,
+  closeSync,
+  constants,
+  existsSync,
+  fstatSync,
+  fsyncSync,
+  openSync,
+  readSync,
+  renameSync,
+  rmSync,
+  writeSync,
 } from 'node:fs'
 import { BackupError, systemCode } from '../errors.ts'
 import { displayPath, parentOf, type RawPath, rawPathToBytes } from '../model/raw-path.ts'
@@ -16,10 +27,15 @@ import { dropPageCache } from './posix.ts'
 /** What a file is called while it is written; garbage once its writer is gone. */
 export const PARTIAL_SUFFIX = '.partial'
 
-/** A multiple of every sector and page size; large enough that the medium, not the system call, sets the pace. */
+/**
+ * A multiple of every sector and page size; large enough that the medium, not the system call, sets
+ * the pace.
+ */
 const BLOCK_BYTES = 2 * 1024 * 1024
 
-/** WebAssembly counts its memory in pages of this size, and the memory begins at such a boundary. */
+/**
+ * WebAssembly counts its memory in pages of this size, and the memory begins at such a boundary.
+ */
 const WASM_PAGE_BYTES = 64 * 1024
 
 /** The largest sector a direct read may have to be a multiple of. */
@@ -29,8 +45,16 @@ const SECTOR_BYTES = 512
  * Writes a new file so that after this call it is there as a whole, and before it not at all.
  * @throws BackupError ALREADY_THERE when the name is taken and `replace` is not set
  */
-export function writeDurably({ path, bytes, mode, replace = false }: {
-  path: RawPath, bytes: Uint8Array, mode: number, replace?: boolean,
+export function writeDurably({
+  path,
+  bytes,
+  mode,
+  replace = false,
+}: {
+  path: RawPath
+  bytes: Uint8Array
+  mode: number
+  replace?: boolean
 }): void {
   const partial = `${path}${PARTIAL_SUFFIX}`
   if (!replace) refuseTaken(path)
@@ -50,15 +74,24 @@ export function writeDurably({ path, bytes, mode, replace = false }: {
 }
 
 /** Gives a file or directory that is on the medium already its final name, durably. */
-export function publish({ partial, path, replace = false }: {
-  partial: RawPath, path: RawPath, replace?: boolean,
+export function publish({
+  partial,
+  path,
+  replace = false,
+}: {
+  partial: RawPath
+  path: RawPath
+  replace?: boolean
 }): void {
   if (!replace) refuseTaken(path)
   renameSync(rawPathToBytes(partial), rawPathToBytes(path))
   syncDirectory(parentOf(path) || '/')
 }
 
-/** Makes the names in a directory durable. Some filesystems cannot; theirs are durable already or never. */
+/**
+ * Makes the names in a directory durable. Some filesystems cannot; theirs are durable already or
+ * never.
+ */
 export function syncDirectory(path: RawPath): void {
   const fd = openSync(rawPathToBytes(path), constants.O_RDONLY | constants.O_DIRECTORY)
   try {
@@ -84,20 +117,28 @@ declare const WebAssembly: {
 
 let pageAligned: Buffer | undefined
 
-/** One buffer a thread, at a page boundary, as direct reads demand and plain Buffers do not give. */
+/**
+ * One buffer a thread, at a page boundary, as direct reads demand and plain Buffers do not give.
+ */
 function alignedBuffer(): Buffer {
-  pageAligned ??= Buffer.from(new WebAssembly.Memory({ initial: BLOCK_BYTES / WASM_PAGE_BYTES }).buffer)
+  pageAligned ??= Buffer.from(
+    new WebAssembly.Memory({ initial: BLOCK_BYTES / WASM_PAGE_BYTES }).buffer,
+  )
   return pageAligned
 }
 
 /**
- * Reads a file from the medium, handing on its bytes in order; a block is only valid during the call. Says how:
- * `direct` never touched the page cache; `advised` means that the kernel was asked to drop its pages first, where the
- * filesystem refuses direct reads.
+ * Reads a file from the medium, handing on its bytes in order; a block is only valid during the
+ * call. Says how: `direct` never touched the page cache; `advised` means that the kernel was asked
+ * to drop its pages first, where the filesystem refuses direct reads.
  * @throws BackupError READ_BACK when the file is shorter than its size
  */
-export function readBack({ path, onBlock }: {
-  path: RawPath, onBlock: (bytes: Uint8Array) => void,
+export function readBack({
+  path,
+  onBlock,
+}: {
+  path: RawPath
+  onBlock: (bytes: Uint8Array) => void
 }): 'direct' | 'advised' {
   dropPages(path)
   const direct = openDirect(path)
@@ -117,7 +158,10 @@ export function readBack({ path, onBlock }: {
   }
 }
 
-/** A direct read of compressed data on btrfs is served from the cache all the same, so it is dropped in any case. */
+/**
+ * A direct read of compressed data on btrfs is served from the cache all the same, so it is dropped
+ * in any case.
+ */
 function dropPages(path: RawPath): void {
   const fd = openSync(rawPathToBytes(path), constants.O_RDONLY | constants.O_NOFOLLOW)
   try {
@@ -131,7 +175,10 @@ function dropPages(path: RawPath): void {
 function openDirect(path: RawPath): number | undefined {
   if (constants.O_DIRECT === undefined) return undefined
   try {
-    return openSync(rawPathToBytes(path), constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_DIRECT)
+    return openSync(
+      rawPathToBytes(path),
+      constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_DIRECT,
+    )
   } catch (error) {
     if (isRefusal(error)) return undefined
     throw error
@@ -139,8 +186,16 @@ function openDirect(path: RawPath): number | undefined {
 }
 
 /** Reads to the end; `refused` when the very first read is not to the filesystem's liking. */
-function readBlocks({ fd, path, onBlock, mustRead = false }: {
-  fd: number, path: RawPath, onBlock: (bytes: Uint8Array) => void, mustRead?: boolean,
+function readBlocks({
+  fd,
+  path,
+  onBlock,
+  mustRead = false,
+}: {
+  fd: number
+  path: RawPath
+  onBlock: (bytes: Uint8Array) => void
+  mustRead?: boolean
 }): 'done' | 'refused' {
   const { size } = fstatSync(fd)
   const block = alignedBuffer()
@@ -149,7 +204,10 @@ function readBlocks({ fd, path, onBlock, mustRead = false }: {
     if (count === 'refused') return 'refused'
     const atEnd = offset + count === size
     if (count === 0 || (!mustRead && !atEnd && count % SECTOR_BYTES !== 0)) {
-      throw new BackupError('READ_BACK', `${displayPath(path)} ended at ${offset + count} of ${size} bytes`)
+      throw new BackupError(
+        'READ_BACK',
+        `${displayPath(path)} ended at ${offset + count} of ${size} bytes`,
+      )
     }
     onBlock(block.subarray(0, count))
     offset += count
@@ -157,8 +215,16 @@ function readBlocks({ fd, path, onBlock, mustRead = false }: {
   return 'done'
 }
 
-function readOrRefuse({ fd, block, offset, mustRead }: {
-  fd: number, block: Buffer, offset: number, mustRead: boolean,
+function readOrRefuse({
+  fd,
+  block,
+  offset,
+  mustRead,
+}: {
+  fd: number
+  block: Buffer
+  offset: number
+  mustRead: boolean
 }): number | 'refused' {
   try {
     return readSync(fd, block, 0, BLOCK_BYTES, offset)

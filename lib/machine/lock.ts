@@ -1,11 +1,20 @@
 // One run at a time: an exclusive flock on a file, which the kernel drops when its holder dies.
 //
-// The file's text says who holds it, for the message only; it is never trusted. The file stays when the lock is
-// released, because removing it would let two runs hold locks on two files of one name. A program that inherits the
-// lock's file (machine/shell.ts) holds it, too. Throws BackupError LOCKED.
+// The file's text says who holds it, for the message only; it is never trusted. The file stays when
+// the lock is released, because removing it would let two runs hold locks on two files of one name.
+// A program that inherits the lock's file (machine/shell.ts) holds it, too. Throws BackupError
+// LOCKED.
 
 import { Buffer } from 'node:buffer'
-import { closeSync, constants, ftruncateSync, openSync, readFileSync, readSync, writeSync } from 'node:fs'
+import {
+  closeSync,
+  constants,
+  ftruncateSync,
+  openSync,
+  readFileSync,
+  readSync,
+  writeSync,
+} from 'node:fs'
 import { hostname } from 'node:os'
 import { BackupError } from '../errors.ts'
 import { displayText, type RawPath, rawPathToBytes } from '../model/raw-path.ts'
@@ -25,11 +34,18 @@ const MAX_TEXT_BYTES = 1024
 const PAUSE_MS = 50
 
 /**
- * Takes the lock, or fails after `waitMs`. `description` is what the other run is told: what runs, and since when.
+ * Takes the lock, or fails after `waitMs`. `description` is what the other run is told: what runs,
+ * and since when.
  * @throws BackupError LOCKED, naming the holder
  */
-export function acquireLock({ path, description, waitMs = 0 }: {
-  path: RawPath, description: string, waitMs?: number,
+export function acquireLock({
+  path,
+  description,
+  waitMs = 0,
+}: {
+  path: RawPath
+  description: string
+  waitMs?: number
 }): Lock {
   const { O_RDWR, O_CREAT, O_NOFOLLOW } = constants
   const fd = openSync(rawPathToBytes(path), O_RDWR | O_CREAT | O_NOFOLLOW, 0o600)
@@ -54,10 +70,16 @@ export function acquireLock({ path, description, waitMs = 0 }: {
 
 function locked(fd: number): BackupError {
   const text = Buffer.alloc(MAX_TEXT_BYTES)
-  const [description = '', holder = ''] = text.toString('utf8', 0, readSync(fd, text, 0, text.length, 0)).split('\n')
+  const [description = '', holder = ''] = text
+    .toString('utf8', 0, readSync(fd, text, 0, text.length, 0))
+    .split('\n')
   const who = description === '' ? '' : `: ${displayText(description)} (${displayText(holder)})`
   const hint = 'wait until it has finished, or end that process'
-  return new BackupError('LOCKED', `another run is under way${who}`, { hint, retry: 'later', facts: { holder } })
+  return new BackupError('LOCKED', `another run is under way${who}`, {
+    hint,
+    retry: 'later',
+    facts: { holder },
+  })
 }
 
 /** A different text after each start of the machine; `unknown` where there is none. */

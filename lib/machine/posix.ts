@@ -1,10 +1,11 @@
-// The system calls that Node lacks: extended attributes, exact times, device nodes, holes, flock, syncfs.
+// The system calls that Node lacks: extended attributes, exact times, device nodes, holes, flock,
+// syncfs.
 //
-// The only importer of koffi, which is loaded at the first call, so that commands that need none of this start fast; each
-// worker thread loads its own. Paths are RawPath and reach the kernel as the bytes they are. Every function works on the
-// path itself, never on what a symbolic link points to. Failures are Errors with `code`, `errno` and `syscall` as
-// Node's own have them; callers decide what they mean. Linux is tested; the macOS branches follow its man pages and are
-// not verified.
+// The only importer of koffi, which is loaded at the first call, so that commands that need none of
+// this start fast; each worker thread loads its own. Paths are RawPath and reach the kernel as the
+// bytes they are. Every function works on the path itself, never on what a symbolic link points to.
+// Failures are Errors with `code`, `errno` and `syscall` as Node's own have them; callers decide
+// what they mean. Linux is tested; the macOS branches follow its man pages and are not verified.
 
 import { Buffer } from 'node:buffer'
 import { createRequire } from 'node:module'
@@ -36,24 +37,41 @@ const MAX_XATTR_TRIES = 10
 let loaded: { koffi: Koffi; library: ReturnType<Koffi['load']> } | undefined
 const functions = new Map<string, NativeFunction>()
 
-/** The names of a path's extended attributes, one character a byte, sorted; none where the filesystem has none. */
+/**
+ * The names of a path's extended attributes, one character a byte, sorted; none where the
+ * filesystem has none.
+ */
 export function listXattrs(path: RawPath): string[] {
   const name = terminated(path)
-  const list = (value: Buffer | null, sizeBytes: number): number => DARWIN
-    ? number('ssize listxattr(path, out, size, int)', name, value, sizeBytes, XATTR_NOFOLLOW)
-    : number('ssize llistxattr(path, out, size)', name, value, sizeBytes)
+  const list = (value: Buffer | null, sizeBytes: number): number =>
+    DARWIN
+      ? number('ssize listxattr(path, out, size, int)', name, value, sizeBytes, XATTR_NOFOLLOW)
+      : number('ssize llistxattr(path, out, size)', name, value, sizeBytes)
   const bytes = readGrowing(list, 'llistxattr', ['ENOTSUP', 'EOPNOTSUPP'])
   if (bytes === undefined) return []
-  return bytes.toString('latin1').split('\0').filter((text) => text !== '').sort()
+  return bytes
+    .toString('latin1')
+    .split('\0')
+    .filter((text) => text !== '')
+    .sort()
 }
 
 /** The value of one extended attribute; undefined when the path has none of that name. */
 export function getXattr(path: RawPath, name: string): Buffer | undefined {
   const file = terminated(path)
   const attribute = terminated(name)
-  const get = (value: Buffer | null, sizeBytes: number): number => DARWIN
-    ? number('ssize getxattr(path, path, out, size, uint32, int)', file, attribute, value, sizeBytes, 0, XATTR_NOFOLLOW)
-    : number('ssize lgetxattr(path, path, out, size)', file, attribute, value, sizeBytes)
+  const get = (value: Buffer | null, sizeBytes: number): number =>
+    DARWIN
+      ? number(
+          'ssize getxattr(path, path, out, size, uint32, int)',
+          file,
+          attribute,
+          value,
+          sizeBytes,
+          0,
+          XATTR_NOFOLLOW,
+        )
+      : number('ssize lgetxattr(path, path, out, size)', file, attribute, value, sizeBytes)
   return readGrowing(get, 'lgetxattr', ['ENODATA', 'ENOATTR', 'ENOTSUP', 'EOPNOTSUPP'])
 }
 
@@ -61,7 +79,15 @@ export function getXattr(path: RawPath, name: string): Buffer | undefined {
 export function setXattr(path: RawPath, name: string, value: Buffer): void {
   const [file, attribute] = [terminated(path), terminated(name)]
   const result = DARWIN
-    ? number('int setxattr(path, path, path, size, uint32, int)', file, attribute, value, value.length, 0, XATTR_NOFOLLOW)
+    ? number(
+        'int setxattr(path, path, path, size, uint32, int)',
+        file,
+        attribute,
+        value,
+        value.length,
+        0,
+        XATTR_NOFOLLOW,
+      )
     : number('int lsetxattr(path, path, path, size, int)', file, attribute, value, value.length, 0)
   if (result !== 0) throw failure('lsetxattr')
 }
@@ -85,7 +111,13 @@ export function setTimes(path: RawPath, { mtimeNs }: { mtimeNs: TimeNs }): void 
   times.writeBigInt64LE((mtimeNs - nanoseconds) / 1_000_000_000n, 16)
   times.writeBigInt64LE(nanoseconds, 24)
   const file = terminated(path)
-  const result = number('int utimensat(int, path, path, int)', AT_FDCWD, file, times, AT_SYMLINK_NOFOLLOW)
+  const result = number(
+    'int utimensat(int, path, path, int)',
+    AT_FDCWD,
+    file,
+    times,
+    AT_SYMLINK_NOFOLLOW,
+  )
   if (result !== 0) throw failure('utimensat')
 }
 
@@ -99,7 +131,12 @@ export interface NodeKind {
 export function makeNode(path: RawPath, { type, mode, device }: NodeKind): void {
   const rdev = device === undefined ? 0n : deviceNumber(device)
   const signature = DARWIN ? 'int mknod(path, uint16, int)' : 'int mknod(path, uint32, uint64)'
-  const result = number(signature, terminated(path), NODE_TYPES[type] | mode, DARWIN ? Number(rdev) : rdev)
+  const result = number(
+    signature,
+    terminated(path),
+    NODE_TYPES[type] | mode,
+    DARWIN ? Number(rdev) : rdev,
+  )
   if (result !== 0) throw failure('mknod')
 }
 
@@ -114,12 +151,17 @@ export function deviceParts(rdev: bigint): readonly [major: number, minor: numbe
 function deviceNumber([majorNumber, minorNumber]: readonly [number, number]): bigint {
   const [major, minor] = [BigInt(majorNumber), BigInt(minorNumber)]
   if (DARWIN) return (major << 24n) | minor
-  return ((major & 0xfffn) << 8n) | ((major & ~0xfffn) << 32n) | (minor & 0xffn) | ((minor & ~0xffn) << 12n)
+  return (
+    ((major & 0xfffn) << 8n)
+    | ((major & ~0xfffn) << 32n)
+    | (minor & 0xffn)
+    | ((minor & ~0xffn) << 12n)
+  )
 }
 
 /**
- * The runs of an open file that hold data; the rest are holes. One run over everything where the filesystem cannot tell.
- * Leaves the file's position at its beginning.
+ * The runs of an open file that hold data; the rest are holes. One run over everything where the
+ * filesystem cannot tell. Leaves the file's position at its beginning.
  */
 export function dataSegments(fd: number, sizeBytes: number): [offset: number, length: number][] {
   const segments: [number, number][] = []
@@ -141,7 +183,8 @@ function seek(fd: number, offset: number, whence: number): number | 'none' | 'un
   if (position >= 0) return position
   const error = failure('lseek')
   if (error.code === 'ENXIO') return 'none'
-  if (error.code === 'EINVAL' || error.code === 'ENOTSUP' || error.code === 'EOPNOTSUPP') return 'unsupported'
+  if (error.code === 'EINVAL' || error.code === 'ENOTSUP' || error.code === 'EOPNOTSUPP')
+    return 'unsupported'
   throw error
 }
 
@@ -151,7 +194,9 @@ export function syncFilesystem(fd: number): void {
   else if (number('int syncfs(int)', fd) !== 0) throw failure('syncfs')
 }
 
-/** Asks the kernel to forget the clean pages of a file, so that the next read comes from the medium. */
+/**
+ * Asks the kernel to forget the clean pages of a file, so that the next read comes from the medium.
+ */
 export function dropPageCache(fd: number): void {
   if (DARWIN) return
   const code = number('int posix_fadvise(int, int64, int64, int)', fd, 0, 0, POSIX_FADV_DONTNEED)
@@ -166,9 +211,14 @@ export function tryLock(fd: number): boolean {
   throw error
 }
 
-/** Asks for the size, then for the value, again when it grew in between; undefined for an absence named in `absent`. */
+/**
+ * Asks for the size, then for the value, again when it grew in between; undefined for an absence
+ * named in `absent`.
+ */
 function readGrowing(
-  read: (value: Buffer | null, sizeBytes: number) => number, syscall: string, absent: readonly string[],
+  read: (value: Buffer | null, sizeBytes: number) => number,
+  syscall: string,
+  absent: readonly string[],
 ): Buffer | undefined {
   for (let tries = 0; tries < MAX_XATTR_TRIES; tries++) {
     const sizeBytes = read(null, 0)
@@ -183,14 +233,24 @@ function readGrowing(
   throw new Error(`${syscall}: the value grew ${MAX_XATTR_TRIES} times while it was read`)
 }
 
-/** Calls `<result> <name>(<arguments>)`, declared at its first use, and gives its result as a number. */
+/**
+ * Calls `<result> <name>(<arguments>)`, declared at its first use, and gives its result as a
+ * number.
+ */
 function number(signature: string, ...args: readonly unknown[]): number {
   return Number(functions.get(signature)?.(...args) ?? declare(signature)(...args))
 }
 
 const NATIVE_TYPES: Readonly<Record<string, string>> = {
-  int: 'int', uint16: 'uint16_t', uint32: 'uint32_t', int64: 'int64_t', uint64: 'uint64_t',
-  size: 'size_t', ssize: 'intptr_t', path: 'const uint8_t *', out: 'void *',
+  int: 'int',
+  uint16: 'uint16_t',
+  uint32: 'uint32_t',
+  int64: 'int64_t',
+  uint64: 'uint64_t',
+  size: 'size_t',
+  ssize: 'intptr_t',
+  path: 'const uint8_t *',
+  out: 'void *',
 }
 
 function declare(signature: string): NativeFunction {

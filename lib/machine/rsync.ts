@@ -1,9 +1,11 @@
-// rsync: one call that copies sources into an empty directory, linking what earlier collections have already.
+// rsync: one call that copies sources into an empty directory, linking what earlier collections
+// have already.
 //
-// The directory is new and empty, so nothing is ever written through into an earlier collection (design invariant 6) and
-// there is nothing to delete in it. What rsync says on standard error becomes missing and vanished paths; its exit code
-// becomes an outcome. The environment is LC_ALL=C, in which rsync prints every byte that is not ASCII as `\#ooo`. Throws
-// PROGRAM_FAILED with the code's meaning, and what runProgram throws; a full disk is a value of the result.
+// The directory is new and empty, so nothing is ever written through into an earlier collection
+// (design invariant 6) and there is nothing to delete in it. What rsync says on standard error
+// becomes missing and vanished paths; its exit code becomes an outcome. The environment is
+// LC_ALL=C, in which rsync prints every byte that is not ASCII as `\#ooo`. Throws PROGRAM_FAILED
+// with the code's meaning, and what runProgram throws; a full disk is a value of the result.
 
 import { Buffer } from 'node:buffer'
 import { BackupError } from '../errors.ts'
@@ -24,7 +26,9 @@ export interface RsyncCall {
   readonly sources: readonly RsyncSource[]
   /** Patterns as the user wrote them, text. */
   readonly exclusions: readonly string[]
-  /** Directories, as paths from the root of the transfer, that are left out whatever the user says. */
+  /**
+   * Directories, as paths from the root of the transfer, that are left out whatever the user says.
+   */
   readonly leftOut: readonly RawPath[]
   /** Absolute directories whose unchanged files are linked, best first. */
   readonly linkDestinations: readonly RawPath[]
@@ -93,7 +97,7 @@ export async function runRsync(call: RsyncCall): Promise<RsyncOutcome> {
     changes: !call.dryRun,
     timeoutMs: RSYNC_TIMEOUT_MS,
     input: exclusionRules(call.exclusions),
-    onLine: (line, stream) => stream === 'stdout' ? hearItem(call, line) : heard.take(line),
+    onLine: (line, stream) => (stream === 'stdout' ? hearItem(call, line) : heard.take(line)),
     signal: call.signal,
     ...(call.inherit === undefined ? {} : { inherit: call.inherit }),
   })
@@ -101,10 +105,14 @@ export async function runRsync(call: RsyncCall): Promise<RsyncOutcome> {
   if (outcome.targetFull || [0, 23, 24].includes(result.exitCode)) return outcome
   const meaning = MEANINGS[result.exitCode] ?? 'an unknown failure'
   const said = displayText(heard.lastLine)
-  throw new BackupError('PROGRAM_FAILED', `rsync failed with exit code ${result.exitCode}, ${meaning}: ${said}`, {
-    hint: 'what was copied is kept, and the next run need not copy it again',
-    facts: { program: 'rsync', exitCode: result.exitCode },
-  })
+  throw new BackupError(
+    'PROGRAM_FAILED',
+    `rsync failed with exit code ${result.exitCode}, ${meaning}: ${said}`,
+    {
+      hint: 'what was copied is kept, and the next run need not copy it again',
+      facts: { program: 'rsync', exitCode: result.exitCode },
+    },
+  )
 }
 
 function rsyncArguments(call: RsyncCall): (string | Buffer)[] {
@@ -112,21 +120,34 @@ function rsyncArguments(call: RsyncCall): (string | Buffer)[] {
     return rawPathToBytes(`${root}/.${path}${isDirectory && !path.endsWith('/') ? '/' : ''}`)
   })
   return [
-    '-aHAXS', '--numeric-ids', '--relative', '-ii', '--out-format=%i %l %n',
-    // Otherwise rsync compares whole seconds, and neither sees nor sets a time that differs by less.
+    '-aHAXS',
+    '--numeric-ids',
+    '--relative',
+    '-ii',
+    '--out-format=%i %l %n',
+    // Otherwise rsync compares whole seconds, and neither sees nor sets a time that differs by
+    // less.
     ...(call.exactTimes ? ['--modify-window=-1'] : []),
     ...(call.dryRun ? ['--dry-run'] : []),
     ...(call.followLinks ? ['--copy-links'] : []),
     '--filter=- lost+found/',
     ...call.leftOut.map((path) => rawPathToBytes(`--filter=- ${literalPattern(path)}/`)),
     ...sourceRules(call.sources),
-    '--from0', '--exclude-from=-',
-    ...call.linkDestinations.slice(0, MAX_LINK_DESTINATIONS).map((path) => rawPathToBytes(`--link-dest=${path}`)),
-    '--', ...sources, rawPathToBytes(`${call.target}/`),
+    '--from0',
+    '--exclude-from=-',
+    ...call.linkDestinations
+      .slice(0, MAX_LINK_DESTINATIONS)
+      .map((path) => rawPathToBytes(`--link-dest=${path}`)),
+    '--',
+    ...sources,
+    rawPathToBytes(`${call.target}/`),
   ]
 }
 
-/** A source itself is never excluded by a pattern that happens to fit it: `tmp/*` and the source `/tmp/mine`. */
+/**
+ * A source itself is never excluded by a pattern that happens to fit it: `tmp/*` and the source
+ * `/tmp/mine`.
+ */
 function sourceRules(sources: readonly RsyncSource[]): Buffer[] {
   const below = sources.filter(({ path }) => path !== '/')
   return below.map(({ path, isDirectory }) => {
@@ -134,14 +155,19 @@ function sourceRules(sources: readonly RsyncSource[]): Buffer[] {
   })
 }
 
-/** A backslash escapes a wildcard, but only in a pattern that has one (rsync(1), PATTERN MATCHING RULES). */
+/**
+ * A backslash escapes a wildcard, but only in a pattern that has one (rsync(1), PATTERN MATCHING
+ * RULES).
+ */
 function literalPattern(path: RawPath): RawPath {
   return /[*?[]/.test(path) ? path.replace(/[\\*?[]/g, '\\$&') : path
 }
 
-/** Each pattern as a rule of its own, so that `#` and `!` are not taken for comments and commands. */
+/**
+ * Each pattern as a rule of its own, so that `#` and `!` are not taken for comments and commands.
+ */
 function exclusionRules(patterns: readonly string[]): Buffer {
-  const rules = patterns.map((pattern) => /^[-+] /.test(pattern) ? pattern : `- ${pattern}`)
+  const rules = patterns.map((pattern) => (/^[-+] /.test(pattern) ? pattern : `- ${pattern}`))
   return Buffer.from(rules.map((rule) => `${rule}\0`).join(''))
 }
 
@@ -168,7 +194,8 @@ class Heard {
 
   take(bytes: Buffer): void {
     const line = bytes.toString('latin1').trimEnd()
-    if (line === '' || line.startsWith('IO error encountered') || line.startsWith('*** Skipping')) return
+    if (line === '' || line.startsWith('IO error encountered') || line.startsWith('*** Skipping'))
+      return
     if (NO_SPACE.test(line)) this.#targetFull = true
     const said = /^rsync (error|warning): .* \(code \d+\)/.test(line)
     if (!said || this.lastLine === '') this.lastLine = line
@@ -181,7 +208,8 @@ class Heard {
     // In a dry run there is no target, and the receiving side complains about that.
     if (this.#call.dryRun && !line.includes('[sender]')) return
     const failed = /"(.+)"[^"]*: ([^:"]+) \(\d+\)$/s.exec(line)
-    if (failed !== null) this.#addMissing(this.#ownPath(failed[1]?.replace(/","[^"]*$/s, '') ?? ''), failed[2] ?? '')
+    if (failed !== null)
+      this.#addMissing(this.#ownPath(failed[1]?.replace(/","[^"]*$/s, '') ?? ''), failed[2] ?? '')
   }
 
   outcome(exitCode: number): RsyncOutcome {
@@ -201,13 +229,19 @@ class Heard {
   #ownPath(printed: string): RawPath {
     const path = decodeName(printed)
     for (const root of [this.#call.target, ...this.#call.sources.map((source) => source.root)]) {
-      if (root !== '' && path.startsWith(`${root}/`)) return path.slice(root.length).replace(/^\/(\.\/)?/, '')
+      if (root !== '' && path.startsWith(`${root}/`))
+        return path.slice(root.length).replace(/^\/(\.\/)?/, '')
     }
     return path.replace(/^\/(\.\/)?/, '')
   }
 }
 
-/** rsync's escapes undone: `\#ooo` is a byte; a backslash that would look like one is escaped itself. */
+/**
+ * rsync's escapes undone: `\#ooo` is a byte; a backslash that would look like one is escaped
+ * itself.
+ */
 export function decodeName(printed: string): RawPath {
-  return printed.replace(/\\#([0-7]{3})/g, (_, digits: string) => String.fromCharCode(Number.parseInt(digits, 8)))
+  return printed.replace(/\\#([0-7]{3})/g, (_, digits: string) =>
+    String.fromCharCode(Number.parseInt(digits, 8)),
+  )
 }

@@ -1,10 +1,12 @@
-// Outside programs, run through one door: arguments as arrays, a time limit, a clean environment, one dry-run gate.
+// Outside programs, run through one door: arguments as arrays, a time limit, a clean environment,
+// one dry-run gate.
 //
-// The only importer of zx. zx runs a shell and takes defaults from ZX_* variables, so every option is set here, and
-// arguments are quoted by our own rule, which carries any byte but zero (names need not be UTF-8). `exec` replaces the
-// shell, so signals reach the program itself; it is told to end when we are killed (setpriv --pdeathsig, where there is
-// one). Exit codes are returned, not judged: what they mean is the caller's knowledge. Throws BackupError
-// PROGRAM_ABSENT, PROGRAM_TIMEOUT, PROGRAM_FAILED (too much output, killed by a signal) and INTERRUPTED.
+// The only importer of zx. zx runs a shell and takes defaults from ZX_* variables, so every option
+// is set here, and arguments are quoted by our own rule, which carries any byte but zero (names
+// need not be UTF-8). `exec` replaces the shell, so signals reach the program itself; it is told to
+// end when we are killed (setpriv --pdeathsig, where there is one). Exit codes are returned, not
+// judged: what they mean is the caller's knowledge. Throws BackupError PROGRAM_ABSENT,
+// PROGRAM_TIMEOUT, PROGRAM_FAILED (too much output, killed by a signal) and INTERRUPTED.
 
 import assert from 'node:assert/strict'
 import { Buffer } from 'node:buffer'
@@ -21,12 +23,18 @@ export interface ProgramCall {
   readonly changes: boolean
   readonly dryRun?: boolean
   readonly timeoutMs: number
-  /** Called for each line, without its newline. With it, standard output is not kept and standard error only its end. */
+  /**
+   * Called for each line, without its newline. With it, standard output is not kept and standard
+   * error only its end.
+   */
   readonly onLine?: (line: Buffer, stream: 'stdout' | 'stderr') => void
   readonly signal?: AbortSignal | undefined
   /** What the program reads on standard input; nothing by default. */
   readonly input?: Uint8Array
-  /** An open file that the program inherits, so that a lock on it holds until the program, too, has ended. */
+  /**
+   * An open file that the program inherits, so that a lock on it holds until the program, too, has
+   * ended.
+   */
   readonly inherit?: number
 }
 
@@ -36,8 +44,17 @@ export interface ProgramResult {
   readonly stderr: string
 }
 
-/** Where programs are looked for after PATH: a user's PATH on Debian lacks sbin, where btrfs lives. */
-const FURTHER_DIRECTORIES = ['/usr/local/sbin', '/usr/local/bin', '/usr/sbin', '/usr/bin', '/sbin', '/bin']
+/**
+ * Where programs are looked for after PATH: a user's PATH on Debian lacks sbin, where btrfs lives.
+ */
+const FURTHER_DIRECTORIES = [
+  '/usr/local/sbin',
+  '/usr/local/bin',
+  '/usr/sbin',
+  '/usr/bin',
+  '/sbin',
+  '/bin',
+]
 
 /** More than any program we ask for its output prints; a runaway must not fill our memory. */
 const MAX_OUTPUT_BYTES = 64 * 1024 * 1024
@@ -61,7 +78,10 @@ const INSTALL_HINTS: Readonly<Record<string, string>> = {
 
 /** Runs a program to its end. @throws BackupError as the header says */
 export async function runProgram(call: ProgramCall): Promise<ProgramResult> {
-  assert(!(call.changes && call.dryRun === true), `${call.program} would change something in a dry run`)
+  assert(
+    !(call.changes && call.dryRun === true),
+    `${call.program} would change something in a dry run`,
+  )
   if (call.signal?.aborted === true) throw new BackupError('INTERRUPTED', 'interrupted')
   const file = findProgram(call.program)
   if (file === undefined) throw absent(call.program)
@@ -80,7 +100,9 @@ export async function runProgram(call: ProgramCall): Promise<ProgramResult> {
 /** Where a program lies, or undefined. A name with a slash is a path already. */
 export function findProgram(program: string): string | undefined {
   if (program.includes('/')) return isProgram(program) ? program : undefined
-  const path = (process.env['PATH'] ?? '').split(':').filter((directory) => directory.startsWith('/'))
+  const path = (process.env['PATH'] ?? '')
+    .split(':')
+    .filter((directory) => directory.startsWith('/'))
   for (const directory of [...path, ...FURTHER_DIRECTORIES]) {
     const file = join(directory, program)
     if (isProgram(file)) return file
@@ -101,7 +123,8 @@ function isProgram(file: string): boolean {
 export function quoteArgument(raw: string): string {
   assert(!raw.includes('\0'), 'an argument cannot hold a zero byte')
   if (/^[\w/.\-@:=+,]+$/.test(raw)) return raw
-  const escape = (character: string): string => `\\x${character.charCodeAt(0).toString(16).padStart(2, '0')}`
+  const escape = (character: string): string =>
+    `\\x${character.charCodeAt(0).toString(16).padStart(2, '0')}`
   return `$'${raw.replace(/[^\w/.\-@:=+, ]/g, escape)}'`
 }
 
@@ -150,10 +173,18 @@ function rawText(argument: string | Uint8Array): string {
   return Buffer.from(argument as Uint8Array).toString('latin1')
 }
 
-/** Nothing of ours but where programs and the home are: no secret, no ZX_*, messages in plain English. */
+/**
+ * Nothing of ours but where programs and the home are: no secret, no ZX_*, messages in plain
+ * English.
+ */
 function environment(): Record<string, string> {
   const { PATH = '', HOME = '/' } = process.env
-  return { PATH: [PATH, ...FURTHER_DIRECTORIES].filter((part) => part !== '').join(':'), HOME, LC_ALL: 'C', LANG: 'C' }
+  return {
+    PATH: [PATH, ...FURTHER_DIRECTORIES].filter((part) => part !== '').join(':'),
+    HOME,
+    LC_ALL: 'C',
+    LANG: 'C',
+  }
 }
 
 interface Ending {
@@ -197,16 +228,25 @@ interface OutputKeeper {
   readonly text: (stream: 'stdout' | 'stderr') => string
 }
 
-/** Keeps or hands on what a program prints. zx's own store stays empty: it would keep everything, three times. */
+/**
+ * Keeps or hands on what a program prints. zx's own store stays empty: it would keep everything,
+ * three times.
+ */
 function outputKeeper({ program, onLine }: ProgramCall): OutputKeeper {
   const kept = { stdout: [] as Buffer[], stderr: [] as Buffer[] }
   const keptBytes = { stdout: 0, stderr: 0 }
-  const rest: Record<'stdout' | 'stderr', Buffer> = { stdout: Buffer.alloc(0), stderr: Buffer.alloc(0) }
+  const rest: Record<'stdout' | 'stderr', Buffer> = {
+    stdout: Buffer.alloc(0),
+    stderr: Buffer.alloc(0),
+  }
   const keep = (bytes: Buffer, stream: 'stdout' | 'stderr', ending: Ending): void => {
     if (onLine !== undefined && stream === 'stdout') return
     kept[stream].push(bytes)
     keptBytes[stream] += bytes.length
-    while (onLine !== undefined && keptBytes[stream] - (kept[stream][0]?.length ?? 0) > KEPT_ERROR_BYTES) {
+    while (
+      onLine !== undefined
+      && keptBytes[stream] - (kept[stream][0]?.length ?? 0) > KEPT_ERROR_BYTES
+    ) {
       keptBytes[stream] -= kept[stream].shift()?.length ?? 0
     }
     if (keptBytes[stream] > MAX_OUTPUT_BYTES) ending.end(tooMuch(program))
@@ -239,12 +279,18 @@ function outputKeeper({ program, onLine }: ProgramCall): OutputKeeper {
 
 function absent(program: string): BackupError {
   const hint = INSTALL_HINTS[program] ?? `install ${program}, or put it on PATH`
-  return new BackupError('PROGRAM_ABSENT', `${program} is not installed`, { hint, facts: { program } })
+  return new BackupError('PROGRAM_ABSENT', `${program} is not installed`, {
+    hint,
+    facts: { program },
+  })
 }
 
 function tookTooLong({ program, timeoutMs }: ProgramCall): BackupError {
   const message = `${program} was ended after ${Math.round(timeoutMs / 1000)} seconds`
-  return new BackupError('PROGRAM_TIMEOUT', message, { facts: { program, timeoutMs }, retry: 'later' })
+  return new BackupError('PROGRAM_TIMEOUT', message, {
+    facts: { program, timeoutMs },
+    retry: 'later',
+  })
 }
 
 function tooMuch(program: string): BackupError {
@@ -252,5 +298,7 @@ function tooMuch(program: string): BackupError {
 }
 
 function killed(program: string, signal: string | null): BackupError {
-  return new BackupError('PROGRAM_FAILED', `${program} was killed by ${signal ?? 'a signal'}`, { facts: { program } })
+  return new BackupError('PROGRAM_FAILED', `${program} was killed by ${signal ?? 'a signal'}`, {
+    facts: { program },
+  })
 }

@@ -1,11 +1,21 @@
 // The catalog of a collection in staging: a header line, then its entries (docs/format.md §8).
 //
-// encodeHeader and parseHeader are inverses, and encodeLines and parseLines; zstd is lib/work/staging.ts's affair.
-// parse… throws BackupError CATALOG_DAMAGED for what no encoder wrote.
+// encodeHeader and parseHeader are inverses, and encodeLines and parseLines; zstd is
+// lib/work/staging.ts's affair. parse… throws BackupError CATALOG_DAMAGED for what no encoder
+// wrote.
 
 import { Buffer } from 'node:buffer'
 import { BackupError } from '../errors.ts'
-import { count, type Entry, encodeEntry, list, parseObject, putPath, takePath, text } from './entry.ts'
+import {
+  count,
+  type Entry,
+  encodeEntry,
+  list,
+  parseObject,
+  putPath,
+  takePath,
+  text,
+} from './entry.ts'
 import type { RawPath } from './raw-path.ts'
 import type { Stamp } from './stamp.ts'
 
@@ -41,8 +51,22 @@ export interface CollectionHeader {
 export function encodeHeader(header: CollectionHeader): string {
   const { set, stamp, complete, entries, files, bytes } = header
   const missing = header.missing.map(({ path, why }) => ({ ...encodedPath(path), why }))
-  const sources = header.sources.map(({ path, snapshot, time }) => ({ ...encodedPath(path), snapshot, time }))
-  return JSON.stringify({ format: COLLECTION_FORMAT, set, stamp, complete, missing, sources, entries, files, bytes })
+  const sources = header.sources.map(({ path, snapshot, time }) => ({
+    ...encodedPath(path),
+    snapshot,
+    time,
+  }))
+  return JSON.stringify({
+    format: COLLECTION_FORMAT,
+    set,
+    stamp,
+    complete,
+    missing,
+    sources,
+    entries,
+    files,
+    bytes,
+  })
 }
 
 /** @throws BackupError CATALOG_DAMAGED, TARGET_FORMAT for a newer format */
@@ -68,7 +92,9 @@ export function parseHeader(line: string): CollectionHeader {
   }
 }
 
-/** Entries as lines, each ended by a newline, in buffers of about `blockBytes` cut between lines. */
+/**
+ * Entries as lines, each ended by a newline, in buffers of about `blockBytes` cut between lines.
+ */
 export function* encodeLines(entries: readonly Entry[], blockBytes: number): Generator<Buffer> {
   let lines: string[] = []
   let length = 0
@@ -84,7 +110,10 @@ export function* encodeLines(entries: readonly Entry[], blockBytes: number): Gen
   if (lines.length > 0) yield Buffer.from(`${lines.join('\n')}\n`)
 }
 
-/** The lines of a block that was cut between lines. @throws BackupError CATALOG_DAMAGED when it was not */
+/**
+ * The lines of a block that was cut between lines. @throws BackupError CATALOG_DAMAGED when it was
+ * not
+ */
 export function parseLines(block: Buffer): string[] {
   if (block.at(-1) !== 10) throw damaged('a block does not end with a line')
   return block.toString('utf8', 0, block.length - 1).split('\n')
@@ -115,7 +144,8 @@ function requiredPath(object: Readonly<Record<string, unknown>>): RawPath {
 }
 
 function asObject(value: unknown): Readonly<Record<string, unknown>> {
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) throw damaged('an object is missing')
+  if (typeof value !== 'object' || value === null || Array.isArray(value))
+    throw damaged('an object is missing')
   return value as Readonly<Record<string, unknown>>
 }
 

@@ -1,7 +1,9 @@
-// Which generations stay and which go (design invariants 4 and 5). Pure: no clock, no names but the stamps' order.
+// Which generations stay and which go (design invariants 4 and 5). Pure: no clock, no names but the
+// stamps' order.
 //
-// Used for collections in staging and exports in a repository alike, only after a run is proven. The newest complete
-// generation always stays; an incomplete one goes only when it is older than everything kept that is complete.
+// Used for collections in staging and exports in a repository alike, only after a run is proven.
+// The newest complete generation always stays; an incomplete one goes only when it is older than
+// everything kept that is complete.
 
 import assert from 'node:assert/strict'
 import type { Stamp } from './stamp.ts'
@@ -17,8 +19,17 @@ export interface RetentionPlan {
   readonly remove: readonly Stamp[]
 }
 
-/** Keeps the `keep` newest complete generations and every incomplete one that is not older than all of them. */
-export function planRetention({ items, keep }: { items: readonly Generation[]; keep: number }): RetentionPlan {
+/**
+ * Keeps the `keep` newest complete generations and every incomplete one that is not older than all
+ * of them.
+ */
+export function planRetention({
+  items,
+  keep,
+}: {
+  items: readonly Generation[]
+  keep: number
+}): RetentionPlan {
   assert(Number.isInteger(keep) && keep >= 1, 'at least one generation is kept')
   const sorted = [...items].sort((a, b) => (a.stamp < b.stamp ? -1 : a.stamp > b.stamp ? 1 : 0))
   const complete = sorted.filter((item) => item.complete)

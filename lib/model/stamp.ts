@@ -1,8 +1,9 @@
-// Stamps: when a collection was made, as a name that sorts by time and is legal everywhere (docs/format.md §1).
+// Stamps: when a collection was made, as a name that sorts by time and is legal everywhere
+// (docs/format.md §1).
 //
-// formatStamp and parseStamp are inverses at the second. nextStamp never gives a stamp that is not newer than all before,
-// so a clock that was set back cannot put a new collection behind an old one. Pure; no clock; throws nothing but
-// failed assertions.
+// formatStamp and parseStamp are inverses at the second. nextStamp never gives a stamp that is not
+// newer than all before, so a clock that was set back cannot put a new collection behind an old
+// one. Pure; no clock; throws nothing but failed assertions.
 
 import assert from 'node:assert/strict'
 
@@ -29,11 +30,22 @@ export function nextStamp({ nowMs, newest }: { nowMs: number; newest?: Stamp | u
   const newestMs = newest === undefined ? undefined : parseStamp(newest)
   assert(newest === undefined || newestMs !== undefined, 'the newest stamp is no stamp')
   const next = formatStamp(nowMs)
-  return newestMs === undefined || newest === undefined || next > newest ? next : formatStamp(newestMs + 1000)
+  return newestMs === undefined || newest === undefined || next > newest
+    ? next
+    : formatStamp(newestMs + 1000)
 }
 
-/** The stamps that begin as the user wrote: `2025-04-01`, `2025-04`, or a whole stamp. `latest` is the caller's. */
-export function matchStamps({ prefix, stamps }: { prefix: string; stamps: readonly Stamp[] }): Stamp[] {
+/**
+ * The stamps that begin as the user wrote: `2025-04-01`, `2025-04`, or a whole stamp. `latest` is
+ * the caller's.
+ */
+export function matchStamps({
+  prefix,
+  stamps,
+}: {
+  prefix: string
+  stamps: readonly Stamp[]
+}): Stamp[] {
   const plain = prefix.replaceAll(':', '')
   return plain === '' ? [] : stamps.filter((stamp) => stamp.startsWith(plain))
 }

@@ -1,35 +1,66 @@
-// Collecting a set: snapshot, rsync into an empty `.partial`, seal, publish, and only then let old ones go.
+// Collecting a set: snapshot, rsync into an empty `.partial`, seal, publish, and only then let old
+// ones go.
 //
-// Killed at any moment, it leaves a `.partial`, snapshots it wrote down, or a sealed collection; the next run
-// sweeps or uses them (design invariants 5, 6, 7, 10). A partial is never written to again, for its files may be links
-// to earlier collections: the next run links from it into a directory of its own, which costs as little. After a
-// restart of the machine it is not trusted, for nothing made it durable. Throws SOURCE_ABSENT, SNAPSHOT_FAILED,
-// STAGING_FULL, STAGING_FAILED, LOCKED, PROGRAM_… and INTERRUPTED.
+// Killed at any moment, it leaves a `.partial`, snapshots it wrote down, or a sealed collection;
+// the next run sweeps or uses them (design invariants 5, 6, 7, 10). A partial is never written to
+// again, for its files may be links to earlier collections: the next run links from it into a
+// directory of its own, which costs as little. After a restart of the machine it is not trusted,
+// for nothing made it durable. Throws SOURCE_ABSENT, SNAPSHOT_FAILED, STAGING_FULL, STAGING_FAILED,
+// LOCKED, PROGRAM_… and INTERRUPTED.
 
 import {
-  closeSync, lstatSync, mkdirSync, openSync, readFileSync, readdirSync, rmdirSync, statfsSync, writeFileSync,
+  closeSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  readdirSync,
+  rmdirSync,
+  statfsSync,
+  writeFileSync,
 } from 'node:fs'
 import { BackupError, systemCode } from '../errors.ts'
 import type { Configuration, SetConfiguration } from '../machine/config.ts'
 import { bootId } from '../machine/lock.ts'
-import { setTimes, syncFilesystem } from '../machine/posix.ts'
-import { runRsync, type RsyncOutcome, type RsyncSource } from '../machine/rsync.ts'
+import { syncFilesystem } from '../machine/posix.ts'
+import type { RsyncOutcome } from '../machine/rsync.ts'
 import {
-  isNestedSubvolume, onBtrfs, type SourceSnapshot, sweepBtrfsSnapshots, takeBtrfsSnapshots,
+  isNestedSubvolume,
+  onBtrfs,
+  type SourceSnapshot,
+  sweepBtrfsSnapshots,
+  takeBtrfsSnapshots,
 } from '../machine/source-snapshot/btrfs.ts'
 import { isBelow } from '../machine/source-snapshot/mounts.ts'
 import { formatSize } from '../model/amount.ts'
 import type { CollectionHeader, MissingPath } from '../model/collection.ts'
 import type { Entry } from '../model/entry.ts'
-import { displayPath, isWithin, type RawPath, rawPathFromText, rawPathToBytes } from '../model/raw-path.ts'
+import {
+  displayPath,
+  isWithin,
+  type RawPath,
+  rawPathFromText,
+  rawPathToBytes,
+} from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
 import { planRetention } from '../model/retention.ts'
 import { formatStamp, nextStamp, type Stamp } from '../model/stamp.ts'
+import { type CollectStatistics, copySources } from './copy-sources.ts'
 import { readAccountNames, sealTree } from './seal.ts'
-import { inspectSources, realPath, type Source, type Sources, stagingWithin } from './sources.ts'
+import { inspectSources, realPath, type Source, type Sources } from './sources.ts'
 import {
-  acquireSetLock, type CollectionPlace, listPartials, listStamps, partialDirectory, prepareSet,
-  publishCollection, removeCollection, removePartial, stagingError, stateRoot, surveyCollections, sweepSet,
+  acquireSetLock,
+  type CollectionPlace,
+  listPartials,
+  listStamps,
+  partialDirectory,
+  prepareSet,
+  publishCollection,
+  removeCollection,
+  removePartial,
+  stagingError,
+  stateRoot,
+  surveyCollections,
+  sweepSet,
 } from './staging.ts'
 
 export interface CollectOptions {
@@ -41,14 +72,6 @@ export interface CollectOptions {
   readonly signal?: AbortSignal
   /** Says what rsync would do, and changes nothing. */
   readonly dryRun?: boolean
-}
-
-export interface CollectStatistics {
-  readonly copiedFiles: number
-  readonly copiedBytes: number
-  /** Unchanged since an earlier collection, which costs nothing but a link. */
-  readonly linkedFiles: number
-  readonly linkedBytes: number
 }
 
 export interface CollectOutcome extends CollectStatistics {
@@ -67,15 +90,24 @@ export interface CollectOutcome extends CollectStatistics {
 /** A run that is killed right now ends within moments; this one waits that long for it. */
 const LOCK_WAIT_MS = 3_000
 
-/** How many interrupted runs files are linked from; what the others copied was linked into these. */
+/**
+ * How many interrupted runs files are linked from; what the others copied was linked into these.
+ */
 const MAX_PARTIALS_USED = 4
 
 /** How many paths a notice names. */
 const NAMED_PATHS = 5
 
-/** Collects one set. @throws BackupError as the header says; whatever it throws, earlier collections are unharmed */
+/**
+ * Collects one set. @throws BackupError as the header says; whatever it throws, earlier collections
+ * are unharmed
+ */
 export async function collectSet(options: CollectOptions): Promise<CollectOutcome> {
-  const { configuration: { staging }, set, nowMs } = options
+  const {
+    configuration: { staging },
+    set,
+    nowMs,
+  } = options
   const sources = inspectSources({ texts: set.sources, staging: realStaging(staging) })
   if (sources.readable.length === 0) throw noSource(set, sources)
   if (options.dryRun === true) return await preview(options, sources)
@@ -99,13 +131,20 @@ class Collect {
   readonly #staging: RawPath
 
   constructor(options: CollectOptions, { sources, lockFd }: { sources: Sources; lockFd: number }) {
-    const { configuration: { staging }, set, nowMs } = options
+    const {
+      configuration: { staging },
+      set,
+      nowMs,
+    } = options
     this.#options = options
     this.#sources = sources
     this.#lockFd = lockFd
     this.#staging = realStaging(staging)
     sweepSet({ staging, set: set.name })
-    const taken = [...listStamps({ staging, set: set.name }), ...listPartials({ staging, set: set.name })].sort()
+    const taken = [
+      ...listStamps({ staging, set: set.name }),
+      ...listPartials({ staging, set: set.name }),
+    ].sort()
     this.#place = { staging, set: set.name, stamp: nextStamp({ nowMs, newest: taken.at(-1) }) }
   }
 
@@ -120,8 +159,12 @@ class Collect {
     }
   }
 
-  async #copyAndPublish({ partials, snapshot }: {
-    partials: readonly Stamp[]; snapshot: SourceSnapshot | undefined;
+  async #copyAndPublish({
+    partials,
+    snapshot,
+  }: {
+    partials: readonly Stamp[]
+    snapshot: SourceSnapshot | undefined
   }): Promise<CollectOutcome> {
     const { report, set, configuration } = this.#options
     const { staging, stamp } = this.#place
@@ -130,7 +173,9 @@ class Collect {
     report({ kind: 'phase', name: `sealing ${set.name}` })
     const entries = this.#seal()
     const missing = allMissing([
-      ...this.#sources.missing, ...outcome.missing, ...withoutSlash(snapshot?.unseen ?? []),
+      ...this.#sources.missing,
+      ...outcome.missing,
+      ...withoutSlash(snapshot?.unseen ?? []),
       ...nestedSubvolumes(entries, snapshot),
     ])
     const complete = missing.length === 0
@@ -138,27 +183,51 @@ class Collect {
     const bytes = files.reduce((sum, { size = 0 }) => sum + size, 0)
     const sources = this.#sources.readable.map(({ given }) => ({
       path: given.replace(/^\/+/, ''),
-      snapshot: snapshot?.covered.has(given) === true ? 'btrfs' as const : 'none' as const,
+      snapshot: snapshot?.covered.has(given) === true ? ('btrfs' as const) : ('none' as const),
       time: formatStamp(this.#options.nowMs),
     }))
     const header: CollectionHeader = {
-      set: set.name, stamp, complete, missing, sources, entries: entries.length, files: files.length, bytes,
+      set: set.name,
+      stamp,
+      complete,
+      missing,
+      sources,
+      entries: entries.length,
+      files: files.length,
+      bytes,
     }
     publishCollection({ staging, header, entries })
     this.#removePartials()
-    const removed = complete ? applyRetention({ staging, set: set.name, keep: configuration.retention.local }) : []
+    const removed = complete
+      ? applyRetention({ staging, set: set.name, keep: configuration.retention.local })
+      : []
     this.#tellVanished(outcome.vanished)
     return {
-      set: set.name, stamp, complete, missing, entries: entries.length, files: files.length, bytes, removed, ...statistics,
+      set: set.name,
+      stamp,
+      complete,
+      missing,
+      entries: entries.length,
+      files: files.length,
+      bytes,
+      removed,
+      ...statistics,
     }
   }
 
-  async #copy({ partials, view }: {
-    partials: readonly Stamp[]; view: SourceSnapshot | undefined;
+  async #copy({
+    partials,
+    view,
+  }: {
+    partials: readonly Stamp[]
+    view: SourceSnapshot | undefined
   }): Promise<{ outcome: RsyncOutcome; statistics: CollectStatistics }> {
     const target = partialDirectory(this.#place)
     const bases = linkBases(this.#place)
-    const used = partials.slice(-MAX_PARTIALS_USED).reverse().map((stamp) => partialDirectory({ ...this.#place, stamp }))
+    const used = partials
+      .slice(-MAX_PARTIALS_USED)
+      .reverse()
+      .map((stamp) => partialDirectory({ ...this.#place, stamp }))
     try {
       mkdirSync(rawPathToBytes(target), { mode: 0o700 })
     } catch (error) {
@@ -166,8 +235,16 @@ class Collect {
     }
     try {
       const copied = await copySources({
-        options: this.#options, sources: this.#sources.readable, view, target, staging: this.#staging,
-        linkDestinations: [...bases, ...used], lockFd: this.#lockFd, set: this.#place.set,
+        set: this.#options.set,
+        report: this.#options.report,
+        signal: this.#options.signal,
+        dryRun: false,
+        sources: this.#sources.readable,
+        view,
+        target,
+        staging: this.#staging,
+        linkDestinations: [...bases, ...used],
+        lockFd: this.#lockFd,
       })
       if (copied.outcome.targetFull) throw this.#full()
       this.#sync()
@@ -200,7 +277,10 @@ class Collect {
     }
   }
 
-  /** Interrupted runs of this boot: what they copied need not be copied again. Others were never made durable. */
+  /**
+   * Interrupted runs of this boot: what they copied need not be copied again. Others were never
+   * made durable.
+   */
   #usablePartials(): readonly Stamp[] {
     const { staging, set } = this.#place
     const marker = `${stateRoot(staging)}/${set}.boot`
@@ -235,12 +315,15 @@ class Collect {
     try {
       const { stamp } = this.#place
       const state = `${this.#staging}/.state`
-      const snapshot = sources.length === 0 ? undefined
-        : await takeBtrfsSnapshots({ state, set: set.name, stamp, sources })
+      const snapshot =
+        sources.length === 0
+          ? undefined
+          : await takeBtrfsSnapshots({ state, set: set.name, stamp, sources })
       if (others.length > 0) this.#tellNotAtomic(others, reason)
       return snapshot
     } catch (error) {
-      if (required || !(error instanceof BackupError) || error.code !== 'SNAPSHOT_FAILED') throw error
+      if (required || !(error instanceof BackupError) || error.code !== 'SNAPSHOT_FAILED')
+        throw error
       reason = error.message
     }
     this.#tellNotAtomic(this.#sources.readable, reason)
@@ -248,7 +331,9 @@ class Collect {
   }
 
   async #sweepSnapshots(): Promise<void> {
-    await this.#orWarn(() => sweepBtrfsSnapshots({ state: `${this.#staging}/.state`, set: this.#place.set }))
+    await this.#orWarn(() =>
+      sweepBtrfsSnapshots({ state: `${this.#staging}/.state`, set: this.#place.set }),
+    )
   }
 
   async #release(snapshot: SourceSnapshot | undefined): Promise<void> {
@@ -269,15 +354,21 @@ class Collect {
   #tellNotAtomic(sources: readonly Source[], reason: string): void {
     const paths = sources.map(({ given }) => given)
     this.#options.report({
-      kind: 'notice', level: 'warning', code: 'NOT_ATOMIC', facts: { set: this.#place.set, reason },
-      message: `${this.#place.set}: ${named(paths)}: read without a snapshot, so not all of one moment (${reason})`,
+      kind: 'notice',
+      level: 'warning',
+      code: 'NOT_ATOMIC',
+      facts: { set: this.#place.set, reason },
+      message: `${this.#place.set}: ${named(paths)}: read without a snapshot (${reason})`,
     })
   }
 
   #tellVanished(vanished: readonly RawPath[]): void {
     if (vanished.length === 0) return
     this.#options.report({
-      kind: 'notice', level: 'warning', code: 'VANISHED', facts: { set: this.#place.set, count: vanished.length },
+      kind: 'notice',
+      level: 'warning',
+      code: 'VANISHED',
+      facts: { set: this.#place.set, count: vanished.length },
       message: `${this.#place.set}: vanished while collecting: ${named(vanished)}`,
     })
   }
@@ -286,10 +377,12 @@ class Collect {
     const { staging, set } = this.#place
     const { bavail, bsize } = statfsSync(staging)
     const collections = listStamps({ staging, set }).length
-    const message = `staging is full: ${formatSize(bavail * bsize)} free in "${staging}"; `
+    const message =
+      `staging is full: ${formatSize(bavail * bsize)} free in "${staging}"; `
       + `the ${collections} collections of ${set} there are unharmed`
     return new BackupError('STAGING_FULL', message, {
-      hint: 'free some space; the next run goes on from what was copied', retry: 'later',
+      hint: 'free some space; the next run goes on from what was copied',
+      retry: 'later',
       facts: { freeBytes: bavail * bsize, collections },
     })
   }
@@ -297,91 +390,65 @@ class Collect {
 
 /** What rsync would do, by its own dry run. Nothing is made, locked or mounted. */
 async function preview(options: CollectOptions, sources: Sources): Promise<CollectOutcome> {
-  const { configuration: { staging }, set, nowMs } = options
-  const place = { staging, set: set.name, stamp: nextStamp({ nowMs, newest: listStamps({ staging, set: set.name }).at(-1) }) }
+  const {
+    configuration: { staging },
+    set,
+    nowMs,
+  } = options
+  const place = {
+    staging,
+    set: set.name,
+    stamp: nextStamp({ nowMs, newest: listStamps({ staging, set: set.name }).at(-1) }),
+  }
   options.report({ kind: 'phase', name: `looking at ${set.name}` })
   const { outcome, statistics } = await copySources({
-    options, sources: sources.readable, view: undefined, target: partialDirectory(place), staging: realStaging(staging),
-    linkDestinations: linkBases(place), lockFd: undefined, set: set.name,
+    set,
+    report: options.report,
+    signal: options.signal,
+    dryRun: true,
+    sources: sources.readable,
+    view: undefined,
+    target: partialDirectory(place),
+    staging: realStaging(staging),
+    linkDestinations: linkBases(place),
+    lockFd: undefined,
   })
   const missing = allMissing([...sources.missing, ...outcome.missing])
   const none = { entries: 0, files: 0, bytes: 0, removed: [] }
-  return { set: set.name, stamp: place.stamp, complete: missing.length === 0, missing, ...none, ...statistics }
-}
-
-/** Runs rsync: once for everything, and once more for sources that are links to files, which only then are followed. */
-async function copySources({ options, sources, view, target, staging, linkDestinations, lockFd, set }: {
-  readonly options: CollectOptions
-  readonly sources: readonly Source[]
-  readonly view: SourceSnapshot | undefined
-  readonly target: RawPath
-  readonly staging: RawPath
-  readonly linkDestinations: readonly RawPath[]
-  readonly lockFd: number | undefined
-  readonly set: string
-}): Promise<{ outcome: RsyncOutcome; statistics: CollectStatistics }> {
-  const counter = itemCounter(options.report, set)
-  const dryRun = options.dryRun === true
-  const outcomes: RsyncOutcome[] = []
-  for (const followLinks of [false, true]) {
-    const these = sources.filter(({ isLinkToFile }) => isLinkToFile === followLinks)
-    if (these.length === 0) continue
-    outcomes.push(await runRsync({
-      sources: these.map((source) => rsyncSource(source, view)),
-      exclusions: options.set.exclusions,
-      leftOut: stagingWithin({ sources, staging }),
-      linkDestinations, target, followLinks, dryRun,
-      exactTimes: dryRun || keepsNanoseconds(target),
-      onItem: counter.take,
-      signal: options.signal,
-      ...(lockFd === undefined ? {} : { inherit: lockFd }),
-    }))
-  }
-  const outcome = {
-    missing: outcomes.flatMap(({ missing }) => missing),
-    vanished: outcomes.flatMap(({ vanished }) => vanished),
-    targetFull: outcomes.some(({ targetFull }) => targetFull),
-  }
-  return { outcome, statistics: counter.statistics() }
-}
-
-function rsyncSource({ given, isDirectory }: Source, view: SourceSnapshot | undefined): RsyncSource {
-  const root = view?.covered.has(given) === true ? view.view : ''
-  return { root, path: given, isDirectory }
-}
-
-function itemCounter(report: Report, set: string): {
-  readonly take: Parameters<typeof runRsync>[0]['onItem']
-  readonly statistics: () => CollectStatistics
-} {
-  let [copiedFiles, copiedBytes, linkedFiles, linkedBytes] = [0, 0, 0, 0]
   return {
-    take: ({ path, isFile, sizeBytes, copied }) => {
-      if (!isFile) return
-      if (copied) copiedFiles += 1
-      else linkedFiles += 1
-      if (copied) copiedBytes += sizeBytes
-      else linkedBytes += sizeBytes
-      report({
-        kind: 'progress', phase: `collecting ${set}`, filesDone: copiedFiles + linkedFiles, current: path,
-        bytesDone: copiedBytes + linkedBytes, bytesSkipped: linkedBytes, bytesWritten: copiedBytes,
-      })
-    },
-    statistics: () => ({ copiedFiles, copiedBytes, linkedFiles, linkedBytes }),
+    set: set.name,
+    stamp: place.stamp,
+    complete: missing.length === 0,
+    missing,
+    ...none,
+    ...statistics,
   }
 }
 
 /** The newest collection, and the newest complete one where that is another, as RawPaths. */
 function linkBases({ staging, set }: Omit<CollectionPlace, 'stamp'>): RawPath[] {
   const newest = listStamps({ staging, set }).at(-1)
-  const complete = surveyCollections({ staging, set }).collections.filter((item) => item.complete).at(-1)?.stamp
+  const complete = surveyCollections({ staging, set })
+    .collections.filter((item) => item.complete)
+    .at(-1)?.stamp
   const stamps = new Set([newest, complete].filter((stamp) => stamp !== undefined))
   const real = realStaging(staging)
   return [...stamps].map((stamp) => `${real}/${set}/${stamp}`)
 }
 
-/** Lets collections go that the set does not keep: only complete knowledge deletes, so a damaged catalog stays. */
-function applyRetention({ staging, set, keep }: { staging: string; set: string; keep: number }): readonly Stamp[] {
+/**
+ * Lets collections go that the set does not keep: only complete knowledge deletes, so a damaged
+ * catalog stays.
+ */
+function applyRetention({
+  staging,
+  set,
+  keep,
+}: {
+  staging: string
+  set: string
+  keep: number
+}): readonly Stamp[] {
   const { collections } = surveyCollections({ staging, set })
   const { remove } = planRetention({ items: collections, keep })
   for (const stamp of remove) removeCollection({ staging, set, stamp })
@@ -389,17 +456,29 @@ function applyRetention({ staging, set, keep }: { staging: string; set: string; 
 }
 
 /** Directories that came out of a snapshot empty because a subvolume of its own is there. */
-function nestedSubvolumes(entries: readonly Entry[], snapshot: SourceSnapshot | undefined): MissingPath[] {
+function nestedSubvolumes(
+  entries: readonly Entry[],
+  snapshot: SourceSnapshot | undefined,
+): MissingPath[] {
   if (snapshot === undefined) return []
   const covered = [...snapshot.covered]
   const isEmpty = (entry: Entry, next: Entry | undefined): boolean => {
-    return entry.type === 'directory' && (next === undefined || !isWithin({ path: next.path, directory: entry.path }))
+    return (
+      entry.type === 'directory'
+      && (next === undefined || !isWithin({ path: next.path, directory: entry.path }))
+    )
   }
   const candidates = entries.filter((entry, index) => {
-    return isEmpty(entry, entries[index + 1]) && covered.some((path) => isBelow({ path: `/${entry.path}`, directory: path }))
+    return (
+      isEmpty(entry, entries[index + 1])
+      && covered.some((path) => isBelow({ path: `/${entry.path}`, directory: path }))
+    )
   })
-  const why = 'a btrfs subvolume of its own, which is not in the snapshot: add it as a source, or exclude it'
-  return candidates.filter(({ path }) => isNestedSubvolume(`${snapshot.view}/${path}`)).map(({ path }) => ({ path, why }))
+  const why =
+    'a btrfs subvolume of its own, which is not in the snapshot: add it as a source, or exclude it'
+  return candidates
+    .filter(({ path }) => isNestedSubvolume(`${snapshot.view}/${path}`))
+    .map(({ path }) => ({ path, why }))
 }
 
 function allMissing(missing: readonly MissingPath[]): MissingPath[] {
@@ -430,13 +509,6 @@ function readBootMarker(path: string): string | undefined {
   }
 }
 
-/** Whether a time of our own choice comes back from the filesystem whole: on ext4 with small inodes it does not. */
-function keepsNanoseconds(directory: RawPath): boolean {
-  const mtimeNs = 1_000_000_000_123_456_789n
-  setTimes(directory, { mtimeNs })
-  return lstatSync(rawPathToBytes(directory), { bigint: true }).mtimeNs === mtimeNs
-}
-
 function removeIfEmpty(directory: RawPath): void {
   if (readdirSync(rawPathToBytes(directory)).length === 0) rmdirSync(rawPathToBytes(directory))
 }
@@ -450,13 +522,20 @@ function named(paths: readonly RawPath[]): string {
 function noSource(set: SetConfiguration, { missing }: Sources): BackupError {
   const list = missing.map(({ path, why }) => `/${displayPath(path)} (${why})`).join(', ')
   const hint = 'check the sources in the configuration; earlier collections are unharmed'
-  return new BackupError('SOURCE_ABSENT', `no source of ${set.name} can be read: ${list}`, { hint, facts: { set: set.name } })
+  return new BackupError('SOURCE_ABSENT', `no source of ${set.name} can be read: ${list}`, {
+    hint,
+    facts: { set: set.name },
+  })
 }
 
 function noSnapshot(set: SetConfiguration, others: readonly Source[]): BackupError {
   const paths = others.map(({ given }) => given)
-  return new BackupError('SNAPSHOT_FAILED', `${set.name} requires a snapshot, and ${named(paths)}: not on btrfs`, {
-    hint: 'set snapshot to auto or none for this set', facts: { set: set.name },
-  })
+  return new BackupError(
+    'SNAPSHOT_FAILED',
+    `${set.name} requires a snapshot, and ${named(paths)}: not on btrfs`,
+    {
+      hint: 'set snapshot to auto or none for this set',
+      facts: { set: set.name },
+    },
+  )
 }
-

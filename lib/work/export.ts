@@ -6,7 +6,6 @@
 
 import { Buffer } from 'node:buffer'
 import { availableParallelism } from 'node:os'
-import assert from 'node:assert/strict'
 import { encodePlainHeader, tarPadding } from '../format/tar.ts'
 import type { Configuration, TargetConfiguration } from '../machine/config.ts'
 import type { CollectionHeader, MissingPath } from '../model/collection.ts'
@@ -17,12 +16,14 @@ import type { Report } from '../model/report.ts'
 import {
   MANIFEST, VERIFICATION, VERIFICATION_SIGNATURE, encodeVerification,
 } from '../model/verification.ts'
+import { BundleTable } from './bundle-table.ts'
 import { BundleWriter } from './bundle-writer.ts'
 import { type WrittenCatalog, writeCatalog } from './export-catalog.ts'
 import { type PlannedEntry, planExport, usageOf } from './export-plan.ts'
 import { type Packed, packAll } from './pack-pool.ts'
-import { type PackItem, NOT_HERE, dataBundleFile } from './pack-worker.ts'
-import { PieceIndex } from './piece-index.ts'
+import { dataBundleFile } from './pack-worker.ts'
+import { finishEntries, pieceIndexFor } from './packed-entries.ts'
+import type { PieceIndex } from './piece-index.ts'
 import { type PruneOutcome, pruneExports, sweepUnfinished } from './prune.ts'
 import {
   type ExportPlace, type Repository, type StampDirectory, directoryOf, exportsOf, listStamps,
@@ -31,8 +32,8 @@ import {
 import type { Signer } from './signing.ts'
 import { collectionDirectory, listCollections, readCollection } from './staging.ts'
 import {
-  EMPTY_STATE, PIECE_RECORD_BYTES, type State, type StateBundle, adoptPending, encodePieces, loadPieces,
-  loadState, stateDirectory, writePending,
+  EMPTY_STATE, type State, type StateBundle, adoptPending, encodePieces, loadState, stateDirectory,
+  writePending,
 } from './state.ts'
 
 export interface ExportOptions {
@@ -343,74 +344,6 @@ interface FinishedExport {
   readonly bundles: BundleTable
 }
 
-/** The bundles that entries can name, by number: those of the state, then those of this export. */
-class BundleTable {
-  /** The number of this export's data-0001. */
-  readonly first: number
-  readonly #bundles: (StateBundle | undefined)[]
-  readonly #present: boolean[]
-  readonly #usable: boolean[]
-
-  constructor(state: State | undefined, sizes: ReadonlyMap<string, number>) {
-    this.#bundles = [...(state?.bundles ?? [])]
-    // Only what was just listed with the right size is referred to.
-    this.#present = this.#bundles.map((bundle) =>
-      bundle !== undefined && sizes.get(bundle.name) === bundle.sizeBytes)
-    this.#usable = [...this.#present]
-    this.first = this.#bundles.length
-  }
-
-  /** The number of the next bundle. */
-  get next(): number {
-    return this.#bundles.length
-  }
-
-  /** For the state: what is no longer on the target leaves a gap, so that numbers stay. */
-  get present(): readonly (StateBundle | undefined)[] {
-    return this.#bundles.map((bundle, number) => this.#present[number] === true ? bundle : undefined)
-  }
-
-  isUsable(bundle: number): boolean {
-    return this.#usable[bundle] === true
-  }
-
-  get(bundle: number): StateBundle {
-    const found = this.#bundles[bundle]
-    assert(found !== undefined, 'an entry names a bundle that is not there')
-    return found
-  }
-
-  byName(name: string): StateBundle {
-    const found = this.#bundles.findLast((bundle) => bundle?.name === name)
-    assert(found !== undefined, 'a catalog names a bundle that is not there')
-    return found
-  }
-
-  add(number: number, bundle: StateBundle): void {
-    this.#bundles[number] = bundle
-    this.#present[number] = true
-    this.#usable[number] = true
-  }
-
-  retire(bundle: number): void {
-    this.#usable[bundle] = false
-  }
-
-  usableTarBytes(name: string): number | undefined {
-    const number = this.#bundles.findLastIndex((bundle) => bundle?.name === name)
-    return this.#usable[number] === true ? this.#bundles[number]?.tarBytes : undefined
-  }
-
-  /** Data bundles of which this export and the other sets' last ones need less than half. */
-  lessThanHalfNeeded(usage: ReadonlyMap<number, number>, others: ReadonlyMap<string, number>): number[] {
-    return this.#bundles.flatMap((bundle, number) => {
-      if (bundle === undefined || !this.isUsable(number) || !bundle.name.includes('/data-')) return []
-      const needed = (usage.get(number) ?? 0) + (others.get(bundle.name) ?? 0)
-      return needed > 0 && needed * 2 < bundle.tarBytes ? [number] : []
-    })
-  }
-}
-
 /** How much of each bundle a plan refers to. */
 function keptUsage(plan: readonly PlannedEntry[]): Map<number, number> {
   return usageOf(plan.flatMap(({ kept, item }) => {
@@ -429,60 +362,6 @@ function othersUsage(state: State, set: string): ReadonlyMap<string, number> {
     for (const [bundle, bytes] of Object.entries(other.usage)) usage.set(bundle, (usage.get(bundle) ?? 0) + bytes)
   }
   return usage
-}
-
-/** An index of all usable pieces, with room for what the plan may add. */
-function pieceIndexFor(
-  plan: readonly PlannedEntry[], { state, bundles }: { state: State; bundles: BundleTable },
-): PieceIndex {
-  const added = plan.reduce((sum, { item }) => sum + (item?.kind === 'file' ? expectedPieces(item) : 0), 0)
-  const index = PieceIndex.forPieces(state.pieces.length / PIECE_RECORD_BYTES + added)
-  loadPieces(index, { pieces: state.pieces, isUsable: (bundle) => bundles.isUsable(bundle) })
-  return index
-}
-
-/** Twice the average, for cuts that fall early; more is harmless (PieceIndex tells 'untracked'). */
-function expectedPieces({ metadata, chunk }: PackItem & { kind: 'file' }): number {
-  return chunk === undefined ? 1 : Math.ceil(dataBytes(metadata) / 2 ** (chunk - 1)) + 1
-}
-
-/** Every entry with its header and pieces; what could not be read, and links to it, are missing instead. */
-function finishEntries(
-  plan: readonly PlannedEntry[], { packed, index }: { packed: Packed; index: PieceIndex },
-): { readonly finished: readonly Entry[]; readonly missing: readonly MissingPath[] } {
-  const results = new Map(packed.entries.map((entry) => [entry.index, entry]))
-  const failures = new Map(packed.failures.map(({ index: i, why }) => [i, why]))
-  const missing: MissingPath[] = []
-  const lost = new Set<string>()
-  const finished = plan.flatMap((planned, i): Entry[] => {
-    const { entry, chunk, item, kept } = planned
-    const why = failures.get(i)
-      ?? (entry.type === 'link' && lost.has(entry.target!) ? 'the file that it is a link to is missing' : undefined)
-    if (why !== undefined) {
-      missing.push({ path: entry.path, why })
-      lost.add(entry.path)
-      return []
-    }
-    const result = results.get(i)
-    assert(item === undefined || result !== undefined, 'an item was not packed')
-    const header = result?.header ?? kept?.header
-    const pieces = item?.kind === 'file' ? result!.pieces.map((piece) => resolvePiece(piece, index))
-      : kept?.pieces ?? []
-    return [{
-      ...entry, ...(chunk === undefined ? {} : { chunk }), ...(header === undefined ? {} : { header }),
-      ...(pieces.length === 0 ? {} : { pieces }),
-    }]
-  })
-  return { finished, missing }
-}
-
-function resolvePiece(
-  [id, bundle, offset, length]: readonly [string, number, number, number], index: PieceIndex,
-): readonly [string, number, number, number] {
-  if (bundle !== NOT_HERE) return [id, bundle, offset, length]
-  const location = index.lookup(Buffer.from(id, 'hex'))
-  assert(location !== undefined && location.length === length, 'a piece that is known has no place')
-  return [id, location.bundle, location.offset, length]
 }
 
 /** Every bundle the export needs, sorted by name. */

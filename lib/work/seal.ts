@@ -1,11 +1,22 @@
-// Sealing: the tree that rsync left in staging becomes the entries of its catalog (docs/format.md §5, §8).
+// Sealing: the tree that rsync left in staging becomes the entries of its catalog (docs/format.md
+// §5, §8).
 //
-// One synchronous walk in catalog order: metadata, extended attributes, ACLs, data segments, hard-link groups. What is read
-// is our own copy, so nothing changes under the walk. The directory itself is no entry. Throws STAGING_FAILED where
-// the tree cannot be read, and system errors by way of staging.ts's stagingError.
+// One synchronous walk in catalog order: metadata, extended attributes, ACLs, data segments,
+// hard-link groups. What is read is our own copy, so nothing changes under the walk. The directory
+// itself is no entry. Throws STAGING_FAILED where the tree cannot be read, and system errors by way
+// of staging.ts's stagingError.
 
 import type { Buffer } from 'node:buffer'
-import { type BigIntStats, closeSync, constants, lstatSync, openSync, readFileSync, readdirSync, readlinkSync } from 'node:fs'
+import {
+  type BigIntStats,
+  closeSync,
+  constants,
+  lstatSync,
+  openSync,
+  readFileSync,
+  readdirSync,
+  readlinkSync,
+} from 'node:fs'
 import { systemCode } from '../errors.ts'
 import { aclToText } from '../format/acl.ts'
 import { dataSegments, deviceParts, getXattr, listXattrs } from '../machine/posix.ts'
@@ -25,7 +36,13 @@ const DEFAULT_ACL = 'system.posix_acl_default'
 const STAT_BLOCK_BYTES = 512
 
 /** Every path below `directory`, in catalog order. */
-export function sealTree({ directory, names }: { directory: RawPath, names: AccountNames }): Entry[] {
+export function sealTree({
+  directory,
+  names,
+}: {
+  directory: RawPath
+  names: AccountNames
+}): Entry[] {
   const walk: Walk = { directory, names, entries: [], firstPaths: new Map() }
   walkDirectory(walk, '')
   return walk.entries
@@ -55,7 +72,9 @@ interface Walk {
   readonly directory: RawPath
   readonly names: AccountNames
   readonly entries: Entry[]
-  /** The first path of each inode. In staging most files have several links: one in each collection. */
+  /**
+   * The first path of each inode. In staging most files have several links: one in each collection.
+   */
   readonly firstPaths: Map<bigint, RawPath>
 }
 
@@ -68,7 +87,9 @@ function walkDirectory(walk: Walk, path: RawPath): void {
   }
 }
 
-/** Sorted as bytes. A directory that even its owner may not read was not read at its source either. */
+/**
+ * Sorted as bytes. A directory that even its owner may not read was not read at its source either.
+ */
 function namesIn(directory: RawPath): RawPath[] {
   try {
     return readdirSync(rawPathToBytes(directory), { encoding: 'latin1' }).sort()
@@ -82,7 +103,8 @@ function readEntry(walk: Walk, path: RawPath): Entry {
   const file = `${walk.directory}/${path}`
   const stat = lstatSync(rawPathToBytes(file), { bigint: true })
   const type = typeOf(stat)
-  const first = type === 'file' && stat.nlink > 1n ? firstPath(walk, { inode: stat.ino, path }) : path
+  const first =
+    type === 'file' && stat.nlink > 1n ? firstPath(walk, { inode: stat.ino, path }) : path
   const user = walk.names.users.get(Number(stat.uid))
   const group = walk.names.groups.get(Number(stat.gid))
   return {
@@ -101,7 +123,7 @@ function readEntry(walk: Walk, path: RawPath): Entry {
   }
 }
 
-function firstPath(walk: Walk, { inode, path }: { inode: bigint, path: RawPath }): RawPath {
+function firstPath(walk: Walk, { inode, path }: { inode: bigint; path: RawPath }): RawPath {
   const known = walk.firstPaths.get(inode)
   if (known === undefined) walk.firstPaths.set(inode, path)
   return known ?? path
@@ -116,13 +138,20 @@ function typeOf(stat: BigIntStats): EntryType {
   return stat.isBlockDevice() ? 'block' : 'socket'
 }
 
-function contentOf({ file, type, stat }: {
-  file: RawPath, type: EntryType, stat: BigIntStats,
+function contentOf({
+  file,
+  type,
+  stat,
+}: {
+  file: RawPath
+  type: EntryType
+  stat: BigIntStats
 }): Partial<Entry> {
   switch (type) {
     case 'file': {
       const size = Number(stat.size)
-      const sparse = stat.blocks * BigInt(STAT_BLOCK_BYTES) < stat.size ? segmentsOf(file, size) : undefined
+      const sparse =
+        stat.blocks * BigInt(STAT_BLOCK_BYTES) < stat.size ? segmentsOf(file, size) : undefined
       return { size, ...(sparse === undefined ? {} : { sparse }) }
     }
     case 'symlink':

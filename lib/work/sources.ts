@@ -1,8 +1,8 @@
 // The sources of a set, looked at before anything is done: what they are, and which are not there.
 //
-// Paths stay as the user gave them, only without `.`, `..` and trailing slashes, because that is how they appear in a
-// collection; the real path tells where they lie. Used by collect.ts. Throws nothing for a source that cannot be read:
-// that is an outcome.
+// Paths stay as the user gave them, only without `.`, `..` and trailing slashes, because that is
+// how they appear in a collection; the real path tells where they lie. Used by collect.ts. Throws
+// nothing for a source that cannot be read: that is an outcome.
 
 import { accessSync, constants, lstatSync, realpathSync, statSync } from 'node:fs'
 import { posix } from 'node:path'
@@ -17,7 +17,10 @@ export interface Source {
   /** The same behind its symbolic links. */
   readonly real: RawPath
   readonly isDirectory: boolean
-  /** A link to something that is no directory: its target's content is collected under the link's path. */
+  /**
+   * A link to something that is no directory: its target's content is collected under the link's
+   * path.
+   */
   readonly isLinkToFile: boolean
 }
 
@@ -36,10 +39,18 @@ const REASONS: Readonly<Record<string, string>> = {
 }
 
 /** `staging` is the real path of staging: nothing in it is a source. */
-export function inspectSources({ texts, staging }: { texts: readonly string[]; staging: RawPath }): Sources {
+export function inspectSources({
+  texts,
+  staging,
+}: {
+  texts: readonly string[]
+  staging: RawPath
+}): Sources {
   const readable: Source[] = []
   const missing: MissingPath[] = []
-  const paths = new Set(texts.map((text) => posix.normalize(rawPathFromText(text)).replace(/(?<=.)\/+$/, '')))
+  const paths = new Set(
+    texts.map((text) => posix.normalize(rawPathFromText(text)).replace(/(?<=.)\/+$/, '')),
+  )
   for (const given of paths) {
     const source = inspect(given, staging)
     if (typeof source === 'string') missing.push({ path: given.replace(/^\/+/, ''), why: source })
@@ -70,9 +81,17 @@ export function realPath(path: RawPath): RawPath {
 }
 
 /** Staging as it would appear in a collection, wherever a source holds it. */
-export function stagingWithin({ sources, staging }: { sources: readonly Source[]; staging: RawPath }): RawPath[] {
-  return sources.filter(({ real }) => isBelow({ path: staging, directory: real })).map(({ given, real }) => {
-    const below = staging.slice(real === '/' ? 0 : real.length)
-    return `${given === '/' ? '' : given}${below}`
-  })
+export function stagingWithin({
+  sources,
+  staging,
+}: {
+  sources: readonly Source[]
+  staging: RawPath
+}): RawPath[] {
+  return sources
+    .filter(({ real }) => isBelow({ path: staging, directory: real }))
+    .map(({ given, real }) => {
+      const below = staging.slice(real === '/' ? 0 : real.length)
+      return `${given === '/' ? '' : given}${below}`
+    })
 }

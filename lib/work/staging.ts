@@ -1,14 +1,26 @@
-// Staging: where collections lie, which there are, and how one appears and goes (docs/format.md §2, §8).
+// Staging: where collections lie, which there are, how one appears and goes (docs/format.md §2,
+// §8).
 //
-// A collection exists if and only if its tree and its catalog are both there under their final names. publishCollection
-// writes the catalog first and renames the tree last; removeCollection takes the tree's name away first; so a kill
-// leaves a `.partial` or an orphaned catalog, which sweepSet puts right at the next run. Names are parsed strictly: what
-// is not ours is never touched. `staging` is text, as configured. Throws CATALOG_DAMAGED, NOTHING_FOUND, LOCKED and,
+// A collection exists if and only if its tree and its catalog are both there under their final
+// names. publishCollection writes the catalog first and renames the tree last; removeCollection
+// takes the tree's name away first; so a kill leaves a `.partial` or an orphaned catalog, which
+// sweepSet puts right at the next run. Names are parsed strictly: what is not ours is never
+// touched. `staging` is text, as configured. Throws CATALOG_DAMAGED, NOTHING_FOUND, LOCKED and,
 // where staging cannot be read or written, STAGING_FAILED or STAGING_FULL.
 
 import { Buffer } from 'node:buffer'
 import {
-  chmodSync, closeSync, fstatSync, lstatSync, mkdirSync, openSync, readFileSync, readSync, readdirSync, renameSync, rmSync,
+  chmodSync,
+  closeSync,
+  fstatSync,
+  lstatSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  readSync,
+  readdirSync,
+  renameSync,
+  rmSync,
   symlinkSync,
 } from 'node:fs'
 import { BackupError, systemCode } from '../errors.ts'
@@ -16,7 +28,11 @@ import { compressFrame, decompressFrame, frameLength } from '../format/zstd-fram
 import { publish, syncDirectory, writeDurably } from '../machine/durable-file.ts'
 import { acquireLock, type Lock } from '../machine/lock.ts'
 import {
-  type CollectionHeader, encodeHeader, encodeLines, parseHeader, parseLines,
+  type CollectionHeader,
+  encodeHeader,
+  encodeLines,
+  parseHeader,
+  parseLines,
 } from '../model/collection.ts'
 import { type Entry, MAX_ENTRY_BYTES, parseEntry } from '../model/entry.ts'
 import { displayPath, type RawPath, rawPathFromText, rawPathToBytes } from '../model/raw-path.ts'
@@ -42,7 +58,10 @@ export interface CollectionPlace extends SetPlace {
 /** Good compression at a speed that costs less than reading the tree. */
 const CATALOG_LEVEL = 3
 
-/** Lines of a catalog are compressed in frames of about this size: small in memory, large enough to compress. */
+/**
+ * Lines of a catalog are compressed in frames of about this size: small in memory, large enough to
+ * compress.
+ */
 const CATALOG_BLOCK_BYTES = 2 * 1024 * 1024
 
 /** Enough for the header of nearly every catalog; more is read when it is not. */
@@ -77,7 +96,9 @@ export function listCollections({ staging, set }: SetPlace): CollectionInfo[] {
   return listStamps({ staging, set }).map((stamp) => readHeader({ staging, set, stamp }))
 }
 
-/** The collections of a set whose catalogs can be read, oldest first, and the stamps of the others. */
+/**
+ * The collections of a set whose catalogs can be read, oldest first, and the stamps of the others.
+ */
 export function surveyCollections(place: SetPlace): {
   readonly collections: readonly CollectionInfo[]
   readonly damaged: readonly Stamp[]
@@ -103,14 +124,20 @@ export function listStamps(place: SetPlace): Stamp[] {
 
 /** The stamps of runs that did not end, oldest first. */
 export function listPartials(place: SetPlace): Stamp[] {
-  return setNames(place).map((name) => stampBefore(name, PARTIAL_SUFFIX)).filter(isDefined).sort()
+  return setNames(place)
+    .map((name) => stampBefore(name, PARTIAL_SUFFIX))
+    .filter(isDefined)
+    .sort()
 }
 
 /** The names of the sets that staging holds something of. */
 export function listStagedSets(staging: string): string[] {
   try {
     const names = readdirSync(staging, { withFileTypes: true })
-    return names.filter((item) => item.isDirectory() && !item.name.startsWith('.')).map(({ name }) => name).sort()
+    return names
+      .filter((item) => item.isDirectory() && !item.name.startsWith('.'))
+      .map(({ name }) => name)
+      .sort()
   } catch (error) {
     if (systemCode(error) === 'ENOENT') return []
     throw stagingError({ error, staging, doing: 'read' })
@@ -135,7 +162,9 @@ export function readCollection(place: CollectionPlace): Collection {
   try {
     for (let offset = 0; offset < bytes.length;) {
       const length = frameLength(bytes.subarray(offset))
-      const lines = parseLines(decompressFrame(bytes.subarray(offset, offset + length), MAX_ENTRY_BYTES))
+      const lines = parseLines(
+        decompressFrame(bytes.subarray(offset, offset + length), MAX_ENTRY_BYTES),
+      )
       offset += length
       if (header === undefined) header = parseHeader(lines.shift() ?? '')
       for (const line of lines) entries.push(parseEntry(line))
@@ -154,7 +183,9 @@ export function readCollection(place: CollectionPlace): Collection {
 function readHeader(place: CollectionPlace): CollectionHeader {
   const path = catalogPath(place)
   try {
-    const header = parseHeader(parseLines(decompressFrame(readFirstFrame(path), MAX_HEADER_BYTES))[0] ?? '')
+    const header = parseHeader(
+      parseLines(decompressFrame(readFirstFrame(path), MAX_HEADER_BYTES))[0] ?? '',
+    )
     checkPlace({ header, place, path })
     return header
   } catch (error) {
@@ -186,29 +217,46 @@ function readCatalog(path: RawPath): Buffer {
     return readFileSync(rawPathToBytes(path))
   } catch (cause) {
     if (systemCode(cause) === 'ENOENT') {
-      throw new BackupError('NOTHING_FOUND', `there is no collection ${displayPath(path)}`, { cause })
+      throw new BackupError('NOTHING_FOUND', `there is no collection ${displayPath(path)}`, {
+        cause,
+      })
     }
     throw damagedCatalog(path, cause)
   }
 }
 
-function checkPlace({ header, place, path }: {
-  header: CollectionHeader, place: CollectionPlace, path: RawPath,
+function checkPlace({
+  header,
+  place,
+  path,
+}: {
+  header: CollectionHeader
+  place: CollectionPlace
+  path: RawPath
 }): void {
   if (header.set === place.set && header.stamp === place.stamp) return
   throw damagedCatalog(path, `it is of ${header.set}/${header.stamp}`)
 }
 
 /**
- * Makes a collection of a tree that is whole and on the medium under its `.partial` name. `latest` follows a complete one.
+ * Makes a collection of a tree that is whole and on the medium under its `.partial` name. `latest`
+ * follows a complete one.
  */
-export function publishCollection({ staging, header, entries }: {
-  staging: string, header: CollectionHeader, entries: readonly Entry[],
+export function publishCollection({
+  staging,
+  header,
+  entries,
+}: {
+  staging: string
+  header: CollectionHeader
+  entries: readonly Entry[]
 }): void {
   const place = { staging, set: header.set, stamp: header.stamp }
   const blocks = [Buffer.from(`${encodeHeader(header)}\n`), ...encodeBlocks(entries)]
   try {
-    const bytes = Buffer.concat(blocks.map((block, index) => index === 0 ? compressFrame(block, CATALOG_LEVEL) : block))
+    const bytes = Buffer.concat(
+      blocks.map((block, index) => (index === 0 ? compressFrame(block, CATALOG_LEVEL) : block)),
+    )
     writeDurably({ path: catalogPath(place), bytes, mode: 0o600, replace: true })
     publish({ partial: partialDirectory(place), path: rawPathFromText(collectionDirectory(place)) })
     if (header.complete) moveLatest(place)
@@ -219,7 +267,8 @@ export function publishCollection({ staging, header, entries }: {
 
 /** Compresses block by block, so that the text of all entries is never in memory at once. */
 function* encodeBlocks(entries: readonly Entry[]): Generator<Buffer> {
-  for (const block of encodeLines(entries, CATALOG_BLOCK_BYTES)) yield compressFrame(block, CATALOG_LEVEL)
+  for (const block of encodeLines(entries, CATALOG_BLOCK_BYTES))
+    yield compressFrame(block, CATALOG_LEVEL)
 }
 
 function moveLatest({ staging, set, stamp }: CollectionPlace): void {
@@ -233,7 +282,10 @@ function moveLatest({ staging, set, stamp }: CollectionPlace): void {
 /** Removes one collection: from its first step on it is none. */
 export function removeCollection(place: CollectionPlace): void {
   try {
-    renameSync(rawPathToBytes(rawPathFromText(collectionDirectory(place))), rawPathToBytes(partialDirectory(place)))
+    renameSync(
+      rawPathToBytes(rawPathFromText(collectionDirectory(place))),
+      rawPathToBytes(partialDirectory(place)),
+    )
     rmSync(rawPathToBytes(catalogPath(place)), { force: true })
     removePartial(place)
   } catch (error) {
@@ -245,7 +297,10 @@ export function removePartial(place: CollectionPlace): void {
   removeTree(partialDirectory(place))
 }
 
-/** Puts right what a killed run left: catalogs without a tree, trees without a catalog, halves of files. */
+/**
+ * Puts right what a killed run left: catalogs without a tree, trees without a catalog, halves of
+ * files.
+ */
 export function sweepSet({ staging, set }: SetPlace): void {
   const directory = `${staging}/${set}`
   const names = new Set(setNames({ staging, set }))
@@ -255,7 +310,8 @@ export function sweepSet({ staging, set }: SetPlace): void {
       const halfOf = stampBefore(name, `${CATALOG_SUFFIX}${PARTIAL_SUFFIX}`)
       const orphaned = catalogOf !== undefined && !names.has(catalogOf)
       if (halfOf !== undefined || orphaned) rmSync(`${directory}/${name}`, { force: true })
-      if (isStamp(name) && !names.has(`${name}${CATALOG_SUFFIX}`)) demote({ staging, set, stamp: name })
+      if (isStamp(name) && !names.has(`${name}${CATALOG_SUFFIX}`))
+        demote({ staging, set, stamp: name })
     }
     rmSync(`${directory}/latest${PARTIAL_SUFFIX}`, { force: true })
   } catch (error) {
@@ -263,7 +319,10 @@ export function sweepSet({ staging, set }: SetPlace): void {
   }
 }
 
-/** A tree that lost its catalog is none of ours to trust, but its files may save copying: it becomes a partial. */
+/**
+ * A tree that lost its catalog is none of ours to trust, but its files may save copying: it becomes
+ * a partial.
+ */
 function demote(place: CollectionPlace): void {
   const tree = rawPathFromText(collectionDirectory(place))
   if (!lstatSync(rawPathToBytes(tree)).isDirectory()) return
@@ -301,35 +360,67 @@ export function prepareSet({ staging, set }: SetPlace): void {
   }
 }
 
-/** Whoever changes a set's collections, or reads one for long, holds its lock. @throws BackupError LOCKED */
-export function acquireSetLock({ staging, set, description, waitMs }: SetPlace & {
-  description: string, waitMs: number,
+/**
+ * Whoever changes a set's collections, or reads one for long, holds its lock. @throws BackupError
+ * LOCKED
+ */
+export function acquireSetLock({
+  staging,
+  set,
+  description,
+  waitMs,
+}: SetPlace & {
+  description: string
+  waitMs: number
 }): Lock {
-  return acquireLock({ path: rawPathFromText(`${stateRoot(staging)}/${set}.lock`), description, waitMs })
+  return acquireLock({
+    path: rawPathFromText(`${stateRoot(staging)}/${set}.lock`),
+    description,
+    waitMs,
+  })
 }
 
 /** A failure of staging itself, worded once; BackupErrors pass through. */
-export function stagingError({ error, staging, doing }: {
-  error: unknown, staging: string, doing: 'read' | 'written',
+export function stagingError({
+  error,
+  staging,
+  doing,
+}: {
+  error: unknown
+  staging: string
+  doing: 'read' | 'written'
 }): Error {
   if (error instanceof BackupError) return error
   const code = systemCode(error)
   if (code === undefined && error instanceof Error) return error
   if (code === 'ENOSPC' || code === 'EDQUOT') {
     const hint = 'free some space there; the collections in it are unharmed'
-    return new BackupError('STAGING_FULL', `staging is full: "${staging}"`, { hint, cause: error, retry: 'later' })
+    return new BackupError('STAGING_FULL', `staging is full: "${staging}"`, {
+      hint,
+      cause: error,
+      retry: 'later',
+    })
   }
   const message = `staging "${staging}" cannot be ${doing} (${code ?? String(error)})`
-  return new BackupError('STAGING_FAILED', message, { hint: 'check that it is there and yours', cause: error })
+  return new BackupError('STAGING_FAILED', message, {
+    hint: 'check that it is there and yours',
+    cause: error,
+  })
 }
 
 function damagedCatalog(path: RawPath, error: unknown): BackupError {
-  if (error instanceof BackupError && (error.code === 'TARGET_FORMAT' || error.message.startsWith('the catalog'))) {
+  if (
+    error instanceof BackupError
+    && (error.code === 'TARGET_FORMAT' || error.message.startsWith('the catalog'))
+  ) {
     return error
   }
   const why = error instanceof Error ? error.message : String(error)
   const hint = 'the tree beside it is not touched; remove both once a newer collection is complete'
-  return new BackupError('CATALOG_DAMAGED', `the catalog ${displayPath(path)} is damaged: ${why}`, { hint, cause: error })
+  return new BackupError('CATALOG_DAMAGED', `the catalog ${displayPath(path)} is damaged: ${why}`, {
+    hint,
+    cause: error,
+  })
 }
 
 function catalogPath(place: CollectionPlace): RawPath {

@@ -60,10 +60,12 @@ size_line() {
   printf '%-34s %s MB\n' "$1: size" "$((($2 + 500000) / 1000000))"
 }
 
+# ratio NAME A B [LIMIT]: A / B, and whether it keeps the limit that we set ourselves.
 ratio() {
-  awk -v n="$1" -v a="$2" -v b="$3" -v l="$4" 'BEGIN {
+  awk -v n="$1" -v a="$2" -v b="$3" -v l="${4:-}" 'BEGIN {
     r = b > 0 ? a / b : 0
-    printf "%-58s %6.2f   at most %.2f   %s\n", n, r, l, r <= l ? "yes" : "NO" }'
+    verdict = l == "" ? "" : sprintf("at most %.2f: %s", l, r <= l ? "yes" : "NO")
+    printf "%-48s %6.2f   %s\n", n, r, verdict }'
 }
 
 # Our program with what every call has in common; a script, because a function cannot be timed.
@@ -179,14 +181,15 @@ printf '%-34s %s bytes\n' 'borg: written' "$(($(bytes "$scratch/borg") - before)
   printf '\nratios\n'
   ratio 'first export / restic backup, wall' "$wall_ours_export" "$wall_restic_backup" 0.5
   ratio 'collect and export / restic backup, wall' \
-    "$(awk "BEGIN { print $wall_ours_collect + $wall_ours_export }")" "$wall_restic_backup" 1
-  ratio 'first export / borg create, wall' "$wall_ours_export" "$wall_borg_create" 0.5
-  ratio 'first export / plain pipe, wall' "$wall_ours_export" "$wall_pipe" 1
+    "$(awk "BEGIN { print $wall_ours_collect + $wall_ours_export }")" "$wall_restic_backup"
+  ratio 'first export / borg create, wall' "$wall_ours_export" "$wall_borg_create"
+  ratio 'first export / plain pipe, wall' "$wall_ours_export" "$wall_pipe"
   ratio 'repository / restic repository, bytes' "$ours_size" "$restic_size" 1
   ratio '--verify / restic check --read-data, wall' "$wall_ours_verify" "$wall_restic_check" 0.5
   ratio 'restore / restic restore, wall' "$wall_ours_restore" "$wall_restic_restore" 0.5
-  ratio 'restore one file / restic, wall' "$wall_ours_one" "$wall_restic_one" 1
+  ratio 'restore one file / restic, wall' "$wall_ours_one" "$wall_restic_one"
   ratio 'data bundles after a day / bytes changed' "$edit_data" "$changed" 1.5
   ratio 'peak memory of ours / 400 MB' "$((peak / 1024))" 400 1
-  printf '%-58s %s bytes of data bundles, %s of manifest\n' 'no change' "$same_data" "$same_manifest"
+  # The directories above the tree are in the collection, too: when one of them has a new time, it is written.
+  printf '%-48s %s bytes of data bundles, %s of manifest\n' 'no change' "$same_data" "$same_manifest"
 }

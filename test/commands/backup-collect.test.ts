@@ -1,5 +1,14 @@
 import { spawn, spawnSync } from 'node:child_process'
-import { existsSync, mkdirSync, readFileSync, readdirSync, readlinkSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import {
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  readlinkSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -32,29 +41,50 @@ function scene(sets?: readonly object[]): Scene {
   writeFileSync(`${home}/env.sh`, 'export A=1')
   const backup_sets = sets ?? [
     { name: 'data', sources: ['~/data'], method: 'rsync', exclusions: ['*.tmp'], snapshot: 'none' },
-    { name: 'config', sources: ['~/.config', '~/env.sh'], exclusions: ['~/.config/Code/Cache/*'], snapshot: 'none' },
+    {
+      name: 'config',
+      sources: ['~/.config', '~/env.sh'],
+      exclusions: ['~/.config/Code/Cache/*'],
+      snapshot: 'none',
+    },
   ]
   writeFileSync(`${home}/.config/backup/config.yaml`, JSON.stringify({ backup_sets }))
   const environment = { HOME: home, DBACKUP: staging }
-  return { home, staging, environment, run: async (...words) => await runCli(['collect', ...words], { environment }) }
+  return {
+    home,
+    staging,
+    environment,
+    run: async (...words) => await runCli(['collect', ...words], { environment }),
+  }
 }
 
-const lines = (text: string): Record<string, unknown>[] => text.trim().split('\n').map((line) => JSON.parse(line))
+const lines = (text: string): Record<string, unknown>[] =>
+  text
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line))
 const noPartial = (directory: string): void =>
-  assert.equal(readdirSync(directory).filter((name) => name.includes('.partial')), [])
+  assert.equal(
+    readdirSync(directory).filter((name) => name.includes('.partial')),
+    [],
+  )
 
-collect('collects every set, following a linked source and leaving out what is excluded', async () => {
-  const { home, staging, run } = scene()
-  const { status, stdout, stderr } = await run()
-  assert.is(status, 0, stderr)
-  assert.match(stdout, /^data: \d{4}-\d\d-\d\dT\d{6}Z collected: /m)
-  assert.match(stdout, /^config: .* 3 files copied/m)
-  const latest = (set: string): string => `${staging}/${set}/${readlinkSync(`${staging}/${set}/latest`)}`
-  assert.is(readFileSync(`${latest('data')}${home}/data/file`, 'utf8'), 'in data')
-  assert.is(readFileSync(`${latest('config')}${home}/.config/settings`, 'utf8'), 'kept')
-  assert.ok(existsSync(`${latest('config')}${home}/env.sh`))
-  assert.not.ok(existsSync(`${latest('config')}${home}/.config/Code/Cache/blob`))
-})
+collect(
+  'collects every set, following a linked source and leaving out what is excluded',
+  async () => {
+    const { home, staging, run } = scene()
+    const { status, stdout, stderr } = await run()
+    assert.is(status, 0, stderr)
+    assert.match(stdout, /^data: \d{4}-\d\d-\d\dT\d{6}Z collected: /m)
+    assert.match(stdout, /^config: .* 3 files copied/m)
+    const latest = (set: string): string =>
+      `${staging}/${set}/${readlinkSync(`${staging}/${set}/latest`)}`
+    assert.is(readFileSync(`${latest('data')}${home}/data/file`, 'utf8'), 'in data')
+    assert.is(readFileSync(`${latest('config')}${home}/.config/settings`, 'utf8'), 'kept')
+    assert.ok(existsSync(`${latest('config')}${home}/env.sh`))
+    assert.not.ok(existsSync(`${latest('config')}${home}/.config/Code/Cache/blob`))
+  },
+)
 
 collect('one set that fails does not stop the others, and the exit code is the worst', async () => {
   const { home, staging, run } = scene([
@@ -65,9 +95,21 @@ collect('one set that fails does not stop the others, and the exit code is the w
   const { status, stderr, stdout } = await run('--json')
   assert.is(status, 1)
   const results = lines(stdout).filter(({ kind }) => kind === 'result')
-  assert.equal(results.map(({ set, exitCode }) => [set, exitCode]), [['gone', 1], ['half', 3], ['whole', 0]])
-  assert.equal(results[1]?.['missing'], [{ path: 'no/such/thing', why: 'no such file or directory' }])
-  assert.match(stderr, 'gone: no source of gone can be read: /no/such/thing (no such file or directory)')
+  assert.equal(
+    results.map(({ set, exitCode }) => [set, exitCode]),
+    [
+      ['gone', 1],
+      ['half', 3],
+      ['whole', 0],
+    ],
+  )
+  assert.equal(results[1]?.['missing'], [
+    { path: 'no/such/thing', why: 'no such file or directory' },
+  ])
+  assert.match(
+    stderr,
+    'gone: no source of gone can be read: /no/such/thing (no such file or directory)',
+  )
   assert.match(stderr, 'half: missing: /no/such/thing: no such file or directory')
   assert.not.ok(existsSync(`${staging}/gone`))
   assert.not.ok(existsSync(`${staging}/half/latest`))
@@ -96,7 +138,10 @@ collect('a second run at the same time is told who holds the lock', async () => 
   const { staging, run } = scene()
   assert.is((await run('--set', 'data')).status, 0)
   const before = readdirSync(`${staging}/data`)
-  const holder = spawn('flock', [`${staging}/.state/data.lock`, 'sleep', '60'], { stdio: 'ignore', detached: true })
+  const holder = spawn('flock', [`${staging}/.state/data.lock`, 'sleep', '60'], {
+    stdio: 'ignore',
+    detached: true,
+  })
   await sleep(200)
   const { status, stderr } = await run()
   process.kill(-(holder.pid ?? 0), 'SIGKILL')
@@ -105,16 +150,25 @@ collect('a second run at the same time is told who holds the lock', async () => 
   assert.equal(readdirSync(`${staging}/data`), before)
 })
 
-for (const [signal, expected] of [['SIGKILL', null], ['SIGTERM', 130]] as const) {
+for (const [signal, expected] of [
+  ['SIGKILL', null],
+  ['SIGTERM', 130],
+] as const) {
   collect(`after ${signal} while rsync runs, the next run needs no help`, async () => {
-    const { home, staging, environment, run } = scene([{ name: 'big', sources: ['~/big'], snapshot: 'none' }])
+    const { home, staging, environment, run } = scene([
+      { name: 'big', sources: ['~/big'], snapshot: 'none' },
+    ])
     mkdirSync(`${home}/big`)
-    for (let i = 0; i < 40; i++) writeFileSync(`${home}/big/${String(i).padStart(2, '0')}`, Buffer.alloc(4_000_000, i))
+    for (let i = 0; i < 40; i++)
+      writeFileSync(`${home}/big/${String(i).padStart(2, '0')}`, Buffer.alloc(4_000_000, i))
     const child = spawn(process.execPath, [MAIN, 'collect'], {
-      env: { PATH: process.env['PATH'], ...environment }, stdio: 'ignore',
+      env: { PATH: process.env['PATH'], ...environment },
+      stdio: 'ignore',
     })
     const copied = (): string[] => {
-      const name = existsSync(`${staging}/big`) ? readdirSync(`${staging}/big`).find((one) => one.endsWith('.partial')) : undefined
+      const name = existsSync(`${staging}/big`)
+        ? readdirSync(`${staging}/big`).find((one) => one.endsWith('.partial'))
+        : undefined
       const tree = `${staging}/big/${name}${home}/big`
       return name !== undefined && existsSync(tree) ? readdirSync(tree) : []
     }
@@ -136,7 +190,9 @@ for (const [signal, expected] of [['SIGKILL', null], ['SIGTERM', 130]] as const)
     noPartial(`${staging}/big`)
     const tree = `${staging}/big/latest/${home}/big`
     for (let i = 0; i < 40; i++) {
-      assert.ok(readFileSync(`${tree}/${String(i).padStart(2, '0')}`).equals(Buffer.alloc(4_000_000, i)))
+      assert.ok(
+        readFileSync(`${tree}/${String(i).padStart(2, '0')}`).equals(Buffer.alloc(4_000_000, i)),
+      )
     }
     rmSync(`${home}/big`, { recursive: true })
     rmSync(staging, { recursive: true })

@@ -1,6 +1,15 @@
 import { execFileSync } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
-import { existsSync, mkdirSync, openSync, readFileSync, readdirSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
+import {
+  existsSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  readdirSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { readBack, syncDirectory, writeDurably } from '../../lib/machine/durable-file.ts'
@@ -23,7 +32,10 @@ durable('refuses a name that is taken, and leaves what is there', () => {
   writeFileSync(`${directory}/taken`, 'old')
   const write = (replace: boolean): void =>
     writeDurably({ path: `${directory}/taken`, bytes: Buffer.from('new'), mode: 0o600, replace })
-  assert.throws(() => write(false), (error: { code: string }) => error.code === 'ALREADY_THERE')
+  assert.throws(
+    () => write(false),
+    (error: { code: string }) => error.code === 'ALREADY_THERE',
+  )
   assert.is(readFileSync(`${directory}/taken`, 'utf8'), 'old')
   write(true)
   assert.is(readFileSync(`${directory}/taken`, 'utf8'), 'new')
@@ -39,12 +51,29 @@ durable('sweeps the partial name of a dead writer, without following a link ther
 })
 
 const block = 2 * 1024 * 1024
-for (const size of [0, 1, 511, 512, 513, 4095, 4096, 4097, block - 1, block, block + 1, 2 * block, 2 * block + 1000]) {
+for (const size of [
+  0,
+  1,
+  511,
+  512,
+  513,
+  4095,
+  4096,
+  4097,
+  block - 1,
+  block,
+  block + 1,
+  2 * block,
+  2 * block + 1000,
+]) {
   durable(`reads back a file of ${size} bytes`, () => {
     const bytes = randomBytes(size)
     writeDurably({ path: `${directory}/back-${size}`, bytes, mode: 0o600 })
     const hash = createHash('sha256')
-    const how = readBack({ path: `${directory}/back-${size}`, onBlock: (part) => void hash.update(part) })
+    const how = readBack({
+      path: `${directory}/back-${size}`,
+      onBlock: (part) => void hash.update(part),
+    })
     assert.is(hash.digest('hex'), createHash('sha256').update(bytes).digest('hex'))
     assert.is(how, process.platform === 'linux' ? 'direct' : 'advised')
   })
@@ -74,13 +103,27 @@ durable('reads what is on the medium, not what is in memory', () => {
     writeDurably({ path: `${mount}/file`, bytes: marker, mode: 0o600 })
     readFileSync(`${mount}/file`)
     const device = execFileSync('findmnt', ['-no', 'SOURCE', mount]).toString().trim()
-    const block = execFileSync('debugfs', ['-R', 'blocks /file', device], { stdio: ['ignore', 'pipe', 'ignore'] })
+    const block = execFileSync('debugfs', ['-R', 'blocks /file', device], {
+      stdio: ['ignore', 'pipe', 'ignore'],
+    })
     const first = block.toString().trim().split(/\s+/)[0] ?? ''
     const bs = execFileSync('stat', ['-fc', '%S', mount]).toString().trim()
-    execFileSync('dd', ['if=/dev/zero', `of=${device}`, `bs=${bs}`, `seek=${first}`, 'count=1', 'conv=notrunc', 'oflag=direct', 'status=none'])
+    execFileSync('dd', [
+      'if=/dev/zero',
+      `of=${device}`,
+      `bs=${bs}`,
+      `seek=${first}`,
+      'count=1',
+      'conv=notrunc',
+      'oflag=direct',
+      'status=none',
+    ])
     assert.equal(readFileSync(`${mount}/file`), marker, 'the page cache still has the old bytes')
     const parts: Buffer[] = []
-    const how = readBack({ path: `${mount}/file`, onBlock: (part) => void parts.push(Buffer.from(part)) })
+    const how = readBack({
+      path: `${mount}/file`,
+      onBlock: (part) => void parts.push(Buffer.from(part)),
+    })
     assert.is(how, 'direct')
     assert.is(Buffer.concat(parts)[0], 0)
   } finally {

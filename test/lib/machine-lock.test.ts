@@ -43,9 +43,12 @@ lock('waits as long as it was told', async () => {
 lock('is dropped by the kernel when its holder is killed', async () => {
   const module = new URL('../../lib/machine/lock.js', import.meta.url)
   const script = `${path}.mjs`
-  writeFileSync(script, `import { acquireLock } from ${JSON.stringify(module.href)}
+  writeFileSync(
+    script,
+    `import { acquireLock } from ${JSON.stringify(module.href)}
     acquireLock({ path: ${JSON.stringify(path)}, description: 'child' }); console.log('held')
-    setInterval(() => {}, 1000)`)
+    setInterval(() => {}, 1000)`,
+  )
   const child = spawn(process.execPath, [script], { stdio: ['ignore', 'pipe', 'inherit'] })
   await once(child.stdout, 'data')
   assert.match(refusal().message, `process ${child.pid} on`)

@@ -23,26 +23,61 @@ async function failureOf(promise: Promise<unknown>): Promise<BackupError> {
 
 shell('carries every byte but zero in an argument', async () => {
   const all = Buffer.from(Array.from({ length: 255 }, (_, i) => i + 1))
-  const args = ['', '--', '-n', '~', '$HOME', '`id`', "it's", '"q"', 'a\nb', 'a b', '*', '\\', 'é', '!', '{a,b}', '\\x41']
+  const args = [
+    '',
+    '--',
+    '-n',
+    '~',
+    '$HOME',
+    '`id`',
+    "it's",
+    '"q"',
+    'a\nb',
+    'a b',
+    '*',
+    '\\',
+    'é',
+    '!',
+    '{a,b}',
+    '\\x41',
+  ]
   const program = 'printf'
   const { stdout } = await runProgram({ ...quick, program, args: ['[%s]', ...args] })
   assert.is(stdout, args.map((arg) => `[${arg}]`).join(''))
   const lines: Buffer[] = []
-  await runProgram({ ...quick, program, args: ['%s', all], onLine: (line) => lines.push(Buffer.from(line)) })
+  await runProgram({
+    ...quick,
+    program,
+    args: ['%s', all],
+    onLine: (line) => lines.push(Buffer.from(line)),
+  })
   const [before, after] = [all.subarray(0, 9), all.subarray(10)]
   assert.equal(lines, [before, after])
-  await runProgram({ ...quick, program: 'printf', args: ['a\0b'] }).then(() => assert.unreachable(), () => {})
+  await runProgram({ ...quick, program: 'printf', args: ['a\0b'] }).then(
+    () => assert.unreachable(),
+    () => {},
+  )
 })
 
 shell('returns exit codes and both outputs without judging them', async () => {
-  const result = await runProgram({ ...quick, program: 'sh', args: ['-c', 'echo out; echo err >&2; exit 23'] })
+  const result = await runProgram({
+    ...quick,
+    program: 'sh',
+    args: ['-c', 'echo out; echo err >&2; exit 23'],
+  })
   assert.equal(result, { exitCode: 23, stdout: 'out\n', stderr: 'err\n' })
 })
 
 shell('hands on lines as they come, the last one without a newline too', async () => {
   const lines: string[] = []
-  const onLine = (line: Buffer, stream: string): number => lines.push(`${stream}:${line.toString('latin1')}`)
-  await runProgram({ ...quick, program: 'sh', args: ['-c', 'printf "a\\n\\377\\nb"; sleep 0.1; echo e >&2'], onLine })
+  const onLine = (line: Buffer, stream: string): number =>
+    lines.push(`${stream}:${line.toString('latin1')}`)
+  await runProgram({
+    ...quick,
+    program: 'sh',
+    args: ['-c', 'printf "a\\n\\377\\nb"; sleep 0.1; echo e >&2'],
+    onLine,
+  })
   assert.equal(lines.sort(), ['stderr:e', 'stdout:a', 'stdout:b', 'stdout:\xff'])
 })
 
@@ -51,8 +86,16 @@ shell('passes nothing of our environment but PATH and HOME', async () => {
   process.env['BACKUP_PASSPHRASE'] = 'secret'
   const { stdout } = await runProgram({ ...quick, program: 'env', args: [] })
   delete process.env['ZX_PREFIX']
-  const names = stdout.split('\n').map((line) => line.split('=')[0] ?? '').filter((name) => name !== '')
-  assert.equal(names.filter((name) => !['_', 'PWD', 'SHLVL'].includes(name)).sort(), ['HOME', 'LANG', 'LC_ALL', 'PATH'])
+  const names = stdout
+    .split('\n')
+    .map((line) => line.split('=')[0] ?? '')
+    .filter((name) => name !== '')
+  assert.equal(names.filter((name) => !['_', 'PWD', 'SHLVL'].includes(name)).sort(), [
+    'HOME',
+    'LANG',
+    'LC_ALL',
+    'PATH',
+  ])
 })
 
 shell('feeds standard input, which is otherwise empty', async () => {
@@ -83,9 +126,13 @@ shell('ends a program that takes too long, its children too', async () => {
 shell('ends a program when the run is interrupted', async () => {
   const controller = new AbortController()
   setTimeout(() => controller.abort(), 100)
-  const error = await failureOf(runProgram({ ...quick, program: 'sleep', args: ['30'], signal: controller.signal }))
+  const error = await failureOf(
+    runProgram({ ...quick, program: 'sleep', args: ['30'], signal: controller.signal }),
+  )
   assert.is(error.code, 'INTERRUPTED')
-  const again = await failureOf(runProgram({ ...quick, program: 'sleep', args: ['30'], signal: controller.signal }))
+  const again = await failureOf(
+    runProgram({ ...quick, program: 'sleep', args: ['30'], signal: controller.signal }),
+  )
   assert.is(again.code, 'INTERRUPTED')
 })
 
@@ -98,7 +145,10 @@ shell('says when a program was killed', async () => {
 shell('refuses a changing program in a dry run', async () => {
   const mark = `${directory}/dry`
   const call = { program: 'touch', args: [mark], changes: true, dryRun: true, timeoutMs: 1000 }
-  await runProgram(call).then(() => assert.unreachable(), (error: Error) => assert.match(error.message, /dry run/))
+  await runProgram(call).then(
+    () => assert.unreachable(),
+    (error: Error) => assert.match(error.message, /dry run/),
+  )
   assert.not.ok(existsSync(mark))
 })
 
@@ -106,10 +156,14 @@ shell('a program ends when the one that started it is killed', async () => {
   if (process.platform !== 'linux') return
   mkdirSync(`${directory}/orphan`)
   const module = new URL('../../lib/machine/shell.js', import.meta.url)
-  writeFileSync(`${directory}/start.mjs`, `
+  writeFileSync(
+    `${directory}/start.mjs`,
+    `
     import { runProgram } from ${JSON.stringify(module.href)}
-    await runProgram({ program: 'sh', args: ['-c', 'echo $$ > ${directory}/orphan/pid; exec sleep 60'],
-      changes: true, timeoutMs: 60000 })`)
+    await runProgram({ program: 'sh',
+      args: ['-c', 'echo $$ > ${directory}/orphan/pid; exec sleep 60'],
+      changes: true, timeoutMs: 60000 })`,
+  )
   const starter = spawn(process.execPath, [`${directory}/start.mjs`], { stdio: 'ignore' })
   const pid = `${directory}/orphan/pid`
   while (!existsSync(pid) || readFileSync(pid, 'utf8') === '') await sleep(20)

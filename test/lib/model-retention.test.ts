@@ -6,10 +6,20 @@ const retention = suite('model/retention')
 
 /** `c` is complete, `i` is not; oldest first. The plan as text: what stays is upper case. */
 function planned(generations: string, keep: number): string {
-  const items = [...generations].map((letter, index) => ({ stamp: String.fromCharCode(97 + index), complete: letter === 'c' }))
+  const items = [...generations].map((letter, index) => ({
+    stamp: String.fromCharCode(97 + index),
+    complete: letter === 'c',
+  }))
   const { keep: kept, remove } = planRetention({ items: [...items].reverse(), keep })
-  assert.equal([...kept, ...remove].sort(), items.map(({ stamp }) => stamp))
-  return items.map(({ stamp }, index) => kept.includes(stamp) ? generations[index]?.toUpperCase() : generations[index]).join('')
+  assert.equal(
+    [...kept, ...remove].sort(),
+    items.map(({ stamp }) => stamp),
+  )
+  return items
+    .map(({ stamp }, index) =>
+      kept.includes(stamp) ? generations[index]?.toUpperCase() : generations[index],
+    )
+    .join('')
 }
 
 for (const [generations, keep, plan] of [
@@ -33,20 +43,26 @@ for (const [generations, keep, plan] of [
   })
 }
 
-retention('removes an incomplete one only when enough complete ones are newer, and never the newest complete', () => {
-  for (let bits = 0; bits < 2 ** 9; bits++) {
-    const generations = [...Array(9).keys()].map((bit) => ((bits >> bit) & 1) === 1 ? 'c' : 'i').join('')
-    for (const keep of [1, 2, 3]) {
-      const plan = planned(generations, keep)
-      const newest = generations.lastIndexOf('c')
-      if (newest >= 0) assert.is(plan[newest], 'C')
-      for (const [index, letter] of [...plan].entries()) {
-        const newerKept = [...plan.slice(index + 1)].filter((other) => other === 'C').length
-        if (letter === 'i' || letter === 'c') assert.ok(newerKept >= keep, `${generations} ${keep} ${plan}`)
+retention(
+  'removes nothing unless enough complete ones are newer, and never the newest complete one',
+  () => {
+    for (let bits = 0; bits < 2 ** 9; bits++) {
+      const generations = [...Array(9).keys()]
+        .map((bit) => (((bits >> bit) & 1) === 1 ? 'c' : 'i'))
+        .join('')
+      for (const keep of [1, 2, 3]) {
+        const plan = planned(generations, keep)
+        const newest = generations.lastIndexOf('c')
+        if (newest >= 0) assert.is(plan[newest], 'C')
+        for (const [index, letter] of [...plan].entries()) {
+          const newerKept = [...plan.slice(index + 1)].filter((other) => other === 'C').length
+          if (letter === 'i' || letter === 'c')
+            assert.ok(newerKept >= keep, `${generations} ${keep} ${plan}`)
+        }
       }
     }
-  }
-})
+  },
+)
 
 retention('refuses to keep nothing', () => {
   assert.throws(() => planRetention({ items: [], keep: 0 }))

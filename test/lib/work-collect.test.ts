@@ -1,7 +1,19 @@
 import { execFileSync, spawnSync } from 'node:child_process'
 import {
-  chmodSync, existsSync, linkSync, lstatSync, mkdirSync, readFileSync, readdirSync, readlinkSync, rmSync, statSync, symlinkSync,
-  truncateSync, utimesSync, writeFileSync,
+  chmodSync,
+  existsSync,
+  linkSync,
+  lstatSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  readlinkSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  truncateSync,
+  utimesSync,
+  writeFileSync,
 } from 'node:fs'
 import { createServer } from 'node:net'
 import { suite } from 'uvu'
@@ -27,7 +39,9 @@ interface Scene {
   readonly home: string
   readonly staging: string
   readonly notices: NoticeEvent[]
-  readonly run: (change?: Partial<SetConfiguration> & { day?: number; keep?: number; dryRun?: boolean }) => Promise<CollectOutcome>
+  readonly run: (
+    change?: Partial<SetConfiguration> & { day?: number; keep?: number; dryRun?: boolean },
+  ) => Promise<CollectOutcome>
   readonly tree: (stamp: string) => string
   readonly entries: (stamp: string) => readonly Entry[]
 }
@@ -41,10 +55,18 @@ function scene(at: string = `${root}/${++scenes}`): Scene {
   const notices: NoticeEvent[] = []
   const report = (event: ReportEvent): void => void (event.kind === 'notice' && notices.push(event))
   return {
-    directory, home, staging, notices,
+    directory,
+    home,
+    staging,
+    notices,
     run: async ({ day = 0, keep = 7, dryRun = false, ...change } = {}) => {
       const set: SetConfiguration = {
-        name: 'home', sources: [home], method: 'rsync', exclusions: [], snapshot: 'auto', ...change,
+        name: 'home',
+        sources: [home],
+        method: 'rsync',
+        exclusions: [],
+        snapshot: 'auto',
+        ...change,
       }
       const configuration = configurationOf({ staging, set, keep })
       return await collectSet({ configuration, set, report, nowMs: startMs + day * dayMs, dryRun })
@@ -54,12 +76,26 @@ function scene(at: string = `${root}/${++scenes}`): Scene {
   }
 }
 
-function configurationOf({ staging, set, keep }: {
-  staging: string; set: SetConfiguration; keep: number;
+function configurationOf({
+  staging,
+  set,
+  keep,
+}: {
+  staging: string
+  set: SetConfiguration
+  keep: number
 }): Configuration {
   return {
-    path: '/none', machine: 'test', staging, backupSets: [set], targets: [], recipients: [], identity: undefined,
-    signingKey: '/none', trustedSigningKeys: [], retention: { local: keep, external: 5 },
+    path: '/none',
+    machine: 'test',
+    staging,
+    backupSets: [set],
+    targets: [],
+    recipients: [],
+    identity: undefined,
+    signingKey: '/none',
+    trustedSigningKeys: [],
+    retention: { local: keep, external: 5 },
     schedule: { incremental: 'daily', full: 'weekly', external: 'weekly' },
   }
 }
@@ -77,12 +113,27 @@ async function failureOf(promise: Promise<unknown>): Promise<BackupError> {
 const inode = (path: string): number => lstatSync(path).ino
 const paths = (entries: readonly Entry[]): string[] => entries.map(({ path }) => path)
 const differences = (a: string, b: string): string =>
-  execFileSync('rsync', ['-aHAXSnic', '--numeric-ids', '--delete', `${a}/`, `${b}/`], { encoding: 'utf8' })
+  execFileSync('rsync', ['-aHAXSnic', '--numeric-ids', '--delete', `${a}/`, `${b}/`], {
+    encoding: 'utf8',
+  })
 
 collect('keeps paths whole, and everything that a file has', async () => {
   const { home, run, tree, entries, staging, directory } = scene()
   mkdirSync(`${home}/a/b`, { recursive: true })
-  const weird = ['new\nline', "quo'te\"s", '-dash', '-rf', '$(id)', '*?[x]', '\\#012', 'x'.repeat(255), ' ', '#hash', 'caf\xc3\xa9', '\xff\xfe\x80']
+  const weird = [
+    'new\nline',
+    'quo\'te"s',
+    '-dash',
+    '-rf',
+    '$(id)',
+    '*?[x]',
+    '\\#012',
+    'x'.repeat(255),
+    ' ',
+    '#hash',
+    'caf\xc3\xa9',
+    '\xff\xfe\x80',
+  ]
   for (const name of weird) writeFileSync(Buffer.from(`${home}/a/${name}`, 'latin1'), name)
   linkSync(`${home}/a/-dash`, `${home}/a/b/second`)
   symlinkSync('/nowhere/\n', `${home}/link`)
@@ -98,13 +149,22 @@ collect('keeps paths whole, and everything that a file has', async () => {
   assert.equal(missing, [])
   assert.ok(complete)
   rmSync(`${home}/socket`, { force: true })
-  assert.is(differences(home, tree(stamp)).replace('*deleting   socket\n', '').replace(/^\.d.*\.\/\n/m, ''), '')
+  assert.is(
+    differences(home, tree(stamp))
+      .replace('*deleting   socket\n', '')
+      .replace(/^\.d.*\.\/\n/m, ''),
+    '',
+  )
   const all = entries(stamp)
   const prefix = home.slice(1)
-  const entry = (name: string): Entry | undefined => all.find(({ path }) => path === `${prefix}/${name}`)
+  const entry = (name: string): Entry | undefined =>
+    all.find(({ path }) => path === `${prefix}/${name}`)
   assert.equal(paths(all).filter((path) => path.includes('/a/')).length, weird.length + 2)
   assert.is(entry('a/-dash')?.type, 'file')
-  assert.equal([entry('a/b/second')?.type, entry('a/b/second')?.target], ['link', `${prefix}/a/-dash`])
+  assert.equal(
+    [entry('a/b/second')?.type, entry('a/b/second')?.target],
+    ['link', `${prefix}/a/-dash`],
+  )
   assert.equal([entry('link')?.type, entry('link')?.target], ['symlink', '/nowhere/\n'])
   assert.equal([entry('fifo')?.type, entry('socket')?.type], ['fifo', 'socket'])
   assert.is(entry('a/ ')?.mtimeNs, -4_999_999_877n)
@@ -125,7 +185,9 @@ collect('writes the catalog in the order of paths by components', async () => {
     writeFileSync(`${home}/${name}`, '')
   }
   const { stamp } = await run({ snapshot: 'none' })
-  const names = paths(entries(stamp)).filter((path) => `/${path}`.startsWith(`${home}/`)).map((path) => path.slice(home.length))
+  const names = paths(entries(stamp))
+    .filter((path) => `/${path}`.startsWith(`${home}/`))
+    .map((path) => path.slice(home.length))
   assert.equal(names, ['b', 'can', 'can/x', 'can-d', 'can-d/y', 'can.h'])
 })
 
@@ -178,39 +240,54 @@ collect('links on a filesystem that keeps whole seconds', async () => {
   }
 })
 
-collect('never names a collection older than one that is there, whatever the clock says', async () => {
-  const { run } = scene()
-  const first = await run({ day: 1 })
-  const second = await run({ day: 0 })
-  assert.ok(second.stamp > first.stamp)
-})
+collect(
+  'never names a collection older than one that is there, whatever the clock says',
+  async () => {
+    const { run } = scene()
+    const first = await run({ day: 1 })
+    const second = await run({ day: 0 })
+    assert.ok(second.stamp > first.stamp)
+  },
+)
 
-collect('collects single files, links to directories and links to files under the paths that were given', async () => {
-  const { directory, home, run, staging } = scene()
-  mkdirSync(`${directory}/data/inner`, { recursive: true })
-  writeFileSync(`${directory}/data/inner/file`, 'in data')
-  symlinkSync('inner/file', `${directory}/data/kept-as-link`)
-  symlinkSync(`${directory}/data`, `${home}/data`)
-  writeFileSync(`${home}/env.sh`, 'single')
-  writeFileSync(`${home}/not-named`, '')
-  symlinkSync('../data/inner/file', `${home}/linked-file`)
-  const sources = [`${home}/data`, `${home}/env.sh`, `${home}/linked-file`, `${home}/data/`]
-  const { stamp, complete } = await run({ sources, snapshot: 'none' })
-  const tree = `${staging}/home/${stamp}${home}`
-  assert.ok(complete)
-  assert.is(readFileSync(`${tree}/data/inner/file`, 'utf8'), 'in data')
-  assert.ok(lstatSync(`${tree}/data`).isDirectory())
-  assert.is(readlinkSync(`${tree}/data/kept-as-link`), 'inner/file')
-  assert.is(readFileSync(`${tree}/env.sh`, 'utf8'), 'single')
-  assert.ok(lstatSync(`${tree}/linked-file`).isFile())
-  assert.not.ok(existsSync(`${tree}/not-named`))
-  assert.not.ok(existsSync(`${staging}/home/${stamp}${directory}/data`))
-})
+collect(
+  'collects single files, links to directories and links to files under the paths that were given',
+  async () => {
+    const { directory, home, run, staging } = scene()
+    mkdirSync(`${directory}/data/inner`, { recursive: true })
+    writeFileSync(`${directory}/data/inner/file`, 'in data')
+    symlinkSync('inner/file', `${directory}/data/kept-as-link`)
+    symlinkSync(`${directory}/data`, `${home}/data`)
+    writeFileSync(`${home}/env.sh`, 'single')
+    writeFileSync(`${home}/not-named`, '')
+    symlinkSync('../data/inner/file', `${home}/linked-file`)
+    const sources = [`${home}/data`, `${home}/env.sh`, `${home}/linked-file`, `${home}/data/`]
+    const { stamp, complete } = await run({ sources, snapshot: 'none' })
+    const tree = `${staging}/home/${stamp}${home}`
+    assert.ok(complete)
+    assert.is(readFileSync(`${tree}/data/inner/file`, 'utf8'), 'in data')
+    assert.ok(lstatSync(`${tree}/data`).isDirectory())
+    assert.is(readlinkSync(`${tree}/data/kept-as-link`), 'inner/file')
+    assert.is(readFileSync(`${tree}/env.sh`, 'utf8'), 'single')
+    assert.ok(lstatSync(`${tree}/linked-file`).isFile())
+    assert.not.ok(existsSync(`${tree}/not-named`))
+    assert.not.ok(existsSync(`${staging}/home/${stamp}${directory}/data`))
+  },
+)
 
 collect('leaves out what the exclusions say, and staging and lost+found always', async () => {
   const { directory, home, run, staging } = scene()
   const files = [
-    '.config/Code/Cache/big', '.config/Code/keep', 'tmp/x', 'deep/tmp/x', 'a.log', 'deep/b.log', '#x#', '!', 'lost+found/y', 'keep',
+    '.config/Code/Cache/big',
+    '.config/Code/keep',
+    'tmp/x',
+    'deep/tmp/x',
+    'a.log',
+    'deep/b.log',
+    '#x#',
+    '!',
+    'lost+found/y',
+    'keep',
   ]
   for (const file of files) {
     mkdirSync(`${home}/${file}`.replace(/\/[^/]*$/, ''), { recursive: true })
@@ -219,7 +296,10 @@ collect('leaves out what the exclusions say, and staging and lost+found always',
   const exclusions = [`${home}/.config/Code/Cache/*`, 'tmp/*', '*.log', '#x#', '!']
   const { stamp } = await run({ sources: [directory], exclusions, snapshot: 'none' })
   const tree = `${staging}/home/${stamp}${home}`
-  const found = execFileSync('find', ['.', '-type', 'f'], { cwd: tree, encoding: 'utf8' }).trim().split('\n').sort()
+  const found = execFileSync('find', ['.', '-type', 'f'], { cwd: tree, encoding: 'utf8' })
+    .trim()
+    .split('\n')
+    .sort()
   assert.equal(found, ['./.config/Code/keep', './keep'])
   assert.ok(existsSync(`${tree}/.config/Code/Cache`))
   assert.not.ok(existsSync(`${staging}/home/${stamp}${staging}`))
@@ -232,7 +312,9 @@ collect('never leaves out a source itself, nor what is above it', async () => {
   writeFileSync(`${directory}/single`, '')
   const parts = directory.split('/').filter((part) => part !== '')
   const { stamp, complete } = await run({
-    sources: [home, `${directory}/single`], exclusions: ['home', '*/home', 'single', ...parts, `${directory}/*`], snapshot: 'none',
+    sources: [home, `${directory}/single`],
+    exclusions: ['home', '*/home', 'single', ...parts, `${directory}/*`],
+    snapshot: 'none',
   })
   assert.ok(complete)
   assert.ok(existsSync(`${tree(stamp)}/file`))
@@ -254,13 +336,22 @@ collect('names a missing source, and keeps what there is as incomplete', async (
   writeFileSync(`${home}/file`, '')
   const first = await run({ snapshot: 'none' })
   const newer = await run({ day: 0, snapshot: 'none' })
-  const second = await run({ day: 1, sources: [home, `${home}/none`, '/no/such'], snapshot: 'none', keep: 1 })
+  const second = await run({
+    day: 1,
+    sources: [home, `${home}/none`, '/no/such'],
+    snapshot: 'none',
+    keep: 1,
+  })
   assert.not.ok(second.complete)
   assert.equal(second.missing, [
-    { path: `${home}/none`.slice(1), why: 'no such file or directory' }, { path: 'no/such', why: 'no such file or directory' },
+    { path: `${home}/none`.slice(1), why: 'no such file or directory' },
+    { path: 'no/such', why: 'no such file or directory' },
   ])
   assert.is(readlinkSync(`${staging}/home/latest`), newer.stamp)
-  assert.equal(listCollections({ staging, set: 'home' }).map(({ complete }) => complete), [true, true, false])
+  assert.equal(
+    listCollections({ staging, set: 'home' }).map(({ complete }) => complete),
+    [true, true, false],
+  )
   assert.ok(existsSync(tree(first.stamp)))
   assert.equal(second.removed, [])
 })
@@ -298,8 +389,13 @@ collect('keeps as many complete collections as configured, of this set alone', a
   const { removed, stamp } = await run({ day: 5, keep: 2 })
   assert.equal(removed, stamps.slice(0, 4))
   assert.equal(readdirSync(`${staging}/home`).sort(), [
-    '2001-01-01T000000Z-mine', '2001-01-01T000000Z.catalog.zst.mine', stamps[4], `${stamps[4]}.catalog.zst`,
-    stamp, `${stamp}.catalog.zst`, 'latest',
+    '2001-01-01T000000Z-mine',
+    '2001-01-01T000000Z.catalog.zst.mine',
+    stamps[4],
+    `${stamps[4]}.catalog.zst`,
+    stamp,
+    `${stamp}.catalog.zst`,
+    'latest',
   ])
   assert.ok(existsSync(`${staging}/home-2/2001-01-01T000000Z`))
 })
@@ -316,11 +412,19 @@ collect('puts right what a killed run left, from wherever it was killed', async 
   writeFileSync(`${directory}/${fourth}.catalog.zst.partial`, 'half')
   mkdirSync(`${directory}/${fifth}/x`, { recursive: true })
   symlinkSync('half', `${directory}/latest.partial`)
-  assert.equal(listCollections({ staging, set: 'home' }).map(({ stamp }) => stamp), [first.stamp, second.stamp])
+  assert.equal(
+    listCollections({ staging, set: 'home' }).map(({ stamp }) => stamp),
+    [first.stamp, second.stamp],
+  )
   const next = await run({ day: 10 })
   assert.equal(readdirSync(directory).sort(), [
-    first.stamp, `${first.stamp}.catalog.zst`, second.stamp, `${second.stamp}.catalog.zst`,
-    next.stamp, `${next.stamp}.catalog.zst`, 'latest',
+    first.stamp,
+    `${first.stamp}.catalog.zst`,
+    second.stamp,
+    `${second.stamp}.catalog.zst`,
+    next.stamp,
+    `${next.stamp}.catalog.zst`,
+    'latest',
   ])
 })
 
@@ -345,21 +449,24 @@ collect('links from an interrupted run of this boot, and never writes into it', 
   assert.not.ok(existsSync(partial))
 })
 
-collect('does not trust what an interrupted run copied before the machine was restarted', async () => {
-  const { run, staging, home, tree } = scene()
-  writeFileSync(`${home}/file`, 'right')
-  utimesSync(`${home}/file`, 1000, 1000)
-  await run()
-  writeFileSync(`${home}/file`, 'RIGHT')
-  utimesSync(`${home}/file`, 2000, 2000)
-  const partial = `${staging}/home/2025-04-02T020000Z.partial${home}`
-  mkdirSync(partial, { recursive: true })
-  writeFileSync(`${partial}/file`, '\0\0\0\0\0')
-  utimesSync(`${partial}/file`, 2000, 2000)
-  writeFileSync(`${staging}/.state/home.boot`, 'another boot')
-  const { stamp } = await run({ day: 2 })
-  assert.is(readFileSync(`${tree(stamp)}/file`, 'utf8'), 'RIGHT')
-})
+collect(
+  'does not trust what an interrupted run copied before the machine was restarted',
+  async () => {
+    const { run, staging, home, tree } = scene()
+    writeFileSync(`${home}/file`, 'right')
+    utimesSync(`${home}/file`, 1000, 1000)
+    await run()
+    writeFileSync(`${home}/file`, 'RIGHT')
+    utimesSync(`${home}/file`, 2000, 2000)
+    const partial = `${staging}/home/2025-04-02T020000Z.partial${home}`
+    mkdirSync(partial, { recursive: true })
+    writeFileSync(`${partial}/file`, '\0\0\0\0\0')
+    utimesSync(`${partial}/file`, 2000, 2000)
+    writeFileSync(`${staging}/.state/home.boot`, 'another boot')
+    const { stamp } = await run({ day: 2 })
+    assert.is(readFileSync(`${tree(stamp)}/file`, 'utf8'), 'RIGHT')
+  },
+)
 
 collect('keeps a sparse file of 5 GB sparse', async () => {
   const { home, run, tree, entries } = scene()
@@ -377,12 +484,19 @@ collect('says that a file vanished, and is complete', async () => {
   const { home, run, notices } = scene()
   for (let i = 0; i < 3000; i++) writeFileSync(`${home}/file-${String(i).padStart(4, '0')}`, `${i}`)
   const away = process.env['PATH']
-  // A wrapper that removes a file after rsync listed it cannot be timed; one that says so as rsync does can.
+  // A wrapper that removes a file after rsync listed it cannot be timed; one that says so as rsync
+  // does can.
   const { directory } = scene()
-  writeFileSync(`${directory}/rsync`, `#!/bin/sh\n/usr/bin/env -i PATH=/usr/local/bin:/usr/bin:/bin LC_ALL=C rsync "$@" || exit
-echo 'file has vanished: "${home}/odd\\#012name"' >&2; exit 24\n`, { mode: 0o755 })
+  writeFileSync(
+    `${directory}/rsync`,
+    `#!/bin/sh\n/usr/bin/env -i PATH=/usr/local/bin:/usr/bin:/bin LC_ALL=C rsync "$@" || exit
+echo 'file has vanished: "${home}/odd\\#012name"' >&2; exit 24\n`,
+    { mode: 0o755 },
+  )
   process.env['PATH'] = `${directory}:${away}`
-  const outcome = await run({ snapshot: 'none' }).finally(() => { process.env['PATH'] = away })
+  const outcome = await run({ snapshot: 'none' }).finally(() => {
+    process.env['PATH'] = away
+  })
   assert.ok(outcome.complete)
   assert.match(notices.find(({ code }) => code === 'VANISHED')?.message ?? '', 'odd\\x0aname')
 })
@@ -390,82 +504,128 @@ echo 'file has vanished: "${home}/odd\\#012name"' >&2; exit 24\n`, { mode: 0o755
 collect('gives every other exit code of rsync its meaning', async () => {
   const { directory, run, staging } = scene()
   const away = process.env['PATH']
-  writeFileSync(`${directory}/rsync`, '#!/bin/sh\necho "rsync: [sender] no memory" >&2; exit 22\n', { mode: 0o755 })
+  writeFileSync(
+    `${directory}/rsync`,
+    '#!/bin/sh\necho "rsync: [sender] no memory" >&2; exit 22\n',
+    { mode: 0o755 },
+  )
   process.env['PATH'] = `${directory}:${away}`
-  const error = await failureOf(run({ snapshot: 'none' }).finally(() => { process.env['PATH'] = away }))
+  const error = await failureOf(
+    run({ snapshot: 'none' }).finally(() => {
+      process.env['PATH'] = away
+    }),
+  )
   assert.is(error.code, 'PROGRAM_FAILED')
   assert.match(error.message, 'exit code 22, it ran out of memory')
   assert.equal(readdirSync(`${staging}/home`), [])
 })
 
-collect('says that it was not atomic where there is no snapshot, unless none was wanted', async () => {
-  const { run, notices, home } = scene()
-  await run({ snapshot: 'none' })
-  assert.equal(notices, [])
-  await run({ day: 1 })
-  assert.equal(notices.map(({ code }) => code), ['NOT_ATOMIC'])
-  const error = await failureOf(run({ day: 2, snapshot: 'required' }))
-  assert.is(error.code, 'SNAPSHOT_FAILED')
-  assert.match(error.message, home)
-})
+collect(
+  'says that it was not atomic where there is no snapshot, unless none was wanted',
+  async () => {
+    const { run, notices, home } = scene()
+    await run({ snapshot: 'none' })
+    assert.equal(notices, [])
+    await run({ day: 1 })
+    assert.equal(
+      notices.map(({ code }) => code),
+      ['NOT_ATOMIC'],
+    )
+    const error = await failureOf(run({ day: 2, snapshot: 'required' }))
+    assert.is(error.code, 'SNAPSHOT_FAILED')
+    assert.match(error.message, home)
+  },
+)
 
-collect('names what cannot be read among what can, and what is in a source that cannot be entered', async () => {
-  if (!canRunAsRoot('running as another user')) return
-  const { directory, home } = scene()
-  chmodSync(root, 0o755)
-  for (const path of [directory, home]) chmodSync(path, 0o777)
-  writeFileSync(`${home}/readable`, 'x')
-  writeFileSync(Buffer.from(`${home}/no"t\n\xff\\#100`, 'latin1'), 'x', { mode: 0 })
-  mkdirSync(`${home}/closed`, { mode: 0o700 })
-  writeFileSync(`${home}/closed/inner`, 'x')
-  mkdirSync(`${home}/secret`, { mode: 0 })
-  const module = new URL('../../lib/work/collect.js', import.meta.url).href
-  const script = `
+collect(
+  'names what cannot be read among what can, and what is in a source that cannot be entered',
+  async () => {
+    if (!canRunAsRoot('running as another user')) return
+    const { directory, home } = scene()
+    chmodSync(root, 0o755)
+    for (const path of [directory, home]) chmodSync(path, 0o777)
+    writeFileSync(`${home}/readable`, 'x')
+    writeFileSync(Buffer.from(`${home}/no"t\n\xff\\#100`, 'latin1'), 'x', { mode: 0 })
+    mkdirSync(`${home}/closed`, { mode: 0o700 })
+    writeFileSync(`${home}/closed/inner`, 'x')
+    mkdirSync(`${home}/secret`, { mode: 0 })
+    const module = new URL('../../lib/work/collect.js', import.meta.url).href
+    const script = `
     import { collectSet } from ${JSON.stringify(module)}
-    const set = { name: 'home', sources: ['${home}', '${home}/secret'], method: 'rsync', exclusions: [], snapshot: 'none' }
+    const set = {
+      name: 'home', sources: ['${home}', '${home}/secret'], exclusions: [], snapshot: 'none',
+    }
     const configuration = { staging: '${directory}/staging', retention: { local: 7, external: 5 } }
-    const run = (day) => collectSet({ configuration, set, report: () => {}, nowMs: ${startMs} + day * 86400000 })
+    const report = () => {}
+    const run = (day) => collectSet({
+      configuration, set, report, nowMs: ${startMs} + day * 86400000,
+    })
     await run(0)
     const { stamp, complete, missing } = await run(1)
     console.log(JSON.stringify({ stamp, complete, missing }))`
-  const as = ['--reuid', '65534', '--regid', '65534', '--clear-groups', process.execPath, '--input-type=module', '-e', script]
-  const { stdout, stderr, status } = spawnSync('setpriv', as, { encoding: 'utf8', env: { PATH: process.env['PATH'], HOME: '/' } })
-  assert.is(status, 0, stderr)
-  const { complete, missing } = JSON.parse(stdout) as CollectOutcome
-  assert.not.ok(complete)
-  const why = 'permission denied'
-  const found = [...missing].sort((a, b) => (a.path < b.path ? -1 : 1))
-  assert.equal(found, [
-    { path: `${home}/closed`.slice(1), why }, { path: `${home}/no"t\n\xff\\#100`.slice(1), why }, { path: `${home}/secret`.slice(1), why },
-  ])
-})
+    const as = [
+      '--reuid',
+      '65534',
+      '--regid',
+      '65534',
+      '--clear-groups',
+      process.execPath,
+      '--input-type=module',
+      '-e',
+      script,
+    ]
+    const { stdout, stderr, status } = spawnSync('setpriv', as, {
+      encoding: 'utf8',
+      env: { PATH: process.env['PATH'], HOME: '/' },
+    })
+    assert.is(status, 0, stderr)
+    const { complete, missing } = JSON.parse(stdout) as CollectOutcome
+    assert.not.ok(complete)
+    const why = 'permission denied'
+    const found = [...missing].sort((a, b) => (a.path < b.path ? -1 : 1))
+    assert.equal(found, [
+      { path: `${home}/closed`.slice(1), why },
+      { path: `${home}/no"t\n\xff\\#100`.slice(1), why },
+      { path: `${home}/secret`.slice(1), why },
+    ])
+  },
+)
 
-collect('says when staging is full, leaves what was there, and goes on when there is space', async () => {
-  if (!canRunAsRoot('a small filesystem')) return
-  const { directory, home, run, tree, staging } = scene()
-  execFileSync('truncate', ['-s', '24M', `${directory}/image`])
-  execFileSync('mkfs.ext4', ['-q', '-m', '0', `${directory}/image`])
-  mkdirSync(staging)
-  execFileSync('mount', ['-o', 'loop', `${directory}/image`, staging])
-  try {
-    writeFileSync(`${home}/a-first`, Buffer.alloc(4 * 1024 * 1024, 1))
-    const first = await run({ snapshot: 'none' })
-    writeFileSync(`${home}/b-second`, Buffer.alloc(4 * 1024 * 1024, 2))
-    writeFileSync(`${home}/z-big`, Buffer.alloc(20 * 1024 * 1024, 3))
-    const error = await failureOf(run({ day: 1, snapshot: 'none' }))
-    assert.is(error.code, 'STAGING_FULL')
-    assert.match(error.message, /MiB free in .*; the 1 collections of home there are unharmed/)
-    assert.equal(listCollections({ staging, set: 'home' }).map(({ stamp }) => stamp), [first.stamp])
-    assert.is(readFileSync(`${tree(first.stamp)}/a-first`).length, 4 * 1024 * 1024)
-    const copied = inode(`${staging}/home/2025-04-02T020000Z.partial${home}/b-second`)
-    rmSync(`${home}/z-big`)
-    const third = await run({ day: 2, snapshot: 'none' })
-    assert.ok(third.complete)
-    assert.is(inode(`${tree(third.stamp)}/b-second`), copied)
-    assert.equal(readdirSync(`${staging}/home`).filter((name) => name.includes('partial')), [])
-  } finally {
-    execFileSync('umount', [staging])
-  }
-})
+collect(
+  'says when staging is full, leaves what was there, and goes on when there is space',
+  async () => {
+    if (!canRunAsRoot('a small filesystem')) return
+    const { directory, home, run, tree, staging } = scene()
+    execFileSync('truncate', ['-s', '24M', `${directory}/image`])
+    execFileSync('mkfs.ext4', ['-q', '-m', '0', `${directory}/image`])
+    mkdirSync(staging)
+    execFileSync('mount', ['-o', 'loop', `${directory}/image`, staging])
+    try {
+      writeFileSync(`${home}/a-first`, Buffer.alloc(4 * 1024 * 1024, 1))
+      const first = await run({ snapshot: 'none' })
+      writeFileSync(`${home}/b-second`, Buffer.alloc(4 * 1024 * 1024, 2))
+      writeFileSync(`${home}/z-big`, Buffer.alloc(20 * 1024 * 1024, 3))
+      const error = await failureOf(run({ day: 1, snapshot: 'none' }))
+      assert.is(error.code, 'STAGING_FULL')
+      assert.match(error.message, /MiB free in .*; the 1 collections of home there are unharmed/)
+      assert.equal(
+        listCollections({ staging, set: 'home' }).map(({ stamp }) => stamp),
+        [first.stamp],
+      )
+      assert.is(readFileSync(`${tree(first.stamp)}/a-first`).length, 4 * 1024 * 1024)
+      const copied = inode(`${staging}/home/2025-04-02T020000Z.partial${home}/b-second`)
+      rmSync(`${home}/z-big`)
+      const third = await run({ day: 2, snapshot: 'none' })
+      assert.ok(third.complete)
+      assert.is(inode(`${tree(third.stamp)}/b-second`), copied)
+      assert.equal(
+        readdirSync(`${staging}/home`).filter((name) => name.includes('partial')),
+        [],
+      )
+    } finally {
+      execFileSync('umount', [staging])
+    }
+  },
+)
 
 collect.run()

@@ -1,10 +1,11 @@
-// Read-only btrfs snapshots of the subvolumes that sources lie on, shown to rsync in a view (view.ts).
+// Read-only btrfs snapshots of the subvolumes that sources lie on, shown to rsync in a view
+// (view.ts).
 //
-// A snapshot is made at the top of its filesystem, which is mounted privately (subvolid=5), so no subvolume of the user's is
-// touched; it is gone again after the run. Its name is written down in staging's state before it is made, so that the
-// next run can sweep what a killed one left: exactly those names, nobody else's (design invariants 4 and 7). Nested
-// subvolumes come out of a snapshot as empty directories with inode 2: isNestedSubvolume finds them. Throws
-// SNAPSHOT_FAILED.
+// A snapshot is made at the top of its filesystem, which is mounted privately (subvolid=5), so no
+// subvolume of the user's is touched; it is gone again after the run. Its name is written down in
+// staging's state before it is made, so that the next run can sweep what a killed one left: exactly
+// those names, nobody else's (design invariants 4 and 7). Nested subvolumes come out of a snapshot
+// as empty directories with inode 2: isNestedSubvolume finds them. Throws SNAPSHOT_FAILED.
 
 import { Buffer } from 'node:buffer'
 import { lstatSync, mkdirSync, readFileSync, readdirSync, rmSync, rmdirSync } from 'node:fs'
@@ -15,7 +16,14 @@ import { setTimes } from '../posix.ts'
 import { runProgram } from '../shell.ts'
 import { isBelow, type Mount, mountOf, mountsBelow, readMounts } from './mounts.ts'
 import {
-  bindReadOnly, copyParents, exists, makePlace, MOUNT_TIMEOUT_MS, removeView, succeeded, unmountBelow,
+  bindReadOnly,
+  copyParents,
+  exists,
+  makePlace,
+  MOUNT_TIMEOUT_MS,
+  removeView,
+  succeeded,
+  unmountBelow,
 } from './view.ts'
 
 /** A source as it was given, and the real path behind its symbolic links; both absolute. */
@@ -39,41 +47,55 @@ export interface SourceSnapshot {
   readonly covered: ReadonlySet<RawPath>
   /** Mounts of other filesystems below sources that could not be shown in the view. */
   readonly unseen: readonly { readonly path: RawPath; readonly why: string }[]
-  /** Unmounts and deletes everything. @throws BackupError SNAPSHOT_FAILED; the next run tries again */
+  /**
+   * Unmounts and deletes everything. @throws BackupError SNAPSHOT_FAILED; the next run tries again
+   */
   readonly release: () => Promise<void>
 }
 
-/** The inode of a subvolume's root, and of the empty directory that stands for one in a snapshot. */
+/**
+ * The inode of a subvolume's root, and of the empty directory that stands for one in a snapshot.
+ */
 const SUBVOLUME_INODE = 256
 const ABSENT_SUBVOLUME_INODE = 2
 
 /** Making a snapshot flushes the filesystem first, which may take a while on a slow disk. */
 const SNAPSHOT_TIMEOUT_MS = 10 * 60_000
 
-/** Whether snapshots can be made of any of these paths at all, as far as one can tell without trying. */
+/**
+ * Whether snapshots can be made of any of these paths at all, as far as one can tell without
+ * trying.
+ */
 export function onBtrfs(real: RawPath, mounts: readonly Mount[] = readMounts()): boolean {
   return mountOf(real, mounts)?.type === 'btrfs'
 }
 
-/** Whether a directory of a view is where a nested subvolume should be, and not the root of some other filesystem. */
+/**
+ * Whether a directory of a view is where a nested subvolume should be, and not the root of some
+ * other filesystem.
+ */
 export function isNestedSubvolume(path: RawPath): boolean {
   const stat = lstatSync(rawPathToBytes(path), { throwIfNoEntry: false })
   return stat?.ino === ABSENT_SUBVOLUME_INODE && !readMounts().some(({ point }) => point === path)
 }
 
 /**
- * Makes snapshots of every source that lies on btrfs, and of btrfs filesystems mounted below one, and shows them in a view.
+ * Makes snapshots of every source that lies on btrfs, and of btrfs filesystems mounted below one,
+ * and shows them in a view.
  * @throws BackupError SNAPSHOT_FAILED, with nothing left behind
  */
 export async function takeBtrfsSnapshots(request: SnapshotRequest): Promise<SourceSnapshot> {
-  const mounts = readMounts().filter(({ point }) => !isBelow({ path: point, directory: request.state }))
+  const mounts = readMounts().filter(
+    ({ point }) => !isBelow({ path: point, directory: request.state }),
+  )
   const parts = partsOf(request.sources, mounts)
   const snapshots = new Snapshots(request)
   const view = viewPath(request)
   try {
     await snapshots.take(parts.btrfs)
     mkdirSync(rawPathToBytes(view), { mode: 0o700 })
-    for (const part of parts.btrfs) await show({ view, given: part.given, what: snapshots.pathOf(part) })
+    for (const part of parts.btrfs)
+      await show({ view, given: part.given, what: snapshots.pathOf(part) })
     const unseen = await showOthers(view, parts.others)
     for (const { given } of request.sources) copyParents({ view, path: given })
     const covered = new Set(request.sources.map(({ given }) => given))
@@ -93,12 +115,21 @@ async function release(request: SnapshotRequest, snapshots: Snapshots): Promise<
   } catch (cause) {
     const why = cause instanceof Error ? cause.message : String(cause)
     const hint = 'the next run tries again'
-    throw new BackupError('SNAPSHOT_FAILED', `a snapshot could not be removed: ${why}`, { hint, cause })
+    throw new BackupError('SNAPSHOT_FAILED', `a snapshot could not be removed: ${why}`, {
+      hint,
+      cause,
+    })
   }
 }
 
-/** Removes what a killed run of this set left: its view, its private mounts, the snapshots it wrote down. */
-export async function sweepBtrfsSnapshots({ state, set }: Pick<SnapshotRequest, 'state' | 'set'>): Promise<void> {
+/**
+ * Removes what a killed run of this set left: its view, its private mounts, the snapshots it wrote
+ * down.
+ */
+export async function sweepBtrfsSnapshots({
+  state,
+  set,
+}: Pick<SnapshotRequest, 'state' | 'set'>): Promise<void> {
   await removeView(viewPath({ state, set }))
   await unmountBelow(topPath({ state, set }))
   const records = readRecords({ state, set })
@@ -106,10 +137,14 @@ export async function sweepBtrfsSnapshots({ state, set }: Pick<SnapshotRequest, 
     // A drive that is away keeps its record until it is back.
     if (!device.startsWith('/') || !exists(device)) continue
     const top = await mountTop({ state, set, device, number: 0 })
-    for (const { name } of records.filter((record) => record.device === device)) await deleteSnapshot({ top, name })
+    for (const { name } of records.filter((record) => record.device === device))
+      await deleteSnapshot({ top, name })
     await unmountTop(top)
   }
-  writeRecords({ state, set }, records.filter(({ device }) => !exists(device)))
+  writeRecords(
+    { state, set },
+    records.filter(({ device }) => !exists(device)),
+  )
   removeTopDirectory({ state, set })
 }
 
@@ -117,8 +152,14 @@ interface Part extends SnapshotSource {
   readonly mount: Mount
 }
 
-/** Sources on btrfs and btrfs mounts below them, outermost first, and mounts of other filesystems below them. */
-function partsOf(sources: readonly SnapshotSource[], mounts: readonly Mount[]): {
+/**
+ * Sources on btrfs and btrfs mounts below them, outermost first, and mounts of other filesystems
+ * below them.
+ */
+function partsOf(
+  sources: readonly SnapshotSource[],
+  mounts: readonly Mount[],
+): {
   readonly btrfs: readonly Part[]
   readonly others: readonly SnapshotSource[]
 } {
@@ -140,22 +181,39 @@ function outermostFirst<T extends SnapshotSource>(parts: ReadonlyMap<RawPath, T>
   return [...parts.values()].sort((a, b) => a.given.length - b.given.length)
 }
 
-async function show({ view, given, what }: { view: RawPath; given: RawPath; what: RawPath }): Promise<void> {
+async function show({
+  view,
+  given,
+  what,
+}: {
+  view: RawPath
+  given: RawPath
+  what: RawPath
+}): Promise<void> {
   const place = `${view}${given}`
   if (exists(place) && sameInode(place, what)) return
   makePlace({ view, path: given, like: what })
   await bindReadOnly({ what, at: place })
 }
 
-/** Other filesystems are read as they are: without a snapshot rsync would have crossed into them, too. */
-async function showOthers(view: RawPath, others: readonly SnapshotSource[]): Promise<SourceSnapshot['unseen']> {
+/**
+ * Other filesystems are read as they are: without a snapshot rsync would have crossed into them,
+ * too.
+ */
+async function showOthers(
+  view: RawPath,
+  others: readonly SnapshotSource[],
+): Promise<SourceSnapshot['unseen']> {
   const unseen: { path: RawPath; why: string }[] = []
   for (const { given, real } of others) {
     try {
       if (exists(`${view}${given}`)) await bindReadOnly({ what: real, at: `${view}${given}` })
     } catch (error) {
       if (error instanceof BackupError && error.code === 'INTERRUPTED') throw error
-      unseen.push({ path: given, why: `the filesystem there cannot be shown: ${(error as Error).message}` })
+      unseen.push({
+        path: given,
+        why: `the filesystem there cannot be shown: ${(error as Error).message}`,
+      })
     }
   }
   return unseen
@@ -187,7 +245,11 @@ class Snapshots {
     }
     // The top itself goes first, so that it does not show the others' snapshots.
     const sorted = [...subvolumes].sort(([a], [b]) => a.length - b.length)
-    const named = sorted.map(([subvolume, place], index) => ({ subvolume, ...place, name: this.#name(index) }))
+    const named = sorted.map(([subvolume, place], index) => ({
+      subvolume,
+      ...place,
+      name: this.#name(index),
+    }))
     writeRecords(this.#request, named)
     for (const { subvolume, top, name } of named) await this.#takeOne({ subvolume, top, name })
   }
@@ -211,11 +273,29 @@ class Snapshots {
     removeTopDirectory(this.#request)
   }
 
-  async #takeOne({ subvolume, top, name }: { subvolume: RawPath; top: RawPath; name: string }): Promise<void> {
+  async #takeOne({
+    subvolume,
+    top,
+    name,
+  }: {
+    subvolume: RawPath
+    top: RawPath
+    name: string
+  }): Promise<void> {
     const before = this.#times.get(top)?.before ?? mtimeOf(top)
-    const args = ['subvolume', 'snapshot', '-r', '--', rawPathToBytes(subvolume), rawPathToBytes(`${top}/${name}`)]
+    const args = [
+      'subvolume',
+      'snapshot',
+      '-r',
+      '--',
+      rawPathToBytes(subvolume),
+      rawPathToBytes(`${top}/${name}`),
+    ]
     this.#taken.set(subvolume, { top, name })
-    succeeded('btrfs', await runProgram({ program: 'btrfs', args, changes: true, timeoutMs: SNAPSHOT_TIMEOUT_MS }))
+    succeeded(
+      'btrfs',
+      await runProgram({ program: 'btrfs', args, changes: true, timeoutMs: SNAPSHOT_TIMEOUT_MS }),
+    )
     this.#times.set(top, { before, after: mtimeOf(top) })
   }
 
@@ -228,7 +308,10 @@ class Snapshots {
   #inTop({ mount, real }: Part): RawPath {
     const top = this.#topOf(mount.device)
     const root = mount.root === '/' ? '' : mount.root
-    const path = `${top}${root}${real.slice(mount.point === '/' ? 0 : mount.point.length)}`.replace(/\/$/, '')
+    const path = `${top}${root}${real.slice(mount.point === '/' ? 0 : mount.point.length)}`.replace(
+      /\/$/,
+      '',
+    )
     if (exists(path) && sameInode(path, real)) return path
     throw new Error(`${displayPath(real)} is not what its filesystem has at that path`)
   }
@@ -249,21 +332,36 @@ class Snapshots {
 
 /** The root of the subvolume that holds a path. */
 function subvolumeOf(path: RawPath, top: RawPath): RawPath {
-  for (let candidate = path; isBelow({ path: candidate, directory: top }); candidate = parentOf(candidate)) {
+  for (
+    let candidate = path;
+    isBelow({ path: candidate, directory: top });
+    candidate = parentOf(candidate)
+  ) {
     const stat = lstatSync(rawPathToBytes(candidate))
     if (stat.isDirectory() && stat.ino === SUBVOLUME_INODE) return candidate
   }
   throw new Error(`${displayPath(path)} is in no subvolume`)
 }
 
-async function mountTop({ state, set, device, number }: {
-  state: RawPath; set: string; device: RawPath; number: number;
+async function mountTop({
+  state,
+  set,
+  device,
+  number,
+}: {
+  state: RawPath
+  set: string
+  device: RawPath
+  number: number
 }): Promise<RawPath> {
   const top = `${topPath({ state, set })}/${number}`
   mkdirSync(rawPathToBytes(top), { recursive: true, mode: 0o700 })
   const args = ['-t', 'btrfs', '-o', 'subvolid=5,noatime,nosuid,nodev,noexec', '--']
   const call = { program: 'mount', changes: true, timeoutMs: MOUNT_TIMEOUT_MS }
-  succeeded('mount', await runProgram({ ...call, args: [...args, rawPathToBytes(device), rawPathToBytes(top)] }))
+  succeeded(
+    'mount',
+    await runProgram({ ...call, args: [...args, rawPathToBytes(device), rawPathToBytes(top)] }),
+  )
   return top
 }
 
@@ -277,7 +375,10 @@ async function deleteSnapshot({ top, name }: { top: RawPath; name: string }): Pr
   const path = `${top}/${name}`
   if (!exists(path) || lstatSync(rawPathToBytes(path)).ino !== SUBVOLUME_INODE) return
   const args = ['subvolume', 'delete', '--', rawPathToBytes(path)]
-  succeeded('btrfs', await runProgram({ program: 'btrfs', args, changes: true, timeoutMs: SNAPSHOT_TIMEOUT_MS }))
+  succeeded(
+    'btrfs',
+    await runProgram({ program: 'btrfs', args, changes: true, timeoutMs: SNAPSHOT_TIMEOUT_MS }),
+  )
 }
 
 function viewPath({ state, set }: Pick<SnapshotRequest, 'state' | 'set'>): RawPath {
@@ -305,7 +406,9 @@ function removeTopDirectory(request: Pick<SnapshotRequest, 'state' | 'set'>): vo
 function readRecords(request: Pick<SnapshotRequest, 'state' | 'set'>): SnapshotRecord[] {
   const ours = new RegExp(`^backup-${request.set}-\\d{4}-\\d\\d-\\d\\dT\\d{6}Z(-\\d+)?$`)
   try {
-    const records = JSON.parse(readFileSync(rawPathToBytes(recordPath(request)), 'utf8')) as SnapshotRecord[]
+    const records = JSON.parse(
+      readFileSync(rawPathToBytes(recordPath(request)), 'utf8'),
+    ) as SnapshotRecord[]
     return records.filter(({ name, device }) => ours.test(name) && typeof device === 'string')
   } catch (error) {
     if (systemCode(error) === 'ENOENT' || error instanceof SyntaxError) return []
@@ -313,10 +416,15 @@ function readRecords(request: Pick<SnapshotRequest, 'state' | 'set'>): SnapshotR
   }
 }
 
-function writeRecords(request: Pick<SnapshotRequest, 'state' | 'set'>, records: readonly SnapshotRecord[]): void {
+function writeRecords(
+  request: Pick<SnapshotRequest, 'state' | 'set'>,
+  records: readonly SnapshotRecord[],
+): void {
   const path = recordPath(request)
   if (records.length === 0) return rmSync(rawPathToBytes(path), { force: true })
-  const bytes = Buffer.from(`${JSON.stringify(records.map(({ device, name }) => ({ device, name })))}\n`)
+  const bytes = Buffer.from(
+    `${JSON.stringify(records.map(({ device, name }) => ({ device, name })))}\n`,
+  )
   writeDurably({ path, bytes, mode: 0o600, replace: true })
 }
 
@@ -326,5 +434,7 @@ function mtimeOf(path: RawPath): bigint {
 
 function sameInode(a: RawPath, b: RawPath): boolean {
   const [left, right] = [a, b].map((path) => lstatSync(rawPathToBytes(path), { bigint: true }))
-  return left !== undefined && right !== undefined && left.ino === right.ino && left.dev === right.dev
+  return (
+    left !== undefined && right !== undefined && left.ino === right.ino && left.dev === right.dev
+  )
 }

@@ -1,7 +1,8 @@
 // What is mounted where, from /proc/self/mountinfo (proc(5)); empty where there is no such file.
 //
-// Paths are RawPath with their leading slash: the file escapes only space, tab, newline and backslash, so any name comes
-// back. Throws Node's system errors when the file is there but cannot be read.
+// Paths are RawPath with their leading slash: the file escapes only space, tab, newline and
+// backslash, so any name comes back. Throws Node's system errors when the file is there but cannot
+// be read.
 
 import { readFileSync } from 'node:fs'
 import { systemCode } from '../../errors.ts'
@@ -32,7 +33,8 @@ export function parseMountInfo(text: string): Mount[] {
     const [before = '', after = ''] = line.split(' - ')
     const [, , , root, point] = before.split(' ')
     const [type, device] = after.split(' ')
-    if (root === undefined || point === undefined || type === undefined || device === undefined) continue
+    if (root === undefined || point === undefined || type === undefined || device === undefined)
+      continue
     mounts.push({ root: unescape(root), point: unescape(point), type, device: unescape(device) })
   }
   return mounts
@@ -52,7 +54,8 @@ export function mountOf(path: RawPath, mounts: readonly Mount[]): Mount | undefi
 export function mountsBelow(path: RawPath, mounts: readonly Mount[]): Mount[] {
   const points = new Map<RawPath, Mount>()
   for (const mount of mounts) {
-    if (mount.point !== path && isBelow({ path: mount.point, directory: path })) points.set(mount.point, mount)
+    if (mount.point !== path && isBelow({ path: mount.point, directory: path }))
+      points.set(mount.point, mount)
   }
   return [...points.values()].sort((a, b) => a.point.length - b.point.length)
 }
@@ -63,5 +66,7 @@ export function isBelow({ path, directory }: { path: RawPath; directory: RawPath
 }
 
 function unescape(field: string): RawPath {
-  return field.replace(/\\([0-7]{3})/g, (_, digits: string) => String.fromCharCode(Number.parseInt(digits, 8)))
+  return field.replace(/\\([0-7]{3})/g, (_, digits: string) =>
+    String.fromCharCode(Number.parseInt(digits, 8)),
+  )
 }

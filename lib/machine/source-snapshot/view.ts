@@ -1,12 +1,22 @@
 // A view: a private directory where snapshots appear under their sources' own paths, read-only.
 //
-// rsync reads `<view>/./home/me/data`, so a collection has the same paths whether there was a snapshot or not. Parents
-// in the view get the mode, owner, times and attributes of the real ones, for rsync copies those too. Used by
-// btrfs.ts. close() undoes everything in reverse, and sweepView does so for a run that was killed; neither ever deletes
-// recursively, for something may still be mounted. Throws what runProgram throws, PROGRAM_FAILED, and system errors.
+// rsync reads `<view>/./home/me/data`, so a collection has the same paths whether there was a
+// snapshot or not. Parents in the view get the mode, owner, times and attributes of the real ones,
+// for rsync copies those too. Used by btrfs.ts. close() undoes everything in reverse, and sweepView
+// does so for a run that was killed; neither ever deletes recursively, for something may still be
+// mounted. Throws what runProgram throws, PROGRAM_FAILED, and system errors.
 
 import {
-  chmodSync, chownSync, closeSync, lstatSync, mkdirSync, openSync, readdirSync, rmdirSync, statSync, unlinkSync,
+  chmodSync,
+  chownSync,
+  closeSync,
+  lstatSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  rmdirSync,
+  statSync,
+  unlinkSync,
 } from 'node:fs'
 import { BackupError } from '../../errors.ts'
 import { displayText, parentOf, type RawPath, rawPathToBytes } from '../../model/raw-path.ts'
@@ -38,12 +48,24 @@ async function unmount(point: RawPath): Promise<void> {
   succeeded('umount', await runProgram({ ...call, args: ['--lazy', '--', rawPathToBytes(point)] }))
 }
 
-/** A place for `path` (absolute) in the view, of the same kind as `like`; what is there already stays. */
-export function makePlace({ view, path, like }: { view: RawPath; path: RawPath; like: RawPath }): void {
+/**
+ * A place for `path` (absolute) in the view, of the same kind as `like`; what is there already
+ * stays.
+ */
+export function makePlace({
+  view,
+  path,
+  like,
+}: {
+  view: RawPath
+  path: RawPath
+  like: RawPath
+}): void {
   const place = `${view}${path}`
   mkdirSync(rawPathToBytes(parentOf(place)), { recursive: true, mode: 0o700 })
   if (exists(place)) return
-  if (statSync(rawPathToBytes(like)).isDirectory()) mkdirSync(rawPathToBytes(place), { mode: 0o700 })
+  if (statSync(rawPathToBytes(like)).isDirectory())
+    mkdirSync(rawPathToBytes(place), { mode: 0o700 })
   else closeSync(openSync(rawPathToBytes(place), 'wx', 0o600))
 }
 
@@ -70,7 +92,10 @@ export async function removeView(view: RawPath): Promise<void> {
   if (exists(view)) removeEmpty(view)
 }
 
-/** Removes directories, and files of zero bytes, and stops at anything else: that would be somebody's data. */
+/**
+ * Removes directories, and files of zero bytes, and stops at anything else: that would be
+ * somebody's data.
+ */
 function removeEmpty(directory: RawPath): void {
   for (const name of readdirSync(rawPathToBytes(directory), { encoding: 'latin1' })) {
     const child = `${directory}/${name}`

@@ -1,0 +1,120 @@
+// The copying of a collection: rsync over all sources at once, with its items counted and reported.
+//
+// collect.ts decides from where (the filesystem or a view of snapshots) and into what; this turns
+// sources into rsync's arguments and rsync's items into progress. Staging itself is always left
+// out. Throws what runRsync throws.
+
+import { lstatSync } from 'node:fs'
+import type { SetConfiguration } from '../machine/config.ts'
+import { setTimes } from '../machine/posix.ts'
+import { type RsyncItem, type RsyncOutcome, type RsyncSource, runRsync } from '../machine/rsync.ts'
+import type { SourceSnapshot } from '../machine/source-snapshot/btrfs.ts'
+import { type RawPath, rawPathToBytes } from '../model/raw-path.ts'
+import type { Report } from '../model/report.ts'
+import { type Source, stagingWithin } from './sources.ts'
+
+export interface CollectStatistics {
+  readonly copiedFiles: number
+  readonly copiedBytes: number
+  /** Unchanged since an earlier collection, which costs nothing but a link. */
+  readonly linkedFiles: number
+  readonly linkedBytes: number
+}
+
+export interface CopyOptions {
+  readonly set: SetConfiguration
+  readonly sources: readonly Source[]
+  readonly view: SourceSnapshot | undefined
+  /** Empty, or not there in a dry run. */
+  readonly target: RawPath
+  /** Staging's real path. */
+  readonly staging: RawPath
+  readonly linkDestinations: readonly RawPath[]
+  /** The open file that carries the lock; rsync holds it as long as it runs. */
+  readonly lockFd: number | undefined
+  readonly dryRun: boolean
+  readonly report: Report
+  readonly signal: AbortSignal | undefined
+}
+
+/**
+ * Runs rsync: once for everything, and once more for sources that are links to files, which only
+ * then are followed.
+ */
+export async function copySources(
+  options: CopyOptions,
+): Promise<{ outcome: RsyncOutcome; statistics: CollectStatistics }> {
+  const { set, sources, view, target, staging, linkDestinations, lockFd, dryRun, signal } = options
+  const counter = itemCounter(options)
+  const outcomes: RsyncOutcome[] = []
+  for (const followLinks of [false, true]) {
+    const these = sources.filter(({ isLinkToFile }) => isLinkToFile === followLinks)
+    if (these.length === 0) continue
+    const call = {
+      sources: these.map((source) => rsyncSource(source, view)),
+      exclusions: set.exclusions,
+      leftOut: stagingWithin({ sources, staging }),
+      exactTimes: dryRun || keepsNanoseconds(target),
+      onItem: counter.take,
+      ...(lockFd === undefined ? {} : { inherit: lockFd }),
+    }
+    outcomes.push(
+      await runRsync({ ...call, linkDestinations, target, followLinks, dryRun, signal }),
+    )
+  }
+  const outcome = {
+    missing: outcomes.flatMap(({ missing }) => missing),
+    vanished: outcomes.flatMap(({ vanished }) => vanished),
+    targetFull: outcomes.some(({ targetFull }) => targetFull),
+  }
+  return { outcome, statistics: counter.statistics() }
+}
+
+function rsyncSource(
+  { given, isDirectory }: Source,
+  view: SourceSnapshot | undefined,
+): RsyncSource {
+  const root = view?.covered.has(given) === true ? view.view : ''
+  return { root, path: given, isDirectory }
+}
+
+/**
+ * Whether a time of our own choice comes back from the filesystem whole: on ext4 with small inodes
+ * it does not.
+ */
+function keepsNanoseconds(directory: RawPath): boolean {
+  const mtimeNs = 1_000_000_000_123_456_789n
+  setTimes(directory, { mtimeNs })
+  return lstatSync(rawPathToBytes(directory), { bigint: true }).mtimeNs === mtimeNs
+}
+
+function itemCounter({ report, set, dryRun }: CopyOptions): {
+  readonly take: (item: RsyncItem) => void
+  readonly statistics: () => CollectStatistics
+} {
+  const phase = `${dryRun ? 'looking at' : 'collecting'} ${set.name}`
+  const copied = { files: 0, bytes: 0 }
+  const linked = { files: 0, bytes: 0 }
+  const take = (item: RsyncItem): void => {
+    if (!item.isFile) return
+    const count = item.copied ? copied : linked
+    count.files += 1
+    count.bytes += item.sizeBytes
+    report({
+      kind: 'progress',
+      phase,
+      filesDone: copied.files + linked.files,
+      bytesDone: copied.bytes + linked.bytes,
+      bytesSkipped: linked.bytes,
+      bytesWritten: copied.bytes,
+      current: item.path,
+    })
+  }
+  const statistics = (): CollectStatistics => ({
+    copiedFiles: copied.files,
+    copiedBytes: copied.bytes,
+    linkedFiles: linked.files,
+    linkedBytes: linked.bytes,
+  })
+  return { take, statistics }
+}
