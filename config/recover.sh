@@ -29,7 +29,8 @@ the export has them, without a leading slash.
   -s SET         which set (default: the only one)
   -t STAMP       which export (default: the newest)
   -k KEY         the machine's public signing key, RW..., or a file that holds it
-                 (default: the one in the identity file; "none": do not check signatures)
+                 (default: the one in the identity file). "none": check no signatures, and take
+                 also what still decrypts of damaged bundles
   -w SCRATCH     a directory with room for unpacked bundles (default: where DIRECTORY is)
   -r REPOSITORY  the repository (default: where this script is)
   -f             go on although DIRECTORY is not empty: tar replaces what has the same name
@@ -74,6 +75,7 @@ while getopts i:o:lm:s:t:k:w:r:fh option; do
   esac
 done
 shift $((OPTIND - 1))
+case $identity_file in -*) identity_file=./$identity_file ;; esac
 [ -d "$repository/machines" ] || fail 2 "$repository is no repository: it has no directory machines"
 
 # ---- which export ----
@@ -158,29 +160,32 @@ done
 
 # ---- places ----
 
-while case $directory in */) [ "$directory" != / ] ;; *) false ;; esac; do directory=${directory%/}; done
-mkdir -p -- "$directory"
-directory=$(cd -- "$directory" && pwd)
-[ -z "$(ls -A "$directory")" ] || [ -n "$force" ] || fail 2 "$directory is not empty; choose another, or -f"
-scratch=$(cd -- "${scratch:-${directory%/*}/}" && pwd) || fail 2 "there is no scratch directory $scratch"
-work=$(mktemp -d "$scratch/recover.XXXXXX")
-terminal=''
+terminal='' work='' made=''
 cleanup() {
-  [ -z "$terminal" ] || stty "$terminal"
-  rm -rf "$work"
+  [ -z "$terminal" ] || stty "$terminal" || :
+  [ -z "$work" ] || rm -rf "$work"
+  # Only what is still empty goes.
+  [ -z "$made" ] || rmdir "$made" 2>/dev/null || :
 }
 trap cleanup EXIT
 trap 'exit 130' HUP INT TERM
-# Names of bundles, one a line, with the reason why not all of them can be had.
+if [ ! -d "$directory" ]; then
+  mkdir -p -- "$directory" || fail 2 "cannot make $directory"
+  made=$(cd -- "$directory" && pwd)
+fi
+directory=$(cd -- "$directory" && pwd)
+[ -z "$(ls -A "$directory")" ] || [ -n "$force" ] || fail 2 "$directory is not empty: choose another"
+scratch=$(cd -- "${scratch:-${directory%/*}/}" && pwd) || fail 2 "there is no scratch directory $scratch"
+work=$(mktemp -d "$scratch/recover.XXXXXX") || fail 2 "cannot write in $scratch: give another place with -w"
 : >"$work/damaged"
 
 # ---- the identity, opened once, and never written anywhere ----
 
 # Answers age's question, which it asks only on a terminal: `script` makes one. The path goes by the
-# environment, the passphrase by standard input.
+# environment, the answer by standard input.
 answer_age() {
-  script --version 2>/dev/null | grep -q util-linux || return 1
-  IDENTITY_FILE=$identity_file script -qec 'exec age -d "$IDENTITY_FILE" >&3' /dev/null 3>&1 >/dev/null
+  SHELL=/bin/sh IDENTITY_FILE=$identity_file \
+    script -qec 'exec age -d "$IDENTITY_FILE" >&3' /dev/null 3>&1 >/dev/null
 }
 
 # The recipe of the .salt file: age's passphrase is argon2id of the user's, in hex.
@@ -198,10 +203,14 @@ open_salted() {
   if [ -n "$terminal" ]; then stty "$terminal"; terminal=''; echo >&2; fi
   stretched=$(printf %s "$passphrase" | argon2 "$salt" -id -t 3 -m 18 -p 1 -l 32 -r)
   passphrase=''
-  identity=$(printf '%s\n' "$stretched" | answer_age) && [ -n "$identity" ] && return
-  say 'that did not open it, or age has to be answered by hand. Give it these 64 digits, if it asks:'
-  printf '%s\n' "$stretched" >/dev/tty
-  identity=$(age -d "$identity_file") || fail 12 "the passphrase does not open $identity_file"
+  if script --version 2>/dev/null | grep -q util-linux; then
+    identity=$(printf '%s\n' "$stretched" | answer_age) || identity=''
+  else
+    say 'age asks for the passphrase of the identity file, which these 64 digits are. Paste them:'
+    printf '%s\n' "$stretched" >&2
+    identity=$(age -d "$identity_file") || identity=''
+  fi
+  [ -n "$identity" ] || fail 12 "the passphrase does not open $identity_file"
 }
 
 if head -n 1 "$identity_file" | grep -aq '^age-encryption\.org/\|^-----BEGIN AGE ENCRYPTED'; then
@@ -215,7 +224,7 @@ else
   identity=$(cat "$identity_file")
 fi
 case $identity in
-  *AGE-SECRET-KEY-1*) ;;
+  *AGE-SECRET-KEY-1?*) ;;
   *) fail 12 "$identity_file holds no line AGE-SECRET-KEY-1..." ;;
 esac
 
@@ -223,179 +232,178 @@ esac
 
 bundle_file() { printf '%s/%s.tar.zst.age\n' "$machine_path" "$1"; }
 
-decrypt() { printf '%s\n' "$identity" | age -d -i - "$1"; }
+decrypt() { printf '%s\n' "$identity" | age -d -i - "$(bundle_file "$1")" 2>/dev/null; }
 
-opens() { [ "$(decrypt "$1" 2>/dev/null | head -c 1 | wc -c)" -eq 1 ]; }
+opens() { [ "$(decrypt "$1" | head -c 1 | wc -c)" -eq 1 ]; }
 
 # A bundle's tar, as far as it can be had. Whether that is far enough, only its length says.
-unpack() { decrypt "$(bundle_file "$1")" 2>/dev/null | zstd -dcq 2>/dev/null || :; }
+unpack() { decrypt "$1" | zstd -dcq 2>/dev/null || :; }
 
-is_damaged() { grep -q "^$1 " "$work/damaged"; }
+is_damaged() { grep -qx "$1" "$work/damaged"; }
 
-# check_sums: reads names of bundles; those whose bytes are not what they were go to the damaged ones.
+damaged() {
+  warn "damaged: $(bundle_file "$1") $2"
+  printf '%s\n' "$1" >>"$work/damaged"
+}
+
+# check_sums: reads names of bundles, and says which are damaged. The sums are lines "<sha256> <name>".
 check_sums() {
   sort -u >"$work/check"
-  awk 'NR == FNR { wanted[$1]; next }
-    $2 in wanted { print $1 "  " $2 ".tar.zst.age" }' "$work/check" "$work/sums" >"$work/check.sha256"
-  [ -s "$work/check.sha256" ] || return 0
+  awk 'NR == FNR { wanted[$1]; next } $2 in wanted { print $1 "  " $2 ".tar.zst.age" }' \
+    "$work/check" "$work/sums" >"$work/check.sha256"
   (cd "$machine_path" && sha256_check "$work/check.sha256" 2>/dev/null || :) |
     sed -n 's/\.tar\.zst\.age: OK$//p' >"$work/check.good"
-  awk 'NR == FNR { good[$1]; next } !($1 in good)' "$work/check.good" "$work/check" >"$work/check.bad"
+  sort "$work/check.good" | comm -13 - "$work/check" >"$work/check.bad"
   while read -r bundle; do
-    reason='its bytes are not those that were written'
-    [ -f "$(bundle_file "$bundle")" ] || reason='it is missing'
-    warn "damaged: $(bundle_file "$bundle"): $reason"
-    printf '%s %s\n' "$bundle" "$reason" >>"$work/damaged"
+    if [ -f "$(bundle_file "$bundle")" ]; then damaged "$bundle" 'does not have its checksum'
+    else damaged "$bundle" 'is missing'; fi
   done <"$work/check.bad"
 }
 
 # ---- signatures ----
 
-repository_id=''
+repository_id='*'
 if [ -f "$repository/repository.json" ]; then
-  format=$(jq -r .format "$repository/repository.json" 2>/dev/null) || format=''
-  case $format in
-    1 | '') ;;
-    *) fail 1 "this repository has format $format, and this script knows only 1: take the one beside it" ;;
-  esac
-  repository_id=$(jq -r .id "$repository/repository.json" 2>/dev/null) || repository_id=''
+  format=$(jq -r .format "$repository/repository.json" 2>/dev/null) || format=1
+  [ "$format" = 1 ] || fail 1 "this repository has format $format, and this script knows only 1"
+  repository_id=$(jq -r .id "$repository/repository.json" 2>/dev/null) || repository_id='*'
 fi
 
-# One key a line.
+# One key a line; none: nothing is checked.
 case $key in
   none) keys='' ;;
   '') keys=$(printf '%s\n' "$identity" | sed -n "s/^# signing key of $machine: \\(RW[^ ]*\\)\$/\\1/p") ;;
   RW*) keys=$key ;;
   *) keys=$(grep '^RW' "$key") || fail 2 "$key holds no key RW..." ;;
 esac
-if [ -z "$keys" ]; then
-  [ "$key" = none ] || warn "no signing key of $machine is known (-k): who wrote this is not checked"
-elif ! command -v minisign >/dev/null 2>&1; then
+if [ -n "$keys" ] && ! command -v minisign >/dev/null 2>&1; then
   [ -z "$key" ] || need minisign minisign
-  warn 'minisign is not installed (apt-get install minisign): who wrote this is not checked'
+  warn 'minisign is not installed: apt-get install minisign'
   keys=''
 fi
+[ -n "$keys" ] || [ "$key" = none ] || warn "without a signing key of $machine (-k), nothing shows who wrote this"
 
-# check_signature FILE NAME: NAME is what the signature has to say that FILE is.
-check_signature() {
+# is_signed FILE NAME: NAME is what the signature has to say that FILE is.
+is_signed() {
   [ -n "$keys" ] || return 0
   for one_key in $keys; do
     comment=$(minisign -VQ -P "$one_key" -m "$1" -x "$1.minisig" 2>/dev/null) || continue
-    case $comment in
-      "file:$2	repository:${repository_id:-*}") return 0 ;;
-      "file:$2	repository:"*) [ -n "$repository_id" ] || return 0 ;;
-    esac
-    fail 13 "the signature of $1 is that of another file: $comment"
+    # shellcheck disable=SC2254 # a pattern when the id is not known
+    case $comment in "file:$2	repository:"$repository_id) return 0 ;; esac
   done
-  fail 13 "the signature of $1 is missing or wrong: it is damaged, or not from your machine
-  (to go on nevertheless, unchecked: -k none)"
+  warn "damaged, or not from your machine: the signature of $1"
+  printf '%s\n' "$1" >>"$work/damaged"
+  return 1
 }
 
 # ---- what the export needs ----
 
 say "restoring $machine $set $stamp"
-# Lines "<sha256> <bundle name>", and the manifest's as "<sha256> <set>/<stamp>/manifest".
-if [ -f "$export_path/verification.sha256" ]; then
-  check_signature "$export_path/verification.sha256" "$machine/$set/$stamp/verification.sha256"
+name=$machine/$set/$stamp
+: >"$work/sums"
+if [ ! -f "$export_path/verification.sha256" ]; then
+  warn "damaged: $export_path/verification.sha256 is missing"
+  echo verification >>"$work/damaged"
+elif is_signed "$export_path/verification.sha256" "$name/verification.sha256"; then
   awk -v here="$set/$stamp/" -v set="$set/" '{
     name = $2
     sub(/\.tar\.zst\.age$/, "", name)
     if (!sub(/^\.\.\/\.\.\//, "", name) && !sub(/^\.\.\//, set, name)) name = here name
     if (name ~ /^[a-z0-9][a-z0-9_-]*\/[0-9TZ-]+\/(data-[0-9]+|catalog-[0-9]+|manifest)$/) print $1, name
   }' "$export_path/verification.sha256" >"$work/sums"
-else
-  warn "damaged: $export_path/verification.sha256 is missing: the manifest has the same checksums"
-  printf '%s\n' 'verification.sha256 is missing' >>"$work/damaged"
-  : >"$work/sums"
+  echo "$set/$stamp/manifest" | check_sums
 fi
-printf '%s\n' "$set/$stamp/manifest" | check_sums
 
-if ! opens "$export_path/manifest.tar.zst.age"; then
+if ! opens "$set/$stamp/manifest"; then
   opened=''
   while [ -z "$opened" ] && read -r _ bundle; do
-    ! opens "$(bundle_file "$bundle")" || opened=yes
+    ! opens "$bundle" || opened=yes
   done <"$work/sums"
   [ -n "$opened" ] || fail 12 "the identity does not open $export_path/manifest.tar.zst.age"
 fi
 
-index='' index_bundle=''
+index=''
 mkdir "$work/manifest" "$work/catalog" "$work/catalog/shards" "$work/bundles"
 unpack "$set/$stamp/manifest" | "$tar" -xf - -C "$work/manifest" 2>/dev/null || :
 manifest=$work/manifest/manifest.json
-if [ -f "$manifest" ] && jq -e . "$manifest" >/dev/null 2>&1; then
-  check_signature "$manifest" "$machine/$set/$stamp/manifest.json"
-  jq -e --arg machine "$machine" --arg set "$set" --arg stamp "$stamp" \
-    '.format == 1 and .machine == $machine and .set == $set and .stamp == $stamp' "$manifest" >/dev/null ||
+if jq -e . "$manifest" >/dev/null 2>&1 && is_signed "$manifest" "$name/manifest.json"; then
+  [ "$(jq -r '"\(.machine)/\(.set)/\(.stamp) \(.format)"' "$manifest")" = "$name 1" ] ||
     fail 13 'the manifest is that of another export, or of a newer format'
   index=$(jq -r '.index.digest | select(test("^[0-9a-f]{64}$"))' "$manifest")
   index_bundle=$(jq -r .index.bundle "$manifest")
   [ -s "$work/sums" ] || jq -r '.bundles[] | "\(.sha256) \(.name)"' "$manifest" >"$work/sums"
   if [ "$(jq .complete "$manifest")" = false ]; then
-    warn 'when this was collected, something could not be read and is not in it:'
+    warn 'when this was collected, something could not be read, and is not in it:'
     jq -r '.missing[] | "  \(.path // .path64 | tojson): \(.why)"' "$manifest" >&2
   fi
 else
-  warn "damaged: $export_path/manifest.tar.zst.age"
-  is_damaged "$set/$stamp/manifest" ||
-    printf '%s it cannot be read\n' "$set/$stamp/manifest" >>"$work/damaged"
+  is_damaged "$set/$stamp/manifest" || damaged "$set/$stamp/manifest" 'cannot be used'
 fi
-[ -s "$work/sums" ] || fail 13 'neither verification.sha256 nor the manifest says what is needed: try
-  another stamp (-l), or take the bundles apart by hand as RECOVER.txt shows'
+[ -s "$work/sums" ] || fail 13 "nothing that can be trusted says what this export needs: try another stamp (-l),
+  or, if you are sure that nobody but you had this repository in hand, -k none"
 
 # ---- the catalog ----
 
-# unpack_catalog BUNDLE: its shards and indexes become files, as far as they can be had.
+# What a damaged bundle still gives is used when its digest is known to be right.
+digest_is() { [ "$(b2sum "$1" 2>/dev/null | cut -c 1-64)" = "$2" ]; }
+
+# Shards and indexes become files; in the order of the bundle, their names a list.
 unpack_catalog() {
   ! grep -qx "$1" "$work/unpacked" || return 0
   printf '%s\n' "$1" >>"$work/unpacked"
   unpack "$1" >"$work/catalog.tar"
-  "$tar" -tf "$work/catalog.tar" 2>/dev/null >"$work/members" || :
+  { "$tar" -tf "$work/catalog.tar" 2>/dev/null || :; } | sed -n 's/^shards\///p' >"$work/members"
   "$tar" -xf "$work/catalog.tar" -C "$work/catalog" 2>/dev/null || :
   rm "$work/catalog.tar"
-  sed -n 's/^shards\///p' "$work/members" >>"$work/every_shard"
-  is_damaged "$1" || return 0
-  # Of what is cut short, the whole lines count.
-  last=$work/catalog/$(tail -n 1 "$work/members")
-  [ -f "$last" ] || return 0
-  jq -c . "$last" >"$work/whole" 2>/dev/null || :
-  mv "$work/whole" "$last"
+}
+
+# lost_index: takes the shards of all catalog bundles, oldest first, and lists them.
+lost_index() {
+  warn "the list of this export's parts is lost. All parts that it may have had are taken, oldest first:
+  what was removed since then may be back. An earlier stamp (-l) may be whole."
+  sort -t / -k 2 "$work/catalogs" | while read -r bundle; do
+    if is_damaged "$bundle" && [ -n "$keys" ]; then continue; fi
+    unpack_catalog "$bundle"
+    while read -r shard; do
+      ! is_damaged "$bundle" || digest_is "$work/catalog/shards/$shard" "${shard%.jsonl}" || continue
+      printf '%s\n' "$shard" >>"$work/shards"
+    done <"$work/members"
+  done
 }
 
 : >"$work/unpacked"
-: >"$work/every_shard"
+: >"$work/shards"
+: >"$work/lost_shards"
 awk '$2 ~ /\/catalog-[0-9]+$/ { print $2 }' "$work/sums" >"$work/catalogs"
 check_sums <"$work/catalogs"
 index_file=$work/catalog/index/$index.jsonl
 [ -z "$index" ] || unpack_catalog "$index_bundle"
-if [ -n "$index" ] && [ -f "$index_file" ] && { ! is_damaged "$index_bundle" ||
-  [ "$(wc -l <"$index_file")" -eq "$(jq .index.shards "$manifest")" ]; }; then
+if [ -f "$index_file" ] && { ! is_damaged "$index_bundle" || digest_is "$index_file" "$index"; }; then
   jq -r 'select(.shard | test("^[0-9a-f]{64}$"))
-    | "\(.shard) \(.bundle) \(.entries) \(.first // "base64:" + .first64 | tojson)"' "$index_file" >"$work/index"
+    | "\(.shard) \(.bundle) \(.first // "base64:" + .first64 | tojson)"' "$index_file" >"$work/index"
   cut -d ' ' -f 2 "$work/index" | sort -u >"$work/index_bundles"
   while read -r bundle; do unpack_catalog "$bundle"; done <"$work/index_bundles"
-  # Which of them are not whole: from what path to what path.
-  while read -r shard bundle entries first; do
-    [ -z "${short:-}" ] || { printf '  %s up to before %s\n' "$short" "$first"; short=''; }
+  while read -r shard bundle first; do
     file=$work/catalog/shards/$shard.jsonl
-    if [ ! -f "$file" ] || { is_damaged "$bundle" && [ "$(wc -l <"$file")" -le "$entries" ]; }; then short=$first; fi
-    [ ! -f "$file" ] || printf '%s.jsonl\n' "$shard" >&3
-  done <"$work/index" 3>"$work/shards" >"$work/missing_runs"
-  [ -z "${short:-}" ] || printf '  %s up to the end\n' "$short" >>"$work/missing_runs"
-  if [ -s "$work/missing_runs" ]; then
-    warn 'the catalog is damaged: of these runs of paths some or all cannot be placed:'
-    cat "$work/missing_runs" >&2
-    [ -s "$work/damaged" ] || printf '%s\n' 'the catalog is not whole' >>"$work/damaged"
+    if [ -f "$file" ] && { ! is_damaged "$bundle" || digest_is "$file" "$shard"; }; then
+      printf '%s.jsonl\n' "$shard" >>"$work/shards"
+      from=''
+    else
+      [ -n "${from:-}" ] || printf '  from %s on\n' "$first" >>"$work/lost_shards"
+      from=$first
+    fi
+  done <"$work/index"
+  if [ -s "$work/lost_shards" ]; then
+    warn 'with the catalog, runs of hundreds of paths in its order are lost:'
+    cat "$work/lost_shards" >&2
+    echo shards >>"$work/damaged"
   fi
 else
-  warn 'the list of this export'\''s shards is lost. All shards that it could have used are taken, oldest
-  first: what was removed since the oldest of them may be back. An earlier stamp (-l) may be whole.'
-  printf '%s\n' 'the index of the catalog is lost' >>"$work/damaged"
-  sort -t / -k 2 "$work/catalogs" >"$work/index_bundles"
-  while read -r bundle; do unpack_catalog "$bundle"; done <"$work/index_bundles"
-  cp "$work/every_shard" "$work/shards"
+  echo index >>"$work/damaged"
+  lost_index
 fi
-[ -s "$work/shards" ] || fail 13 'nothing of the catalog can be read: try another stamp (-l), or take the
-  bundles apart by hand as RECOVER.txt shows'
+[ -s "$work/shards" ] || fail 13 "nothing of the catalog can be had: try another stamp (-l), or take the bundles
+  apart by hand as RECOVER.txt shows; -k none takes what still decrypts of damaged bundles"
 
 # ---- which entries ----
 
@@ -447,7 +455,14 @@ if [ $# -gt 0 ]; then
   mv "$work/links.json" "$work/targets.json"
 fi
 select_entries -r --argjson links false >"$work/entries"
-[ -s "$work/entries" ] || fail 2 "nothing in this export is called: $*"
+if [ $# -gt 0 ]; then
+  cut -f 5 "$work/entries" | sed '/^$/d' | jq -rn --slurpfile wanted "$work/wanted.json" '
+    reduce inputs as $name ($wanted;
+      (if $name | startswith("base64:") then try ($name[7:] | @base64d) catch $name else $name end) as $path
+      | map(select(. as $one | ($path == $one or ($path | startswith($one + "/"))) | not)))
+    | .[]' >"$work/nowhere"
+  [ ! -s "$work/nowhere" ] || fail 2 "not in this export: $(cat "$work/nowhere")"
+fi
 
 # ---- which bundles, and which of their ranges ----
 
@@ -455,21 +470,17 @@ cut -f 2 "$work/entries" | sort -u >"$work/needed"
 say "checking $(wc -l <"$work/needed") bundles"
 check_sums <"$work/needed"
 while read -r bundle; do
-  is_damaged "$bundle" || opens "$(bundle_file "$bundle")" || {
-    warn "the identity does not open $(bundle_file "$bundle")"
-    printf '%s the identity does not open it\n' "$bundle" >>"$work/damaged"
-  }
+  is_damaged "$bundle" || opens "$bundle" || damaged "$bundle" 'is not opened by this identity'
 done <"$work/needed"
 
-# How much of the tar of each damaged bundle can be had: up to the first 64 KiB that are not sound.
-awk '{ print $2 }' "$work/sums" >"$work/known"
+# How much of the tar of each damaged bundle is used. Unchecked, it is what comes before the first
+# unsound 64 KiB. Otherwise nothing: anybody can write a bundle that this identity opens.
 while read -r bundle; do
-  if ! grep -qx "$bundle" "$work/known"; then
-    warn "$bundle is not among the bundles that verification.sha256 names; nothing is taken from it"
-    printf '%s it is not named by verification.sha256\n' "$bundle" >>"$work/damaged"
-    printf '%s 0\n' "$bundle"
-  elif is_damaged "$bundle"; then
-    printf '%s %s\n' "$bundle" "$(unpack "$bundle" | wc -c | tr -d ' ')"
+  is_damaged "$bundle" || continue
+  if [ -n "$keys" ] || ! grep -q " $bundle\$" "$work/sums"; then
+    echo "$bundle 0"
+  else
+    echo "$bundle $(unpack "$bundle" | wc -c)"
   fi
 done <"$work/needed" >"$work/available"
 
@@ -570,7 +581,7 @@ stream() {
         mkdir -p "${file%/*}"
         unpack "$bundle" | head -c "$length" >"$file"
         if [ "$(wc -c <"$file")" -ne "$length" ]; then
-          say "error: $(bundle_file "$bundle") could not be unpacked: no room, or the medium fails"
+          say "error: $(bundle_file "$bundle") could not be unpacked: no room, or a failing medium"
           return 1
         fi
         ;;
@@ -613,6 +624,8 @@ if [ -s "$work/missing" ]; then
   cp "$work/missing" "$missing_list"
   warn "$(wc -l <"$work/missing" | tr -d ' ') entries are lost with damaged bundles (all are listed in $missing_list):"
   head -n 20 "$work/missing" | sed 's/^/  /' >&2
+  [ -z "$keys" ] || say 'what still decrypts of damaged bundles could be had with -k none, in another directory:
+  only if nobody but you had this repository in hand'
   status=13
 fi
 [ ! -s "$work/damaged" ] || status=13

@@ -9,7 +9,7 @@ import type { Buffer } from 'node:buffer'
 /** Content up to this size is one piece. */
 export const SINGLE_PIECE_BYTES = 4 * 1024 * 1024
 /** Cutting starts anew at every multiple of this, so that segments can be cut apart from each other. */
-export const SEGMENT_BYTES = 64 * 1024 * 1024
+export const SEGMENT_BYTES = 32 * 1024 * 1024
 /** How many bytes the gear hash remembers. */
 const GEAR_WINDOW_BYTES = 32
 const GIB = 2 ** 30

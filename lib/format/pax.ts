@@ -35,7 +35,11 @@ export function writePaxRecords(
     const [keyword, value] = record
     position += out.write(`${recordBytes(record)} ${keyword}=`, position, 'latin1')
     if (typeof value === 'string') position += out.write(value, position, 'latin1')
-    else position += value.copy(out, position)
+    else {
+      // Buffers come out of a message to a worker thread as Uint8Array.
+      out.set(value, position)
+      position += value.length
+    }
     out[position++] = NEWLINE
   }
   return position

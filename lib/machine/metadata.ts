@@ -2,6 +2,7 @@
 //
 // What this user or this file system cannot hold is not an error but an answer: the caller lists it (invariant 10).
 
+import { Buffer } from 'node:buffer'
 import { chmodSync, lchownSync } from 'node:fs'
 import { systemCode } from '../errors.ts'
 import { aclFromText } from '../format/acl.ts'
@@ -28,7 +29,7 @@ export function applyMetadata(path: RawPath, metadata: EntryMetadata): LostMetad
   attempt('owner', () => lchownSync(bytes, metadata.uid, metadata.gid))
   if (metadata.type !== 'symlink') attempt('mode', () => chmodSync(bytes, metadata.mode))
   for (const [name, value] of metadata.xattrs ?? []) {
-    attempt(`xattr ${name}`, () => setXattr(path, name, value))
+    attempt(`xattr ${name}`, () => setXattr(path, name, Buffer.from(value)))
   }
   const { acl, defaultAcl } = metadata
   if (acl !== undefined) attempt('acl', () => setXattr(path, 'system.posix_acl_access', aclFromText(acl)))

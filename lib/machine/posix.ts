@@ -29,6 +29,7 @@ const LOCK_EXCLUSIVE = 2
 const LOCK_NONBLOCKING = 4
 const POSIX_FADV_DONTNEED = 4
 const XATTR_NOFOLLOW = 1
+const SYNC_FILE_RANGE_WRITE = 2
 const NODE_TYPES = { fifo: 0o010000, char: 0o020000, block: 0o060000, socket: 0o140000 } as const
 
 /** How often a value that grows between asking for its size and reading it is asked again. */
@@ -192,6 +193,15 @@ function seek(fd: number, offset: number, whence: number): number | 'none' | 'un
 export function syncFilesystem(fd: number): void {
   if (DARWIN) number('int sync()')
   else if (number('int syncfs(int)', fd) !== 0) throw failure('syncfs')
+}
+
+/**
+ * Asks the kernel to begin writing a run of a file to the medium, so that a later fsync has little
+ * left to wait for. Only a hint: failures, and systems without it, do not matter.
+ */
+export function beginWriteback(fd: number, { offset, length }: { offset: number; length: number }): void {
+  if (process.platform !== 'linux') return
+  number('int sync_file_range(int, int64, int64, unsigned int)', fd, offset, length, SYNC_FILE_RANGE_WRITE)
 }
 
 /**

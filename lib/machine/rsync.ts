@@ -10,7 +10,7 @@
 import { Buffer } from 'node:buffer'
 import { BackupError } from '../errors.ts'
 import type { MissingPath } from '../model/collection.ts'
-import { displayText, type RawPath, rawPathToBytes } from '../model/raw-path.ts'
+import { displayText, type RawPath, rawPathFromText, rawPathToBytes } from '../model/raw-path.ts'
 import { runProgram } from './shell.ts'
 
 export interface RsyncSource {
@@ -96,7 +96,7 @@ export async function runRsync(call: RsyncCall): Promise<RsyncOutcome> {
     // A dry run of rsync itself changes nothing.
     changes: !call.dryRun,
     timeoutMs: RSYNC_TIMEOUT_MS,
-    input: exclusionRules(call.exclusions),
+    input: filterRules(call),
     onLine: (line, stream) => (stream === 'stdout' ? hearItem(call, line) : heard.take(line)),
     signal: call.signal,
     ...(call.inherit === undefined ? {} : { inherit: call.inherit }),
@@ -130,9 +130,6 @@ function rsyncArguments(call: RsyncCall): (string | Buffer)[] {
     ...(call.exactTimes ? ['--modify-window=-1'] : []),
     ...(call.dryRun ? ['--dry-run'] : []),
     ...(call.followLinks ? ['--copy-links'] : []),
-    '--filter=- lost+found/',
-    ...call.leftOut.map((path) => rawPathToBytes(`--filter=- ${literalPattern(path)}/`)),
-    ...sourceRules(call.sources),
     '--from0',
     '--exclude-from=-',
     ...call.linkDestinations
@@ -145,30 +142,26 @@ function rsyncArguments(call: RsyncCall): (string | Buffer)[] {
 }
 
 /**
- * A source itself is never excluded by a pattern that happens to fit it: `tmp/*` and the source
- * `/tmp/mine`.
+ * The rules, first match first: ours, then a source itself, which no pattern that happens to fit it
+ * leaves out (`tmp/*` and the source `/tmp/mine`), then the user's. Each pattern is a rule of its
+ * own, so that `#` and `!` are not taken for comments and commands.
  */
-function sourceRules(sources: readonly RsyncSource[]): Buffer[] {
+function filterRules({ leftOut, sources, exclusions }: RsyncCall): Buffer {
   const below = sources.filter(({ path }) => path !== '/')
-  return below.map(({ path, isDirectory }) => {
-    return rawPathToBytes(`--filter=+ ${literalPattern(path)}${isDirectory ? '/' : ''}`)
-  })
+  const rules = [
+    '- lost+found/',
+    ...leftOut.map((path) => `- ${literalPattern(path)}/`),
+    ...below.map(({ path, isDirectory }) => `+ ${literalPattern(path)}${isDirectory ? '/' : ''}`),
+    ...exclusions
+      .map(rawPathFromText)
+      .map((pattern) => (/^[-+] /.test(pattern) ? pattern : `- ${pattern}`)),
+  ]
+  return rawPathToBytes(rules.map((rule) => `${rule}\0`).join(''))
 }
 
-/**
- * A backslash escapes a wildcard, but only in a pattern that has one (rsync(1), PATTERN MATCHING
- * RULES).
- */
+/** A backslash escapes a wildcard, but only in a pattern that has one (see rsync(1)). */
 function literalPattern(path: RawPath): RawPath {
   return /[*?[]/.test(path) ? path.replace(/[\\*?[]/g, '\\$&') : path
-}
-
-/**
- * Each pattern as a rule of its own, so that `#` and `!` are not taken for comments and commands.
- */
-function exclusionRules(patterns: readonly string[]): Buffer {
-  const rules = patterns.map((pattern) => (/^[-+] /.test(pattern) ? pattern : `- ${pattern}`))
-  return Buffer.from(rules.map((rule) => `${rule}\0`).join(''))
 }
 
 function hearItem({ onItem }: RsyncCall, line: Buffer): void {

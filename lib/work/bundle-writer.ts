@@ -1,37 +1,40 @@
-// Writes one bundle: tar in, age( zstd frames ) out, to a partial name, and reads it back (docs/format.md §3, §12).
+// Writes one bundle: tar in, age( zstd frames ) out, to a partial name (docs/format.md §3, §12).
 //
 // Its inverse is bundle-reader.ts. Synchronous, over buffers that are kept from bundle to bundle: one BundleWriter a
-// worker thread. Upholds invariant 2: finish() returns only after every byte was read from the medium and found equal.
-// Throws TARGET_FULL, TARGET_READ_ONLY, TARGET_FAILED, READ_BACK; after a throw the partial file is gone if it can be.
+// worker thread. What finish() returns counts for nothing until prove() has read it back from the medium (prove.ts, invariant 2).
+// Throws TARGET_FULL, TARGET_READ_ONLY, TARGET_FAILED; after abort() the partial file is gone if it can be.
 
 import { Buffer } from 'node:buffer'
 import { createHash, type Hash } from 'node:crypto'
-import { closeSync, constants, fsyncSync, openSync, unlinkSync, writeSync } from 'node:fs'
+import { closeSync, constants, openSync, unlinkSync, writeSync } from 'node:fs'
 import assert from 'node:assert/strict'
 import { crc32 } from 'node:zlib'
-import { BackupError } from '../errors.ts'
 import { CHUNK_BYTES, TAG_BYTES, createAgeHead, sealChunk } from '../format/age.ts'
 import { END_OF_ARCHIVE } from '../format/tar.ts'
 import {
   FRAME_MAX_BYTES, FRAME_TARGET_BYTES, FrameCompressor, type SeekEntry, compressedBound,
   encodeTrailer, frameChecksum,
 } from '../format/zstd-frames.ts'
-import { readBack } from '../machine/durable-file.ts'
+import { beginWriteback } from '../machine/posix.ts'
 import type { FrameRange } from '../model/entry.ts'
-import { type RawPath, displayPath, rawPathToBytes } from '../model/raw-path.ts'
+import { type RawPath, rawPathToBytes } from '../model/raw-path.ts'
 import { targetError } from '../target/target-error.ts'
+import { BLOCK_BYTES, type WrittenFile } from './prove.ts'
 
-/** What is written, and summed for the read-back, at a time. */
-const BLOCK_BYTES = 1024 * 1024
+/** The kernel is told to begin writing to the medium after this much, so that the fsync at the end is short. */
+const WRITEBACK_BYTES = 8 * BLOCK_BYTES
 
-/** What is known of a bundle that is whole on the medium. */
+/** What is known of a bundle. */
 export interface BundleFacts {
   readonly sizeBytes: number
   readonly sha256: string
   readonly tarBytes: number
   readonly frames: readonly FrameRange[]
-  /** How the read-back got past the page cache. */
-  readonly readBack: 'direct' | 'advised'
+}
+
+/** A bundle that is written and not proven yet. */
+export interface WrittenBundle extends BundleFacts {
+  readonly file: WrittenFile
 }
 
 export class BundleWriter {
@@ -118,21 +121,19 @@ export class BundleWriter {
     this.#encrypt(frame)
   }
 
-  /** Ends the tar and the file, syncs it, reads it back; it still has its partial name. */
-  finish(): BundleFacts {
+  /** Ends the tar and the file, which still has its partial name, is open, and has to be proven. */
+  finish(): WrittenBundle {
     const bundle = this.#bundle
     this.append(END_OF_ARCHIVE)
     this.endFrame()
     this.#encrypt(encodeTrailer(bundle.seek))
     this.#seal(this.#plain.subarray(0, this.#plainBytes), true)
     this.#flush(this.#blockBytes)
-    guarded(bundle.path, () => fsyncSync(bundle.fd))
-    guarded(bundle.path, () => closeSync(bundle.fd))
-    const how = verifyMedium(bundle)
     this.#open = undefined
+    const { path, fd, sums, writtenBytes } = bundle
     return {
-      sizeBytes: bundle.writtenBytes, sha256: bundle.hash.digest('hex'), tarBytes: bundle.tarBytes,
-      frames: bundle.frames, readBack: how,
+      sizeBytes: writtenBytes, sha256: bundle.hash.digest('hex'), tarBytes: bundle.tarBytes, frames: bundle.frames,
+      file: { path, fd, sums, lengthBytes: writtenBytes },
     }
   }
 
@@ -193,6 +194,9 @@ export class BundleWriter {
     let done = 0
     while (done < length) done += guarded(bundle.path, () => writeSync(bundle.fd, block, done))
     bundle.writtenBytes += length
+    if (bundle.writtenBytes % WRITEBACK_BYTES === 0) {
+      beginWriteback(bundle.fd, { offset: bundle.writtenBytes - WRITEBACK_BYTES, length: WRITEBACK_BYTES })
+    }
     this.#block.copyWithin(0, length, this.#blockBytes)
     this.#blockBytes -= length
   }
@@ -211,49 +215,6 @@ interface OpenBundle {
   tarBytes: number
   payloadBytes: number
   writtenBytes: number
-}
-
-/** @throws BackupError READ_BACK when the medium does not hold what was written. */
-function verifyMedium(bundle: OpenBundle): 'direct' | 'advised' {
-  const sums = new BlockSums()
-  const how = guarded(bundle.path, () =>
-    readBack({ path: bundle.path, onBlock: (bytes) => sums.update(bytes) }))
-  const found = sums.finish()
-  const wrong = bundle.sums.findIndex((sum, i) => sum !== found.sums[i])
-  if (found.lengthBytes === bundle.writtenBytes && wrong === -1) return how
-  throw new BackupError('READ_BACK', `the medium does not hold what was written to ${displayPath(bundle.path)}`, {
-    hint: 'the export was not made, earlier exports are unharmed; check the drive and its cable',
-    facts: { path: displayPath(bundle.path), offset: Math.max(0, wrong) * BLOCK_BYTES },
-  })
-}
-
-/** CRC-32 of every BLOCK_BYTES of a stream that arrives in pieces of any size. */
-class BlockSums {
-  readonly #sums: number[] = []
-  #sum = 0
-  #lengthBytes = 0
-
-  update(bytes: Uint8Array): void {
-    let done = 0
-    while (done < bytes.length) {
-      const room = BLOCK_BYTES - (this.#lengthBytes % BLOCK_BYTES)
-      const part = bytes.subarray(done, done + room)
-      this.#sum = crc32(part, this.#sum)
-      this.#lengthBytes += part.length
-      done += part.length
-      if (this.#lengthBytes % BLOCK_BYTES === 0) this.#endBlock()
-    }
-  }
-
-  finish(): { readonly sums: readonly number[]; readonly lengthBytes: number } {
-    if (this.#lengthBytes % BLOCK_BYTES !== 0) this.#endBlock()
-    return { sums: this.#sums, lengthBytes: this.#lengthBytes }
-  }
-
-  #endBlock(): void {
-    this.#sums.push(this.#sum)
-    this.#sum = 0
-  }
 }
 
 function guarded<T>(path: RawPath, action: () => T): T {

@@ -13,6 +13,7 @@ import {
   type BundlePlace, type ShardPlace, cutShards, encodeIndex, encodeShard, framesOf,
 } from '../model/shard.ts'
 import type { BundleFacts, BundleWriter } from './bundle-writer.ts'
+import { prove } from './prove.ts'
 
 /** A catalog as it was last written: what can be referred to. */
 export interface LastCatalog {
@@ -38,7 +39,7 @@ export interface CatalogOptions {
   readonly bundle: { readonly partial: RawPath; readonly name: string }
 }
 
-/** @throws what BundleWriter throws; the partial file is gone then */
+/** The bundle is proven on the medium. @throws what BundleWriter and prove() throw; the partial file is gone then */
 export function writeCatalog(options: CatalogOptions): WrittenCatalog {
   const runs = cutShards(options.entries).map(([start, end]) => {
     const entries = options.entries.slice(start, end)
@@ -56,7 +57,10 @@ export function writeCatalog(options: CatalogOptions): WrittenCatalog {
     const kept = last?.index.digest === digest && isUsable(options, last.index.bundle)
     const index = kept ? last.index
       : { digest, ...member.write(`index/${digest}.jsonl`, indexBytes), shards: shards.length }
-    return { shards, index, bundle: options.writer.isOpen ? options.writer.finish() : undefined }
+    if (!options.writer.isOpen) return { shards, index, bundle: undefined }
+    const { file, ...bundle } = options.writer.finish()
+    prove(file)
+    return { shards, index, bundle }
   } catch (error) {
     options.writer.abort()
     throw error

@@ -24,6 +24,7 @@ import { type Packed, packAll } from './pack-pool.ts'
 import { dataBundleFile } from './pack-worker.ts'
 import { finishEntries, pieceIndexFor } from './packed-entries.ts'
 import type { PieceIndex } from './piece-index.ts'
+import { prove } from './prove.ts'
 import { type PruneOutcome, pruneExports, sweepUnfinished } from './prune.ts'
 import {
   type ExportPlace, type Repository, type StampDirectory, directoryOf, exportsOf, listStamps,
@@ -279,7 +280,8 @@ class Export {
         writer.append(bytes)
         writer.append(Buffer.alloc(tarPadding(bytes.length)))
       }
-      return writer.finish()
+      const { file: written, ...facts } = writer.finish()
+      return { ...facts, readBack: prove(written) }
     } catch (error) {
       writer.abort()
       throw error

@@ -7,9 +7,11 @@ import { Worker } from 'node:worker_threads'
 import { BackupError, unpackError } from '../errors.ts'
 import { dataBytes } from '../model/entry.ts'
 import type { RawPath } from '../model/raw-path.ts'
+import type { BundleFacts } from './bundle-writer.ts'
 import type {
   PackFailure, PackItem, PackReply, PackRequest, PackSettings, PackedBundle, PackedEntry,
 } from './pack-worker.ts'
+import type { ProveReply, ProveRequest } from './prove-worker.ts'
 import { WORKER_LIMITS } from './worker-pool.ts'
 
 /** Small enough to end together, large enough that neighbours in the catalog stay neighbours in a bundle. */
@@ -30,7 +32,13 @@ export interface PackProgress {
 export interface Packed {
   readonly entries: readonly PackedEntry[]
   readonly failures: readonly PackFailure[]
-  readonly bundles: readonly PackedBundle[]
+  readonly bundles: readonly ProvenBundle[]
+}
+
+/** A bundle that was read back from the medium. */
+export interface ProvenBundle extends BundleFacts {
+  readonly bundle: number
+  readonly readBack: 'direct' | 'advised'
 }
 
 /**
@@ -41,17 +49,18 @@ export async function packAll(options: {
   readonly items: readonly PackItem[]
   readonly settings: PackSettings
   readonly cores: number
-  readonly publish: (bundle: PackedBundle) => Promise<void>
+  readonly publish: (bundle: ProvenBundle) => Promise<void>
   readonly onProgress: (progress: PackProgress) => void
   readonly signal: AbortSignal
 }): Promise<Packed> {
   const batches = makeBatches(options.items)
   if (batches.length === 0) return { entries: [], failures: [], bundles: [] }
   const workers = startWorkers(workerCount(options), options.settings)
+  const prover = startProver()
   try {
-    return await new Pool(options, { batches, workers }).run()
+    return await new Pool(options, { batches, workers, prover }).run()
   } finally {
-    await Promise.all(workers.map((worker) => worker.terminate()))
+    await Promise.all([...workers, prover].map((worker) => worker.terminate()))
   }
 }
 
@@ -62,7 +71,17 @@ function workerCount({ items, cores }: { items: readonly PackItem[]; cores: numb
 
 function startWorkers(workers: number, settings: PackSettings): Worker[] {
   return Array.from({ length: workers }, () =>
-    new Worker(new URL('./pack-worker.js', import.meta.url), { workerData: settings, resourceLimits: WORKER_LIMITS }))
+    new Worker(new URL('./pack-worker.js', import.meta.url), {
+      workerData: settings, resourceLimits: WORKER_LIMITS,
+      // The prover closes what a pack worker opened, maybe after that one has ended.
+      trackUnmanagedFds: false,
+    }))
+}
+
+function startProver(): Worker {
+  return new Worker(new URL('./prove-worker.js', import.meta.url), {
+    resourceLimits: WORKER_LIMITS, trackUnmanagedFds: false,
+  })
 }
 
 /** Large files first and alone, so that all workers end at about the same time; then the rest in catalog order. */
@@ -95,7 +114,9 @@ class Pool {
   readonly #workers: readonly Worker[]
   readonly #entries: PackedEntry[] = []
   readonly #failures: PackFailure[] = []
-  readonly #bundles: PackedBundle[] = []
+  readonly #prover: Worker
+  readonly #written = new Map<number, PackedBundle>()
+  readonly #bundles: ProvenBundle[] = []
   readonly #publishing: Promise<void>[] = []
   #next = 0
   #finished = 0
@@ -105,11 +126,14 @@ class Pool {
 
   constructor(
     options: Parameters<typeof packAll>[0],
-    { batches, workers }: { batches: (readonly PackItem[])[]; workers: readonly Worker[] },
+    { batches, workers, prover }: {
+      batches: (readonly PackItem[])[]; workers: readonly Worker[]; prover: Worker
+    },
   ) {
     this.#options = options
     this.#batches = batches
     this.#workers = workers
+    this.#prover = prover
   }
 
   async run(): Promise<Packed> {
@@ -120,11 +144,18 @@ class Pool {
       }))
       if (signal.aborted) onAbort()
       signal.addEventListener('abort', onAbort, { once: true })
+      this.#prover.on('error', reject)
+      this.#prover.on('message', (reply: ProveReply) => {
+        if (reply.kind === 'failed') return reject(unpackError(reply.error))
+        this.#takeProof(reply, reject)
+        if (this.#isDone()) resolve()
+      })
       for (const worker of this.#workers) {
         worker.on('error', reject)
         worker.on('message', (reply: PackReply) => {
-          if (reply.kind === 'failed') reject(unpackError(reply.error))
-          else if (this.#take(worker, { reply, reject })) resolve()
+          if (reply.kind === 'failed') return reject(unpackError(reply.error))
+          this.#take(worker, reply)
+          if (this.#isDone()) resolve()
         })
         for (let ahead = 0; ahead < BATCHES_AHEAD; ahead++) this.#deal(worker)
       }
@@ -133,10 +164,11 @@ class Pool {
     return { entries: this.#entries, failures: this.#failures, bundles: this.#bundles }
   }
 
-  /** @returns whether that was the last of all. */
-  #take(
-    worker: Worker, { reply, reject }: { reply: PackReply; reject: (error: unknown) => void },
-  ): boolean {
+  #isDone(): boolean {
+    return this.#finished === this.#workers.length && this.#written.size === 0
+  }
+
+  #take(worker: Worker, reply: Exclude<PackReply, { kind: 'failed' }>): void {
     if (reply.kind === 'packed') {
       this.#entries.push(...reply.entries)
       this.#failures.push(...reply.failures)
@@ -144,19 +176,34 @@ class Pool {
       this.#bytesDone += reply.bytesRead
       this.#deal(worker)
     } else if (reply.kind === 'bundle') {
-      this.#bundles.push(reply.bundle)
-      this.#bytesWritten += reply.bundle.sizeBytes
-      const publishing = this.#options.publish(reply.bundle)
-      publishing.catch(reject)
-      this.#publishing.push(publishing)
+      const { bundle, file } = reply.bundle
+      this.#written.set(bundle, reply.bundle)
+      this.#prover.postMessage({ bundle, file } satisfies ProveRequest)
     } else if (reply.kind === 'finished') {
       this.#finished += 1
     }
+    this.#tell()
+  }
+
+  #takeProof(
+    { bundle, readBack }: ProveReply & { kind: 'proven' }, reject: (error: unknown) => void,
+  ): void {
+    const { file: _file, ...facts } = this.#written.get(bundle)!
+    const proven = { ...facts, readBack }
+    this.#written.delete(bundle)
+    this.#bundles.push(proven)
+    this.#bytesWritten += proven.sizeBytes
+    const publishing = this.#options.publish(proven)
+    publishing.catch(reject)
+    this.#publishing.push(publishing)
+    this.#tell()
+  }
+
+  #tell(): void {
     this.#options.onProgress({
       filesDone: this.#filesDone, bytesDone: this.#bytesDone, bytesWritten: this.#bytesWritten,
       current: this.#batches[this.#next]?.[0]?.metadata.path,
     })
-    return this.#finished === this.#workers.length
   }
 
   #deal(worker: Worker): void {

@@ -13,7 +13,7 @@ import { SEGMENT_BYTES, cutPieces, digestBytes } from '../format/chunker.ts'
 import { encodePlainHeader, tarPadding } from '../format/tar.ts'
 import { type EntryMetadata, type Range, putPath } from '../model/entry.ts'
 import { type RawPath, rawPathFromText } from '../model/raw-path.ts'
-import { type BundleFacts, BundleWriter } from './bundle-writer.ts'
+import { BundleWriter, type WrittenBundle } from './bundle-writer.ts'
 import { entryHeader } from './entry-header.ts'
 import { PieceIndex } from './piece-index.ts'
 import { StagedFile } from './staged-file.ts'
@@ -62,7 +62,8 @@ export interface PackFailure {
   readonly why: string
 }
 
-export interface PackedBundle extends BundleFacts {
+/** A bundle of this worker's, written and not proven yet. */
+export interface PackedBundle extends WrittenBundle {
   readonly bundle: number
 }
 
@@ -149,7 +150,7 @@ class Packer {
     return { kind: 'packed', entries, failures, bytesRead }
   }
 
-  /** Ends the bundle and proves it on the medium; the main thread gives it its name. */
+  /** Ends the bundle; the main thread has it proven and gives it its name. */
   endBundle(): void {
     if (!this.#writer.isOpen) return
     const facts = this.#writer.finish()

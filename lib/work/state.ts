@@ -217,16 +217,20 @@ function sha256(bytes: Uint8Array): string {
 
 /** The located pieces of an index as the state keeps them; loadPieces is the inverse. */
 export function encodePieces(index: PieceIndex): Buffer {
-  const records: Buffer[] = []
-  index.forEach((id, { bundle, offset, length }) => {
-    const record = Buffer.allocUnsafe(PIECE_RECORD_BYTES)
-    id.copy(record)
-    record.writeUInt32LE(bundle, DIGEST_BYTES)
-    record.writeUInt32LE(length, DIGEST_BYTES + 4)
-    record.writeDoubleLE(offset, DIGEST_BYTES + 8)
-    records.push(record)
+  let count = 0
+  index.forEach(() => {
+    count += 1
   })
-  return Buffer.concat(records)
+  const records = Buffer.allocUnsafe(count * PIECE_RECORD_BYTES)
+  let at = 0
+  index.forEach((id, { bundle, offset, length }) => {
+    id.copy(records, at)
+    records.writeUInt32LE(bundle, at + DIGEST_BYTES)
+    records.writeUInt32LE(length, at + DIGEST_BYTES + 4)
+    records.writeDoubleLE(offset, at + DIGEST_BYTES + 8)
+    at += PIECE_RECORD_BYTES
+  })
+  return records
 }
 
 /** Puts the pieces of usable bundles into an index. */
