@@ -24,6 +24,8 @@ export interface LastCatalog {
 export interface WrittenCatalog {
   readonly index: IndexPlace
   readonly shards: readonly ShardPlace[]
+  /** What each shard holds: the state keeps it. */
+  readonly shardBytes: readonly Buffer[]
   /** The new catalog bundle, still under its partial name; undefined when nothing had to be written. */
   readonly bundle: BundleFacts | undefined
 }
@@ -57,10 +59,11 @@ export function writeCatalog(options: CatalogOptions): WrittenCatalog {
     const kept = last?.index.digest === digest && isUsable(options, last.index.bundle)
     const index = kept ? last.index
       : { digest, ...member.write(`index/${digest}.jsonl`, indexBytes), shards: shards.length }
-    if (!options.writer.isOpen) return { shards, index, bundle: undefined }
+    const shardBytes = runs.map(({ bytes }) => bytes)
+    if (!options.writer.isOpen) return { shards, shardBytes, index, bundle: undefined }
     const { file, ...bundle } = options.writer.finish()
     prove(file)
-    return { shards, index, bundle }
+    return { shards, shardBytes, index, bundle }
   } catch (error) {
     options.writer.abort()
     throw error

@@ -104,16 +104,22 @@ class Export {
     const { header, entries } = readCollection({ staging, set, stamp: this.#place.stamp })
     const state = await this.#loadState()
     const bundles = new BundleTable(state, this.#sizes())
-    const plan = this.#plan(entries, { state: state ?? EMPTY_STATE, bundles })
-    await this.#warnSpace(plan)
-    const index = pieceIndexFor(plan, { state: state ?? EMPTY_STATE, bundles })
-
     report({ kind: 'phase', name: `exporting ${set}` })
+    const packed = await this.#packEntries(entries, { state: state ?? EMPTY_STATE, bundles })
+    const catalog = await this.#writeCatalog(packed.finished, { state, bundles })
+    return await this.#commit({ header, ...packed, catalog, state, bundles, usage: usageOf(packed.finished) })
+  }
+
+  /** Packs what is new. What only that needs (plan, answers of the workers) is gone when it returns. */
+  async #packEntries(
+    collected: readonly Entry[], { state, bundles }: { state: State; bundles: BundleTable },
+  ): Promise<PackedEntries> {
+    const plan = this.#plan(collected, { state, bundles })
+    await this.#warnSpace(plan)
+    const index = pieceIndexFor(plan, { state, bundles })
     const packed = await this.#pack(plan, { index, bundles })
     for (const bundle of packed.bundles) bundles.add(bundle.bundle, this.#bundleOf(bundle.bundle, bundles, bundle))
-    const { finished, missing } = finishEntries(plan, { packed, index })
-    const catalog = await this.#writeCatalog(finished, { state, bundles })
-    return await this.#commit({ header, finished, missing, catalog, packed, index, state, bundles })
+    return { ...finishEntries(plan, { packed, index }), newBundles: packed.bundles, index }
   }
 
   get #directory(): string {
@@ -258,7 +264,7 @@ class Export {
     return {
       kind: 'exported', stamp: this.#place.stamp, complete, missing, statistics, dataBytes: ours('data-'),
       catalogBytes: ours('catalog-'), manifestBytes: written.sizeBytes, full: done.state === undefined,
-      readBack: done.packed.bundles.some(({ readBack }) => readBack === 'advised') ? 'advised' : written.readBack,
+      readBack: done.newBundles.some(({ readBack }) => readBack === 'advised') ? 'advised' : written.readBack,
       pruned,
     }
   }
@@ -304,7 +310,7 @@ class Export {
     const { configuration, repository } = this.#options
     const { set, stamp } = this.#place
     const { state, bundles, catalog, finished, index } = done
-    const usage = Object.fromEntries([...usageOf(finished)].map(([bundle, bytes]) => [bundles.get(bundle).name, bytes]))
+    const usage = Object.fromEntries([...done.usage].map(([bundle, bytes]) => [bundles.get(bundle).name, bytes]))
     const { index: indexPlace, shards } = catalog
     const sets = new Map(state?.sets ?? [])
     sets.set(set, { stamp, manifestSha256, entries: finished, index: indexPlace, shards, usage })
@@ -313,7 +319,7 @@ class Export {
     exports.set(`${set}/${stamp}`, { complete, statistics })
     const next: State = { bundles: bundles.present, sets, pieces: encodePieces(index), exports }
     const directory = stateDirectory({ staging: configuration.staging, id: repository.id })
-    writePending(directory, next, { set, stamp, sha256: manifestSha256 })
+    writePending(directory, next, { commit: { set, stamp, sha256: manifestSha256 }, shardBytes: catalog.shardBytes })
     await repository.target.publish(`${this.#directory}/${MANIFEST}`)
     adoptPending(directory)
   }
@@ -335,15 +341,20 @@ class Export {
   }
 }
 
-interface FinishedExport {
-  readonly header: CollectionHeader
+interface PackedEntries {
   readonly finished: readonly Entry[]
   readonly missing: readonly MissingPath[]
-  readonly catalog: WrittenCatalog
-  readonly packed: Packed
+  readonly newBundles: Packed['bundles']
   readonly index: PieceIndex
+}
+
+interface FinishedExport extends PackedEntries {
+  readonly header: CollectionHeader
+  readonly catalog: WrittenCatalog
   readonly state: State | undefined
   readonly bundles: BundleTable
+  /** How much of each bundle's tar the export needs. */
+  readonly usage: ReadonlyMap<number, number>
 }
 
 /** How much of each bundle a plan refers to. */
@@ -367,18 +378,18 @@ function othersUsage(state: State, set: string): ReadonlyMap<string, number> {
 }
 
 /** Every bundle the export needs, sorted by name. */
-function neededBundles({ finished, catalog, bundles }: FinishedExport): StateBundle[] {
-  const names = new Set([...usageOf(finished).keys()].map((bundle) => bundles.get(bundle).name))
+function neededBundles({ usage, catalog, bundles }: FinishedExport): StateBundle[] {
+  const names = new Set([...usage.keys()].map((bundle) => bundles.get(bundle).name))
   names.add(catalog.index.bundle)
   for (const { bundle } of catalog.shards) names.add(bundle)
   return [...names].sort().map((name) => bundles.byName(name))
 }
 
-function statisticsOf({ finished, packed, catalog }: FinishedExport): ExportStatistics {
+function statisticsOf({ finished, newBundles, catalog }: FinishedExport): ExportStatistics {
   const files = finished.filter(({ type }) => type === 'file')
-  const storedBytes = [...packed.bundles, ...(catalog.bundle === undefined ? [] : [catalog.bundle])]
+  const storedBytes = [...newBundles, ...(catalog.bundle === undefined ? [] : [catalog.bundle])]
     .reduce((sum, { sizeBytes }) => sum + sizeBytes, 0)
-  const newBytes = packed.bundles.reduce((sum, { tarBytes }) => sum + tarBytes, 0)
+  const newBytes = newBundles.reduce((sum, { tarBytes }) => sum + tarBytes, 0)
   const bytes = files.reduce((sum, { size }) => sum + (size ?? 0), 0)
   return { entries: finished.length, files: files.length, bytes, newBytes, storedBytes }
 }

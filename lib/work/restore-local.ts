@@ -1,9 +1,10 @@
 // Restores paths of one collection from staging: verify, plan, rsync, look at the result.
 //
-// What verify-local.ts finds damaged is named and left out; the rest is planned path by path, so that a dry run counts what a
-// real one does, and rsync gets exactly the paths to make. It copies, never links, and never in place (invariant 6).
-// What is there afterwards decides the outcome, not what rsync says (invariant 10). restore.ts does the same from a
-// repository. Throws NOTHING_FOUND, CATALOG_DAMAGED, STAGING_FAILED, USAGE, PROGRAM_ABSENT, PROGRAM_FAILED, INTERRUPTED.
+// What verify-local.ts finds damaged is named and left out; the rest is planned path by path, so
+// that a dry run counts what a real one does, and rsync gets exactly the paths to make. It copies,
+// never links, and never in place (invariant 6). What is there afterwards decides the outcome, not
+// what rsync says (invariant 10). restore.ts does the same from a repository. Throws NOTHING_FOUND,
+// CATALOG_DAMAGED, STAGING_FAILED, USAGE, PROGRAM_ABSENT, PROGRAM_FAILED, INTERRUPTED.
 
 import { Buffer } from 'node:buffer'
 import {
@@ -24,12 +25,17 @@ import type { RestoreFailure, RestoreOutcome } from './restore.ts'
 import {
   type Collection, type CollectionPlace, collectionDirectory, readCollection,
 } from './staging.ts'
-import { type CollectionProblem, checkCollection, digestsFor, lockIfFree, selectCollected } from './verify-local.ts'
+import {
+  type CollectionProblem, checkCollection, digestsFor, lockIfFree, selectCollected,
+} from './verify-local.ts'
 
 export interface RestoreLocalOptions extends CollectionPlace {
   /** Without leading slashes; none for everything. */
   readonly paths: readonly RawPath[]
-  /** An existing directory (in a dry run it need not be), without a trailing slash; empty for the root. */
+  /**
+   * An existing directory (in a dry run it need not be), without a trailing slash; empty for the
+   * root.
+   */
   readonly into: RawPath
   readonly overwrite: boolean
   readonly dryRun: boolean
@@ -47,7 +53,10 @@ export interface RestoreLocalOutcome extends RestoreOutcome {
 /** A restore of a large disk takes days; one that takes a fortnight hangs. */
 const RSYNC_TIMEOUT_MS = 14 * 24 * 60 * 60 * 1000
 
-/** So many paths, or bytes, are compared before the event loop gets a turn, to hear that it is to stop. */
+/**
+ * So many paths, or bytes, are compared before the event loop gets a turn, to hear that it is to
+ * stop.
+ */
 const PATHS_PER_TURN = 256
 const BYTES_PER_TURN = 64 * 1024 * 1024
 
@@ -59,7 +68,8 @@ const PERMISSIONS = 0o7777n
 
 /**
  * Restores the paths below `into`; a dry run changes nothing and returns what a real one would.
- * @throws BackupError NOTHING_FOUND when there is no such collection or path, USAGE when `into` is in staging
+ * @throws BackupError NOTHING_FOUND when there is no such collection or path, USAGE when `into` is
+ * in staging
  */
 export async function restoreLocal(options: RestoreLocalOptions): Promise<RestoreLocalOutcome> {
   refuseStaging(options)
@@ -83,7 +93,11 @@ export async function restoreLocal(options: RestoreLocalOptions): Promise<Restor
 
 /** @throws BackupError USAGE */
 function refuseStaging({ staging, into }: RestoreLocalOptions): void {
-  if (into === '' || !isWithin({ path: realPath(into), directory: realPath(rawPathFromText(staging)) })) return
+  if (into === '' || !isWithin({
+    path: realPath(into), directory: realPath(rawPathFromText(staging)),
+  })) {
+    return
+  }
   throw new BackupError('USAGE', `"${displayPath(into)}" is in staging, where nothing may be changed`, {
     hint: 'restore into another directory',
   })
@@ -171,7 +185,9 @@ class Restore {
       if (done % PATHS_PER_TURN > 0 && bytes < BYTES_PER_TURN) continue
       bytes = 0
       await setImmediate()
-      if (signal.aborted) throw new BackupError('INTERRUPTED', 'interrupted', { hint: 'nothing was restored yet' })
+      if (signal.aborted) {
+        throw new BackupError('INTERRUPTED', 'interrupted', { hint: 'nothing was restored yet' })
+      }
     }
   }
 
@@ -202,7 +218,9 @@ class Restore {
     const isDirectory = entry.type === 'directory'
     const state = this.#stateOf(isDirectory ? path : parentOf(path))
     if (state === 'blocked') {
-      throw new BackupError('UNSAFE_PATH', 'what should be a directory here is none; it was left alone')
+      throw new BackupError(
+        'UNSAFE_PATH', 'what should be a directory here is none; it was left alone',
+      )
     }
     if (isDirectory) {
       if (state === 'absent') this.#needDirectory(path)
@@ -220,12 +238,16 @@ class Restore {
     return bytes
   }
 
-  /** A directory gets its metadata from the catalog in the end, whatever was done to it in staging. */
+  /**
+   * A directory gets its metadata from the catalog in the end, whatever was done to it in staging.
+   */
   #isCured({ type, path }: Entry, { kind }: CollectionProblem): boolean {
     return kind === 'changed' && type === 'directory' && lstatSync(rawPathToBytes(this.#staged(path))).isDirectory()
   }
 
-  #judge({ path }: Entry, there: BigIntStats | undefined): { readonly verdict: Verdict, readonly bytes: number } {
+  #judge(
+    { path }: Entry, there: BigIntStats | undefined,
+  ): { readonly verdict: Verdict, readonly bytes: number } {
     if (there === undefined) return { verdict: 'write', bytes: 0 }
     if (there.isDirectory()) return { verdict: 'kept', bytes: 0 }
     const [staged, place] = [this.#staged(path), this.#place(path)]
@@ -255,7 +277,9 @@ class Restore {
     return isLink ? 'link' : 'blocked'
   }
 
-  /** Parents that are not there get the collection's metadata; those that are there keep their own. */
+  /**
+   * Parents that are not there get the collection's metadata; those that are there keep their own.
+   */
   #needDirectory(path: RawPath): void {
     for (let at = path; !this.#directories.has(at) && this.#stateOf(at) === 'absent'; at = parentOf(at)) {
       this.#directories.add(at)
@@ -267,10 +291,14 @@ class Restore {
     for (const group of this.#groups.values()) {
       const [first, ...others] = group.filter(({ verdict }) => verdict === 'same')
       for (const other of others) {
-        if (other.before?.ino === first?.before?.ino && other.before?.dev === first?.before?.dev) continue
+        if (other.before?.ino === first?.before?.ino && other.before?.dev === first?.before?.dev) {
+          continue
+        }
         other.verdict = this.#options.overwrite ? 'write' : 'kept'
       }
-      for (const { entry, verdict } of group) if (verdict === 'write') this.#needDirectory(parentOf(entry.path))
+      for (const { entry, verdict } of group) {
+        if (verdict === 'write') this.#needDirectory(parentOf(entry.path))
+      }
     }
   }
 
@@ -291,8 +319,12 @@ class Restore {
     }
     const progress = this.#progress(planned)
     let exitCode = 0
-    for (const [root, paths] of batches) exitCode = await this.#runRsync({ root, paths, progress }) || exitCode
-    for (const { entry, before } of planned) this.#guard(entry, () => this.#lookAtResult(entry, before))
+    for (const [root, paths] of batches) {
+      exitCode = await this.#runRsync({ root, paths, progress }) || exitCode
+    }
+    for (const { entry, before } of planned) {
+      this.#guard(entry, () => this.#lookAtResult(entry, before))
+    }
     if (exitCode === 0 || this.#failures.length + this.#lost.length > 0) return
     if (exitCode !== 23 && exitCode !== 24) {
       throw new BackupError('PROGRAM_FAILED', `rsync failed with exit code ${exitCode}: ${this.#lastComplaint}`, {
@@ -303,9 +335,14 @@ class Restore {
     this.#options.report({ kind: 'notice', level: 'warning', code: 'PROGRAM_SAID', message })
   }
 
-  /** rsync follows no link on its way to a file (3.5), so what lies behind one is copied from there on. */
+  /**
+   * rsync follows no link on its way to a file (3.5), so what lies behind one is copied from there
+   * on.
+   */
   #rootOf(path: RawPath): RawPath {
-    for (let at = parentOf(path); at !== ''; at = parentOf(at)) if (this.#stateOf(at) === 'link') return at
+    for (let at = parentOf(path); at !== ''; at = parentOf(at)) {
+      if (this.#stateOf(at) === 'link') return at
+    }
     return ''
   }
 
@@ -394,7 +431,7 @@ class Restore {
     const what = differences(this.#staged(path), place)
     if (what.some((name) => CONTENTS.has(name))) return this.#fail(path, complaint)
     if (what.length === 0) return
-    // rsync gives FIFOs and devices no time.
+    // rsync leaves the nanoseconds of a FIFO or device that it makes within the second of its time.
     applyMetadata(place, entry)
     const lost = differences(this.#staged(path), place)
     if (lost.length > 0) this.#lost.push({ path, what: lost })
@@ -405,7 +442,9 @@ class Restore {
     for (const path of [...this.#directories].sort(comparePaths).reverse()) {
       const entry = this.#entries.get(path)
       if (entry === undefined) continue
-      if (lstatSync(rawPathToBytes(this.#place(path)), { throwIfNoEntry: false })?.isDirectory() !== true) {
+      if (lstatSync(
+        rawPathToBytes(this.#place(path)), { throwIfNoEntry: false },
+      )?.isDirectory() !== true) {
         this.#fail(path, this.#complaints.get(path) ?? this.#lastComplaint)
         continue
       }
@@ -429,7 +468,9 @@ class Restore {
       const carrier = this.#entries.get(key)
       if (isCopied && !isLinked && carrier !== undefined) bytes += dataBytes(carrier)
     }
-    const byPath = (a: { readonly path: RawPath }, b: { readonly path: RawPath }) => comparePaths(a.path, b.path)
+    const byPath = (
+      a: { readonly path: RawPath }, b: { readonly path: RawPath },
+    ) => comparePaths(a.path, b.path)
     return {
       written: this.#planned('write').filter(({ entry }) => !failed.has(entry.path)).length,
       same: this.#planned('same').length, bytes,
@@ -443,8 +484,9 @@ class Restore {
 const CONTENTS: ReadonlySet<string> = new Set(['type', 'size', 'link target', 'device'])
 
 /**
- * Which differences make a path that is there another one than what would be restored. Who is not root cannot own
- * what another does; links and special files are what they point to, whenever they were made.
+ * Which differences make a path that is there another one than what would be restored. Who is not
+ * root cannot own what another does; links and special files are what they point to, whenever they
+ * were made.
  */
 function matters(there: BigIntStats): (what: string) => boolean {
   const isRoot = process.geteuid?.() === 0
@@ -457,20 +499,24 @@ function matters(there: BigIntStats): (what: string) => boolean {
 
 /** What differs between a staged path and its copy, content apart. */
 function differences(staged: RawPath, copy: RawPath): string[] {
-  const [a, b] = [staged, copy].map((path) => lstatSync(rawPathToBytes(path), { bigint: true })) as [
+  const [a, b] = [staged, copy].map((path) => lstatSync(
+    rawPathToBytes(path), { bigint: true },
+  )) as [
     BigIntStats, BigIntStats,
   ]
   if ((a.mode & NODE_TYPE) !== (b.mode & NODE_TYPE)) return ['type']
   const what: string[] = []
   if (a.isFile() && a.size !== b.size) what.push('size')
-  if (a.isSymbolicLink() && !readlinkSync(rawPathToBytes(staged), 'buffer').equals(readlinkSync(rawPathToBytes(copy), 'buffer'))) {
-    what.push('link target')
-  }
+  if (a.isSymbolicLink() && targetOf(staged) !== targetOf(copy)) what.push('link target')
   if ((a.isCharacterDevice() || a.isBlockDevice()) && a.rdev !== b.rdev) what.push('device')
   if (a.mtimeNs !== b.mtimeNs) what.push('time')
   if ((a.mode & PERMISSIONS) !== (b.mode & PERMISSIONS)) what.push('mode')
   if (a.uid !== b.uid || a.gid !== b.gid) what.push('owner')
   return [...what, ...attributeDifferences(staged, copy)]
+}
+
+function targetOf(link: RawPath): RawPath {
+  return readlinkSync(rawPathToBytes(link), { encoding: 'latin1' })
 }
 
 function attributeDifferences(staged: RawPath, copy: RawPath): string[] {
@@ -480,14 +526,18 @@ function attributeDifferences(staged: RawPath, copy: RawPath): string[] {
     const isAcl = name.startsWith('system.posix_acl_')
     if (name.startsWith('system.') && !isAcl) continue
     const [a, b] = [getXattr(staged, name), getXattr(copy, name)]
-    if (a === undefined || b === undefined ? a !== b : !a.equals(b)) what.add(isAcl ? 'acl' : `xattr ${name}`)
+    if (a === undefined || b === undefined ? a !== b : !a.equals(b)) {
+      what.add(isAcl ? 'acl' : `xattr ${name}`)
+    }
   }
   return [...what]
 }
 
 /** Two files of one size. */
 function hasSameBytes(staged: RawPath, copy: RawPath): boolean {
-  const files = [staged, copy].map((path) => openSync(rawPathToBytes(path), constants.O_RDONLY | constants.O_NOFOLLOW))
+  const files = [staged, copy].map((path) => openSync(
+    rawPathToBytes(path), constants.O_RDONLY | constants.O_NOFOLLOW,
+  ))
   try {
     const buffers = files.map(() => Buffer.allocUnsafe(COMPARED_BYTES))
     for (;;) {

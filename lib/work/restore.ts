@@ -52,15 +52,23 @@ export interface RestoreOutcome {
   readonly lost: readonly { readonly path: RawPath; readonly what: readonly string[] }[]
 }
 
-/** What would be restored, in catalog order. @throws BackupError NOTHING_FOUND when no path matches */
-export function selectEntries(
-  reader: ExportReader, paths: readonly RawPath[],
-): { readonly entries: readonly Entry[]; readonly bundles: RestoreSettings['bundles'] } {
+/** What is to be restored. */
+export interface Selection {
+  /** In catalog order. */
+  readonly entries: readonly Entry[]
+  /** The directories above them, which are made as they were where they are missing, and else left alone. */
+  readonly parents: readonly Entry[]
+  readonly bundles: RestoreSettings['bundles']
+}
+
+/** What would be restored. @throws BackupError NOTHING_FOUND when a path matches nothing */
+export function selectEntries(reader: ExportReader, paths: readonly RawPath[]): Selection {
   const table = new BundleNumbers(reader)
   const wanted = paths.length === 0 ? [''] : paths
   const candidates = new Set(wanted.flatMap((path) => reader.shardsOf(path)))
   const places = reader.index().filter((place) => candidates.has(place))
   const entries: Entry[] = []
+  const parents = findParents(reader, paths)
   for (const place of places) {
     const shard = reader.shard(place)
     for (const entry of shard.entries) {
@@ -76,7 +84,19 @@ export function selectEntries(
   }
   const selected = new Set(entries.map(({ path }) => path))
   const resolved = entries.map((entry) => resolveLink(entry, { selected, reader, table }))
-  return { entries: resolved, bundles: table.bundles() }
+  return { entries: resolved, parents, bundles: table.bundles() }
+}
+
+function findParents(reader: ExportReader, paths: readonly RawPath[]): readonly Entry[] {
+  const wanted = new Set<RawPath>()
+  for (const path of paths) {
+    for (let parent = parentOf(path); parent !== ''; parent = parentOf(parent)) wanted.add(parent)
+  }
+  return [...wanted].sort(comparePaths).flatMap((path) => {
+    const [place] = reader.shardsOf(path)
+    const entry = place === undefined ? undefined : reader.shard(place).entries.find((one) => one.path === path)
+    return entry?.type === 'directory' ? [entry] : []
+  })
 }
 
 /** Bundles of several shards under one numbering. */
@@ -147,10 +167,10 @@ function resolveLink(
 /** Restores what selectEntries() found. */
 export async function restoreEntries(
   options: RestoreOptions,
-  { entries, bundles }: { readonly entries: readonly Entry[]; readonly bundles: RestoreSettings['bundles'] },
+  selection: Selection,
 ): Promise<RestoreOutcome> {
-  if (options.dryRun) return previewRestore(options, entries)
-  return await new Restore(options).run(entries, bundles)
+  if (options.dryRun) return previewRestore(options, selection.entries)
+  return await new Restore(options).run(selection)
 }
 
 /** What restoring would do, told from sizes and times alone: content is compared only when it is really restored. */
@@ -190,7 +210,7 @@ class Restore {
     this.#options = options
   }
 
-  async run(entries: readonly Entry[], bundles: RestoreSettings['bundles']): Promise<RestoreOutcome> {
+  async run({ entries, parents, bundles }: Selection): Promise<RestoreOutcome> {
     const safe = entries.filter((entry) => this.#guard(entry, () => checkSafePath(entry.path)))
     const ready = safe.filter((entry) => this.#guard(entry, () =>
       this.#makeDirectory(entry.type === 'directory' ? entry.path : parentOf(entry.path))))
@@ -198,7 +218,8 @@ class Restore {
     for (const entry of ready) {
       if (entry.type !== 'file' && entry.type !== 'directory') this.#guard(entry, () => this.#makeOther(entry))
     }
-    this.#finishDirectories(ready)
+    this.#finishDirectories(ready, { overwrite: this.#options.overwrite })
+    this.#finishDirectories(parents, { overwrite: false })
     return {
       written: this.#written, same: this.#same, bytes: this.#bytes, kept: this.#kept.sort(comparePaths),
       failures: this.#failures, lost: this.#lost,
@@ -323,10 +344,10 @@ class Restore {
   }
 
   /** Deepest first, so that nothing done inside changes a time that is already set. */
-  #finishDirectories(entries: readonly Entry[]): void {
+  #finishDirectories(entries: readonly Entry[], { overwrite }: { overwrite: boolean }): void {
     for (const entry of entries.filter(({ type }) => type === 'directory').reverse()) {
       const isOurs = this.#directories.get(entry.path) === true
-      if (!isOurs && !this.#options.overwrite) continue
+      if (!isOurs && !overwrite) continue
       this.#guard(entry, () => {
         const lost = applyMetadata(this.#place(entry.path), entry)
         if (lost.length > 0) this.#lost.push({ path: entry.path, what: lost })

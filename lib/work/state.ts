@@ -9,10 +9,11 @@ import { Buffer } from 'node:buffer'
 import { createHash } from 'node:crypto'
 import { mkdirSync, readFileSync, readdirSync, renameSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
+import assert from 'node:assert/strict'
 import { DIGEST_BYTES } from '../format/chunker.ts'
 import { FRAME_MAX_BYTES, compressFrame, decompressFrame, frameLength } from '../format/zstd-frames.ts'
 import { syncDirectory, writeDurably } from '../machine/durable-file.ts'
-import { type Entry, type FrameRange, encodeEntry, parseEntry } from '../model/entry.ts'
+import { type Entry, type FrameRange, parseEntry } from '../model/entry.ts'
 import type { ExportStatistics, IndexPlace } from '../model/manifest.ts'
 import { rawPathFromText } from '../model/raw-path.ts'
 import { type ShardPlace, encodeIndex, parseIndex } from '../model/shard.ts'
@@ -77,7 +78,10 @@ interface FileRecord {
 }
 
 type SetRecord = Omit<StateSet, 'entries' | 'shards'> & {
+  /** The shards of its catalog, one after another. */
   readonly entries: FileRecord
+  /** What only staging knows of each entry: encodeInodes(). */
+  readonly inodes: FileRecord
   readonly shards: FileRecord
 }
 
@@ -111,45 +115,101 @@ export async function loadState(
 }
 
 function readState(directory: string, file: StateFile): State {
-  const bundles = JSON.parse(readRecord(directory, file.bundles).toString()) as (StateBundle | null)[]
+  const parsed = JSON.parse(readRecord(directory, file.bundles).toString()) as (StateBundle | null)[]
+  const bundles = parsed.map((bundle) => bundle ?? undefined)
+  const numbers = new Map(bundles.flatMap((bundle, number) => bundle === undefined ? [] : [[bundle.name, number]]))
   const sets = Object.entries(file.sets).map(([name, set]) => {
-    const entries = lines(readRecord(directory, set.entries)).map(parseEntry)
-    const shards = parseIndex(readRecord(directory, set.shards))
-    return [name, { ...set, entries, shards }] as const
+    const entries = parseShardLines(readRecord(directory, set.entries), numbers)
+    const withInodes = addInodes(entries, readRecord(directory, set.inodes))
+    return [name, { ...set, entries: withInodes, shards: parseIndex(readRecord(directory, set.shards)) }] as const
   })
   return {
-    bundles: bundles.map((bundle) => bundle ?? undefined), sets: new Map(sets),
-    pieces: readRecord(directory, file.pieces), exports: new Map(Object.entries(file.exports)),
+    bundles, sets: new Map(sets), pieces: readRecord(directory, file.pieces), exports: new Map(Object.entries(file.exports)),
   }
 }
 
-/** Writes a state that becomes true with the manifest `commit`; adoptPending() makes it the state. */
+/** The entries of shards that lie one after another, with bundles under the state's numbers; GONE for one that left. */
+function parseShardLines(bytes: Buffer, numbers: ReadonlyMap<string, number>): Entry[] {
+  const entries: Entry[] = []
+  let map: readonly number[] = []
+  for (const line of bytes.toString('utf8').split('\n')) {
+    if (line === '') continue
+    if (line.startsWith('{"bundles":')) {
+      const { bundles } = JSON.parse(line) as { bundles: readonly { name: string }[] }
+      map = bundles.map(({ name }) => numbers.get(name) ?? GONE)
+      continue
+    }
+    const { header, pieces, ...entry } = parseEntry(line)
+    entries.push({
+      ...entry,
+      ...(header === undefined ? {} : { header: [map[header[0]]!, header[1], header[2]] }),
+      ...(pieces === undefined ? {} : {
+        pieces: pieces.map(([id, bundle, offset, length]) => [id, map[bundle]!, offset, length] as const),
+      }),
+    })
+  }
+  return entries
+}
+
+/** No bundle has this number: what lies there has to be packed again. */
+const GONE = 0xffffffff
+
+/** Inode and birth of each entry, 16 bytes: the inode as float64, the birth as nanoseconds or NOT_BORN. */
+function encodeInodes(entries: readonly Entry[]): Buffer {
+  const out = Buffer.allocUnsafe(entries.length * INODE_RECORD_BYTES)
+  entries.forEach(({ inode, bornNs }, i) => {
+    out.writeDoubleLE(inode ?? -1, i * INODE_RECORD_BYTES)
+    out.writeBigInt64LE(bornNs ?? NOT_BORN, i * INODE_RECORD_BYTES + 8)
+  })
+  return out
+}
+
+/** The inverse of encodeInodes. */
+function addInodes(entries: readonly Entry[], bytes: Buffer): Entry[] {
+  if (bytes.length !== entries.length * INODE_RECORD_BYTES) throw new Error('the inodes are of another catalog')
+  return entries.map((entry, i) => {
+    const inode = bytes.readDoubleLE(i * INODE_RECORD_BYTES)
+    const bornNs = bytes.readBigInt64LE(i * INODE_RECORD_BYTES + 8)
+    return { ...entry, ...(inode < 0 ? {} : { inode }), ...(bornNs === NOT_BORN ? {} : { bornNs }) }
+  })
+}
+
+const INODE_RECORD_BYTES = 16
+const NOT_BORN = -(2n ** 63n)
+
+/**
+ * Writes a state that becomes true with the manifest `commit`; adoptPending() makes it the state. The committed set's
+ * catalog comes as the shards that were just encoded (so it is not encoded twice), the other sets' files stay.
+ */
 export function writePending(
-  directory: string, state: State, commit: { set: string; stamp: string; sha256: string },
+  directory: string, state: State,
+  { commit, shardBytes }: {
+    readonly commit: { readonly set: string; readonly stamp: string; readonly sha256: string }
+    readonly shardBytes: readonly Buffer[]
+  },
 ): void {
   mkdirSync(directory, { recursive: true, mode: 0o700 })
   const previous = readStateFile(join(directory, STATE))
-  const write = (file: string, bytes: Buffer): FileRecord => {
+  const write = (file: string, parts: readonly Buffer[]): FileRecord => {
     const name = `${file}-${commit.stamp}-${commit.set}.zst`
-    const compressed = compressFrames(bytes)
+    const compressed = Buffer.concat(parts.map(compressFrames))
     rmSync(join(directory, name), { force: true })
     writeDurably({ path: rawPathFromText(join(directory, name)), bytes: compressed, mode: 0o600 })
     return { file: name, sha256: sha256(compressed) }
   }
   const sets = [...state.sets].map(([name, { entries, shards, ...set }]) => {
-    // Sets that this export did not touch keep their files.
     const kept = name === commit.set ? undefined : previous?.sets[name]
-    const record: SetRecord = kept !== undefined && kept.stamp === set.stamp ? kept : {
-      ...set,
-      entries: write(`${name}-entries`, Buffer.from(entries.map((entry) => `${encodeEntry(entry)}\n`).join(''))),
-      shards: write(`${name}-shards`, encodeIndex(shards)),
+    assert(name === commit.set || kept !== undefined, 'a set that was not exported now has a state already')
+    const record: SetRecord = kept ?? {
+      ...set, entries: write(`${name}-entries`, shardBytes), inodes: write(`${name}-inodes`, [encodeInodes(entries)]),
+      shards: write(`${name}-shards`, [encodeIndex(shards)]),
     }
     return [name, record] as const
   })
   const file: StateFile = {
     format: 1, commit,
-    bundles: write('bundles', Buffer.from(JSON.stringify(state.bundles.map((bundle) => bundle ?? null)))),
-    pieces: write('pieces', state.pieces),
+    bundles: write('bundles', [Buffer.from(JSON.stringify(state.bundles.map((bundle) => bundle ?? null)))]),
+    pieces: write('pieces', [state.pieces]),
     sets: Object.fromEntries(sets), exports: Object.fromEntries(state.exports),
   }
   const bytes = Buffer.from(JSON.stringify(file))
@@ -206,10 +266,6 @@ export function decompressFrames(compressed: Buffer): Buffer {
 
 /** Fast: it is rewritten at every export. */
 const STATE_LEVEL = 1
-
-function lines(bytes: Buffer): string[] {
-  return bytes.toString('utf8').split('\n').slice(0, -1)
-}
 
 function sha256(bytes: Uint8Array): string {
   return createHash('sha256').update(bytes).digest('hex')

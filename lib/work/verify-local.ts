@@ -1,11 +1,13 @@
-// Proves a collection in staging: its tree is walked again and compared with its catalog, entry by entry (docs/format.md §8).
+// Proves a collection in staging: its tree is walked again and compared with its catalog, entry by
+// entry (docs/format.md §8).
 //
-// Where an export of the very same collection left digests in .state, worker threads (the end of this file) read every
-// file, too; else the result says that content was not checked (invariant 10). Writes nothing but the set's lock. restore-local.ts
-// asks here first. Throws NOTHING_FOUND, CATALOG_DAMAGED, STAGING_FAILED and INTERRUPTED; damage is a value.
+// Where an export of the very same collection left digests in .state, worker threads (the end of
+// this file) read every file, too; else the result says that content was not checked (invariant
+// 10). Writes nothing but the set's lock. restore-local.ts asks here first. Throws NOTHING_FOUND,
+// CATALOG_DAMAGED, STAGING_FAILED, INTERRUPTED; damage is a value.
 
 import { Buffer } from 'node:buffer'
-import { readdirSync } from 'node:fs'
+import { lstatSync, readdirSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import { isDeepStrictEqual } from 'node:util'
 import { parentPort, workerData } from 'node:worker_threads'
@@ -14,7 +16,7 @@ import { digestOf } from '../format/chunker.ts'
 import type { Lock } from '../machine/lock.ts'
 import { type Entry, type EntryMetadata, dataBytes } from '../model/entry.ts'
 import {
-  type RawPath, comparePaths, displayPath, isWithin, rawPathFromText,
+  type RawPath, comparePaths, displayPath, isWithin, rawPathFromText, rawPathToBytes,
 } from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
 import type { PieceLength } from './pack-worker.ts'
@@ -56,7 +58,8 @@ interface CheckOptions extends CollectionPlace {
 
 /**
  * Compares a collection, or the given paths of it, with its catalog.
- * @throws BackupError NOTHING_FOUND when there is no such collection or path, CATALOG_DAMAGED, STAGING_FAILED
+ * @throws BackupError NOTHING_FOUND when there is no such collection or path, CATALOG_DAMAGED,
+ * STAGING_FAILED
  */
 export async function verifyCollection(options: CheckOptions): Promise<CollectionVerification> {
   const lock = lockIfFree({ ...options, description: `verifying ${options.set} ${options.stamp}` })
@@ -68,8 +71,9 @@ export async function verifyCollection(options: CheckOptions): Promise<Collectio
 }
 
 /**
- * Keeps the collection from being removed while it is read. When another run has the lock, we go on without:
- * nobody should have to wait for a restore, and what is removed meanwhile is noticed and named.
+ * Keeps the collection from being removed while it is read. When another run has the lock, we go on
+ * without: nobody should have to wait for a restore, and what is removed meanwhile is noticed and
+ * named.
  */
 export function lockIfFree({ staging, set, description }: CollectionPlace & {
   readonly description: string
@@ -79,14 +83,16 @@ export function lockIfFree({ staging, set, description }: CollectionPlace & {
   } catch (error) {
     if (error instanceof BackupError && error.code === 'LOCKED') return undefined
     // A staging that cannot be written can be read all the same.
-    if (['ENOENT', 'EACCES', 'EPERM', 'EROFS', 'ENOSPC'].includes(systemCode(error) ?? '')) return undefined
+    if (['ENOENT', 'EACCES', 'EPERM', 'EROFS', 'ENOSPC'].includes(systemCode(error) ?? '')) {
+      return undefined
+    }
     throw error
   }
 }
 
 /**
- * The digests of a collection's files, from what is known of a repository whose last export of the set is this very
- * collection; undefined where there is none. A damaged state counts as none.
+ * The digests of a collection's files, from what is known of a repository whose last export of the
+ * set is this very collection; undefined where there is none. A damaged state counts as none.
  */
 export async function digestsFor({ staging, set, stamp }: CollectionPlace): Promise<FileDigests | undefined> {
   for (const id of repositoryIds(staging)) {
@@ -112,11 +118,18 @@ function repositoryIds(staging: string): string[] {
 
 function digestsOf(entries: readonly Entry[]): FileDigests {
   const files = entries.filter(({ type, pieces }) => type === 'file' && pieces !== undefined)
-  return new Map(files.map(({ path, pieces = [] }) => [path, pieces.map(([id, , , length]) => [id, length] as const)]))
+  return new Map(files.map(({ path, pieces = [] }) => [
+    path, pieces.map(([id, , , length]) => [id, length] as const),
+  ]))
 }
 
-/** The entries that the paths name, in catalog order. @throws BackupError NOTHING_FOUND, naming a path that has none */
-export function selectCollected({ header, entries }: Collection, paths: readonly RawPath[]): readonly Entry[] {
+/**
+ * The entries that the paths name, in catalog order. @throws BackupError NOTHING_FOUND, naming a
+ * path that has none
+ */
+export function selectCollected(
+  { header, entries }: Collection, paths: readonly RawPath[],
+): readonly Entry[] {
   for (const path of paths) {
     if (entries.some((entry) => isWithin({ path: entry.path, directory: path }))) continue
     throw new BackupError('NOTHING_FOUND', `there is no ${displayPath(path)} in ${header.set} ${header.stamp}`, {
@@ -131,19 +144,25 @@ function isSelected(path: RawPath, paths: readonly RawPath[]): boolean {
 }
 
 /** verifyCollection for a catalog that is read, under a lock that is held. */
-export async function checkCollection(collection: Collection, options: CheckOptions): Promise<CollectionVerification> {
+export async function checkCollection(
+  collection: Collection, options: CheckOptions,
+): Promise<CollectionVerification> {
   const { staging, paths, digests, report } = options
   const selected = selectCollected(collection, paths)
   const directory = rawPathFromText(collectionDirectory(options))
   report({ kind: 'phase', name: 'verifying' })
   const there = walkTree({ directory, staging })
-  const structure = compareStructure({ collection, selected, there, digests })
+  const structure = compareStructure({ directory, collection, selected, there, digests })
   const content = await checkContent({ ...options, directory, files: structure.readable })
   const extra = [...there.values()].filter(({ path }) => isSelected(path, paths) && !structure.known.has(path))
   const problems: CollectionProblem[] = [
     ...structure.problems,
-    ...content.flatMap(({ paths: same, why }) => same.map((path) => ({ path, kind: 'changed' as const, why }))),
-    ...extra.map(({ path }) => ({ path, kind: 'extra' as const, why: 'it is not in the catalog: somebody put it there' })),
+    ...content.flatMap(({ paths: same, why }) => same.map((path) => ({
+      path, kind: 'changed' as const, why,
+    }))),
+    ...extra.map(({ path }) => ({
+      path, kind: 'extra' as const, why: 'it is not in the catalog: somebody put it there',
+    })),
   ]
   const files = selected.filter(({ type }) => type === 'file')
   return {
@@ -154,7 +173,9 @@ export async function checkCollection(collection: Collection, options: CheckOpti
   }
 }
 
-function walkTree({ directory, staging }: { directory: RawPath, staging: string }): ReadonlyMap<RawPath, Entry> {
+function walkTree({ directory, staging }: {
+  directory: RawPath, staging: string,
+}): ReadonlyMap<RawPath, Entry> {
   try {
     const entries = sealTree({ directory, names: { users: new Map(), groups: new Map() } })
     return new Map(entries.map((entry) => [entry.path, entry]))
@@ -182,7 +203,8 @@ interface ReadableFile {
   readonly holesMoved: boolean
 }
 
-function compareStructure({ collection, selected, there, digests }: {
+function compareStructure({ directory, collection, selected, there, digests }: {
+  readonly directory: RawPath
   readonly collection: Collection
   readonly selected: readonly Entry[]
   readonly there: ReadonlyMap<RawPath, Entry>
@@ -198,14 +220,16 @@ function compareStructure({ collection, selected, there, digests }: {
     const { path } = entry
     const actual = there.get(path)
     if (actual === undefined) {
-      problems.push({ path, kind: 'missing', why: 'it is no longer in staging' })
+      problems.push({ path, kind: 'missing', why: whyMissing(`${directory}/${path}`) })
       continue
     }
     const carrier = entry.type === 'link' ? known.get(entry.target ?? '') : entry
     const expected = asFile(entry, carrier)
     const current = asFile(actual, actual.type === 'link' ? there.get(actual.target ?? '') : actual)
     const what = differences(expected, current)
-    if (expected.type === 'file' && linkOf(actual) !== firsts.get(linkOf(entry))) what.push('hard links')
+    if (expected.type === 'file' && linkOf(actual) !== firsts.get(linkOf(entry))) {
+      what.push('hard links')
+    }
     const size = dataBytes(expected)
     const told = size === 0 ? [] : digests?.get(linkOf(entry))
     const pieces = told !== undefined && lengthOf(told) === size ? told : undefined
@@ -216,7 +240,9 @@ function compareStructure({ collection, selected, there, digests }: {
       if (!isMoved && !isSameInode(entry, actual)) what.push('inode')
     }
     if (what.length > 0) {
-      problems.push({ path, kind: 'changed', why: `somebody changed it in staging: ${what.join(', ')}` })
+      problems.push({
+        path, kind: 'changed', why: `somebody changed it in staging: ${what.join(', ')}`,
+      })
     } else if (expected.type === 'file' && pieces !== undefined && (size > 0 || holesMoved)) {
       const file = readable.get(linkOf(entry))
       if (file !== undefined) file.paths.push(path)
@@ -226,12 +252,27 @@ function compareStructure({ collection, selected, there, digests }: {
   return { problems, known: new Set(known.keys()), readable: [...readable.values()], unread }
 }
 
+/** A directory that may not be read looks empty. */
+function whyMissing(path: RawPath): string {
+  try {
+    lstatSync(rawPathToBytes(path))
+    return 'its directory cannot be read'
+  } catch (error) {
+    const code = systemCode(error)
+    if (code === undefined) throw error
+    return code === 'ENOENT' || code === 'ENOTDIR' ? 'it is no longer in staging' : `it cannot be read (${code})`
+  }
+}
+
 /** The path that stands for all hard links of a file. */
 function linkOf({ type, path, target }: Entry): RawPath {
   return type === 'link' ? target ?? '' : path
 }
 
-/** By the catalog's name for a group of hard links: the first of them that is there, as a walk names the group. */
+/**
+ * By the catalog's name for a group of hard links: the first of them that is there, as a walk names
+ * the group.
+ */
 function firstsThere(
   entries: readonly Entry[], there: ReadonlyMap<RawPath, Entry>,
 ): ReadonlyMap<RawPath, RawPath> {
@@ -252,7 +293,10 @@ function asFile(entry: Entry, carrier: Entry | undefined): Entry {
   }
 }
 
-/** What differs, in words; holes, hard links and inodes apart. Names of owners are the machine's affair, not the tree's. */
+/**
+ * What differs, in words; holes, hard links and inodes apart. Names of owners are the machine's
+ * affair, not the tree's.
+ */
 function differences(expected: Entry, actual: Entry): string[] {
   if (expected.type !== actual.type) return [`it was a ${expected.type} and is a ${actual.type}`]
   const same: Readonly<Record<string, boolean>> = {
@@ -272,7 +316,9 @@ function isSameInode(expected: Entry, actual: Entry): boolean {
   return expected.inode === undefined || (expected.inode === actual.inode && expected.bornNs === actual.bornNs)
 }
 
-/** Staging was copied to another disk: no inode is what it was, and that says nothing about a file. */
+/**
+ * Staging was copied to another disk: no inode is what it was, and that says nothing about a file.
+ */
 function wasMoved(entries: readonly Entry[], there: ReadonlyMap<RawPath, Entry>): boolean {
   return !entries.some((entry) => {
     const actual = there.get(entry.path)
@@ -298,7 +344,10 @@ interface ContentReply {
   readonly problems: readonly { readonly file: number, readonly why: string }[]
 }
 
-/** Enough for a worker to be busy; large files are cut, so that all workers help and the user sees it go on. */
+/**
+ * Enough for a worker to be busy; large files are cut, so that all workers help and the user sees
+ * it go on.
+ */
 const BATCH_BYTES = 64 * 1024 * 1024
 const BATCH_SLICES = 256
 
@@ -323,7 +372,10 @@ async function checkContent({ directory, files, report, signal }: {
       for (const { file, why } of reply.problems) whys.set(file, why)
       bytesDone += reply.bytes
       filesDone += reply.files
-      report({ kind: 'progress', phase: 'verifying', filesDone, filesTotal: files.length, bytesDone, bytesTotal })
+      report({
+        kind: 'progress', phase: 'verifying', filesDone, filesTotal: files.length, bytesDone,
+        bytesTotal,
+      })
     },
   })
   return [...whys].map(([file, why]) => ({ paths: files[file]!.paths, why }))
@@ -352,7 +404,9 @@ function* slices(files: readonly ReadableFile[], directory: RawPath): Generator<
       let [to, length] = [from, 0]
       for (; to < pieces.length && length < BATCH_BYTES; to++) length += pieces[to]![1]
       const checkHoles = holesMoved && from === 0
-      yield { ...common, offset, pieces: pieces.slice(from, to), checkHoles, isLast: to === pieces.length }
+      yield {
+        ...common, offset, pieces: pieces.slice(from, to), checkHoles, isLast: to === pieces.length,
+      }
       offset += length
       from = to
     } while (from < pieces.length)
@@ -383,8 +437,12 @@ function problemOf(item: ContentSlice): string | undefined {
   }
 }
 
-function readSlice({ path, metadata, offset, pieces, checkHoles }: ContentSlice): string | undefined {
-  if (checkHoles && !holesAreZeros(path, metadata)) return 'it has content where its catalog has a hole'
+function readSlice({
+  path, metadata, offset, pieces, checkHoles,
+}: ContentSlice): string | undefined {
+  if (checkHoles && !holesAreZeros(path, metadata)) {
+    return 'it has content where its catalog has a hole'
+  }
   if (pieces.length === 0) return undefined
   const staged = new StagedFile({ path, metadata })
   try {
@@ -392,7 +450,9 @@ function readSlice({ path, metadata, offset, pieces, checkHoles }: ContentSlice)
     for (const [id, length] of pieces) {
       const bytes = Buffer.allocUnsafe(length)
       staged.read(bytes, position)
-      if (digestOf(bytes) !== id) return 'its content is not what was exported: bytes changed in staging'
+      if (digestOf(bytes) !== id) {
+        return 'its content is not what was exported: bytes changed in staging'
+      }
       position += length
     }
     return undefined
@@ -406,7 +466,9 @@ const ZEROS = Buffer.alloc(1024 * 1024)
 function holesAreZeros(path: RawPath, metadata: EntryMetadata): boolean {
   const holes: (readonly [number, number])[] = []
   let end = 0
-  for (const [start, length] of [...metadata.sparse ?? [[0, metadata.size ?? 0] as const], [metadata.size ?? 0, 0] as const]) {
+  for (const [start, length] of [
+    ...metadata.sparse ?? [[0, metadata.size ?? 0] as const], [metadata.size ?? 0, 0] as const,
+  ]) {
     if (start > end) holes.push([end, start - end])
     end = start + length
   }

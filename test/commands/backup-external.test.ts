@@ -10,7 +10,7 @@ import { loopDevice } from '../helpers/loop-device.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'
 import {
   type Scenario, assertNoLeftovers, assertSameTree, assertWhole, configure, exportStamps, exportedBy, inventory,
-  jsonLines, makeScenario, namesIn, setDirectory, stock,
+  jsonLines, makeScenario, namesIn, setDirectory, script,
 } from '../helpers/scenario.ts'
 import { planFault } from '../helpers/system-faults.ts'
 
@@ -37,9 +37,9 @@ external('the first export has exactly the files of the format, and stock progra
   ].sort())
   assert.is(readFileSync(`${setDirectory(scenario)}/latest`, 'utf8'), `${stamp}\n`)
   const key = `${scenario.home}/.config/backup/signing.pub`
-  stock('cd "$1"; sha256sum -c --quiet verification.sha256; minisign -Vqm verification.sha256 -p "$2"',
+  script('cd "$1"; sha256sum -c --quiet verification.sha256; minisign -Vqm verification.sha256 -p "$2"',
     `${scenario.target}/${directory}`, key)
-  const letter = stock('age -d -i "$1" "$2" | zstd -dcq | tar -xO "$3"', scenario.identity,
+  const letter = script('age -d -i "$1" "$2" | zstd -dcq | tar -xO "$3"', scenario.identity,
     `${scenario.target}/${directory}/data-0001.tar.zst.age`, `${scenario.source.slice(1)}/letter`)
   assert.is(letter, 'dear drive')
 })
@@ -114,11 +114,10 @@ external('a bundle less than half needed is written anew, and goes with the expo
   for (let i = 0; i < 10; i++) writeFileSync(`${scenario.source}/${i}`, randomBytes(50_000))
   const first = await scenario.generation()
   for (let i = 0; i < 7; i++) rmSync(`${scenario.source}/${i}`)
-  const second = await scenario.generation()
-  assert.ok(second.dataBytes > 150_000 && second.dataBytes < 300_000, `${second.dataBytes} bytes written anew`)
-  const third = await scenario.generation()
-  assert.is(third.dataBytes, 0, 'once')
-  assert.equal(exportStamps(scenario), [second.stamp, third.stamp])
+  const later = [await scenario.generation(), await scenario.generation(), await scenario.generation()]
+  const anew = later.filter(({ dataBytes }) => dataBytes > 10_000)
+  assert.is(anew.length, 1, 'once')
+  assert.ok((anew[0]?.dataBytes ?? 0) > 150_000 && (anew[0]?.dataBytes ?? 0) < 300_000, `${anew[0]?.dataBytes} bytes`)
   assert.not.ok(existsSync(`${setDirectory(scenario)}/${first.stamp}`), 'the first one is gone with its bundle')
   await assertWhole(scenario)
 })
@@ -317,7 +316,7 @@ external('a link where a directory of the repository should be is not followed',
   const elsewhere = `${scenario.directory}/elsewhere`
   await scenario.external()
   renameSync(`${scenario.target}/machines`, elsewhere)
-  stock('ln -s "$1" "$2"', elsewhere, `${scenario.target}/machines`)
+  script('ln -s "$1" "$2"', elsewhere, `${scenario.target}/machines`)
   await scenario.collect()
   const before = inventory(elsewhere)
   const { status, stderr } = await scenario.external()

@@ -130,7 +130,7 @@ export function exportStamps(scenario: Scenario, set = 'data'): string[] {
     .filter((stamp) => existsSync(`${directory}/${stamp}/manifest.tar.zst.age`))
 }
 
-/** Every path below a directory with what it is: `directory`, `-> target`, or the SHA-256 of a file. */
+/** Every path (UTF-8 only) below a directory with what it is: `directory`, `-> target`, or the SHA-256 of a file. */
 export function inventory(directory: string, below = ''): Map<string, string> {
   const found = new Map<string, string>()
   if (!existsSync(directory)) return found
@@ -151,28 +151,30 @@ export function sha256(path: string): string {
   return createHash('sha256').update(readFileSync(path)).digest('hex')
 }
 
-/** Paths of an inventory that match. */
+/** The paths below a directory that match, one character a byte. */
 export function namesIn(directory: string, pattern: RegExp): string[] {
-  return [...inventory(directory).keys()].filter((path) => pattern.test(path))
+  if (!existsSync(directory)) return []
+  const paths = script('find "$1" -mindepth 1 -printf "%P\\0" | sort -z', directory).split('\0').slice(0, -1)
+  return paths.filter((path) => pattern.test(path))
 }
 
-/** Runs a stock program and gives its output; `shell` words are one bash script. */
-export function stock(script: string, ...words: string[]): string {
-  const run = spawnSync('bash', ['-euo', 'pipefail', '-c', script, 'bash', ...words], {
+/** Runs a bash script of stock programs and gives its output, one character a byte. */
+export function script(text: string, ...words: string[]): string {
+  const run = spawnSync('bash', ['-euo', 'pipefail', '-c', text, 'bash', ...words], {
     encoding: 'latin1', maxBuffer: 256 * 1024 * 1024,
   })
-  assert.is(run.status, 0, `${script}: ${run.stderr}`)
+  assert.is(run.status, 0, `${text}: ${run.stderr}`)
   return run.stdout
 }
 
 /** rsync, find, getfattr and getfacl all see the same in both trees. */
 export function assertSameTree(actual: string, expected: string): void {
-  const differences = stock('rsync -aHAXSnic --delete "$1/" "$2/"', expected, actual)
+  const differences = script('rsync -aHAXSnic --delete "$1/" "$2/"', expected, actual)
   assert.is(differences, '', 'rsync sees no difference')
   const times = 'cd "$1"; find . -printf "%P %y %T@ %m %U:%G %n\\0" | sort -z'
-  assert.is(stock(times, actual), stock(times, expected), 'types, nanoseconds, modes, owners, links')
+  assert.is(script(times, actual), script(times, expected), 'types, nanoseconds, modes, owners, links')
   const xattrs = 'cd "$1"; getfattr -R -P -h -d -m - -e hex . 2>/dev/null | sort; getfacl -R -P -n . | sort'
-  assert.is(stock(xattrs, actual), stock(xattrs, expected), 'extended attributes and ACLs')
+  assert.is(script(xattrs, actual), script(xattrs, expected), 'extended attributes and ACLs')
 }
 
 /** Nothing half-made: no `.partial` in staging or on the target, no temporary name of a restore. */

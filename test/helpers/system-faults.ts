@@ -85,18 +85,3 @@ export function planFault({ match = /./, at, action }: FaultRule): FaultPlan {
     calls: () => readFileSync(`${counter}.names`, 'utf8').split('\n').slice(0, -1),
   }
 }
-
-/** The same numbers for the same seed; `SEED` in the environment sets it. */
-export function seededNumbers({ seed, count, below }: { seed: number; count: number; below: number }): number[] {
-  let state = Number(process.env['SEED'] ?? seed) >>> 0
-  const next = (): number => {
-    // Marsaglia's xorshift: enough to choose moments with.
-    state ^= state << 13
-    state ^= state >>> 17
-    state ^= state << 5
-    return (state >>> 0) / 2 ** 32
-  }
-  next()
-  // One in each stretch, so that every phase has its share.
-  return Array.from({ length: count }, (_, i) => Math.floor((i + next()) * below / count))
-}

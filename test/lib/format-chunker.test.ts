@@ -49,7 +49,7 @@ chunker('the parameter follows the size, at every limit', () => {
   ]
   for (const [size, n] of expected) assert.is(chunkParameter(size), n, `${size}`)
   assert.is(SINGLE_PIECE_BYTES, 4 * MIB)
-  assert.is(SEGMENT_BYTES, 64 * MIB)
+  assert.is(SEGMENT_BYTES, 32 * MIB)
 })
 
 chunker('cuts that were made once are made for ever', () => {
