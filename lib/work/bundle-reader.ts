@@ -20,6 +20,9 @@ const CACHED_FRAMES = 2
 /** The first read of the end of a bundle: a seek table of 5,000 frames. */
 const SEEK_TABLE_GUESS_BYTES = 60 * 1024
 
+/** Reused by all readers of a thread: what readPayload() returns is good until any of them is called again. */
+const scratch = { ciphertext: Buffer.alloc(0), payload: Buffer.alloc(0) }
+
 export class BundleReader {
   readonly path: RawPath
   readonly payloadBytes: number
@@ -28,8 +31,6 @@ export class BundleReader {
   readonly #payloadKey: Buffer
   /** Decompressed frames by their place in the payload, the latest used last. */
   readonly #cache = new Map<number, Buffer>()
-  #ciphertext = Buffer.alloc(0)
-  #payload = Buffer.alloc(0)
 
   constructor({ path, identities }: { path: RawPath; identities: readonly string[] }) {
     this.path = path
@@ -61,7 +62,7 @@ export class BundleReader {
     const plainBytes = Math.min((last + 1) * CHUNK_BYTES, this.payloadBytes) - first * CHUNK_BYTES
     this.#openChunks({ first, last, plainBytes })
     const start = offset - first * CHUNK_BYTES
-    return this.#payload.subarray(start, start + length)
+    return scratch.payload.subarray(start, start + length)
   }
 
   /** The tar bytes of one frame; good for the next few calls. */
@@ -141,14 +142,14 @@ export class BundleReader {
     { first, last, plainBytes }: { first: number; last: number; plainBytes: number },
   ): void {
     const sealedBytes = plainBytes + (last - first + 1) * TAG_BYTES
-    if (this.#ciphertext.length < sealedBytes) this.#ciphertext = Buffer.allocUnsafeSlow(sealedBytes)
-    if (this.#payload.length < plainBytes) this.#payload = Buffer.allocUnsafeSlow(plainBytes)
-    const sealed = this.#ciphertext.subarray(0, sealedBytes)
+    if (scratch.ciphertext.length < sealedBytes) scratch.ciphertext = Buffer.allocUnsafeSlow(sealedBytes)
+    if (scratch.payload.length < plainBytes) scratch.payload = Buffer.allocUnsafeSlow(plainBytes)
+    const sealed = scratch.ciphertext.subarray(0, sealedBytes)
     this.#readInto(sealed, ageLengths.chunkOffset({ headBytes: this.#headBytes, index: first }))
     for (let index = first; index <= last; index++) {
       const at = (index - first) * (CHUNK_BYTES + TAG_BYTES)
       const plain = this.openChunkAt(index, sealed.subarray(at, at + CHUNK_BYTES + TAG_BYTES))
-      plain.copy(this.#payload, (index - first) * CHUNK_BYTES)
+      plain.copy(scratch.payload, (index - first) * CHUNK_BYTES)
     }
   }
 

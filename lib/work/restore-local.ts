@@ -8,7 +8,8 @@
 
 import { Buffer } from 'node:buffer'
 import {
-  type BigIntStats, closeSync, constants, lstatSync, openSync, readSync, readlinkSync, realpathSync, statSync,
+  type BigIntStats, closeSync, constants, lstatSync, openSync, readSync, readlinkSync,
+  realpathSync, statSync,
 } from 'node:fs'
 import { setImmediate } from 'node:timers/promises'
 import { BackupError, type ErrorCode, systemCode } from '../errors.ts'
@@ -18,7 +19,8 @@ import { decodeName } from '../machine/rsync.ts'
 import { runProgram } from '../machine/shell.ts'
 import { type Entry, dataBytes } from '../model/entry.ts'
 import {
-  type RawPath, baseOf, comparePaths, displayPath, displayText, isWithin, parentOf, rawPathFromText, rawPathToBytes,
+  type RawPath, baseOf, comparePaths, displayPath, displayText, isWithin, parentOf,
+  rawPathFromText, rawPathToBytes,
 } from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
 import type { RestoreFailure, RestoreOutcome } from './restore.ts'
@@ -80,7 +82,8 @@ export async function restoreLocal(options: RestoreLocalOptions): Promise<Restor
     const digests = await digestsFor(options)
     const { problems, contentChecked } = await checkCollection(collection, { ...options, digests })
     if (!contentChecked) {
-      const message = `${set} ${stamp}: no export tells the digests of all files, so only their metadata was checked`
+      const why = 'no export tells the digests of all files, so only their metadata was checked'
+      const message = `${set} ${stamp}: ${why}`
       report({ kind: 'notice', level: 'info', code: 'CONTENT_NOT_CHECKED', message })
     }
     report({ kind: 'phase', name: 'restoring' })
@@ -98,7 +101,8 @@ function refuseStaging({ staging, into }: RestoreLocalOptions): void {
   })) {
     return
   }
-  throw new BackupError('USAGE', `"${displayPath(into)}" is in staging, where nothing may be changed`, {
+  const message = `"${displayPath(into)}" is in staging, where nothing may be changed`
+  throw new BackupError('USAGE', message, {
     hint: 'restore into another directory',
   })
 }
@@ -242,7 +246,8 @@ class Restore {
    * A directory gets its metadata from the catalog in the end, whatever was done to it in staging.
    */
   #isCured({ type, path }: Entry, { kind }: CollectionProblem): boolean {
-    return kind === 'changed' && type === 'directory' && lstatSync(rawPathToBytes(this.#staged(path))).isDirectory()
+    return kind === 'changed' && type === 'directory'
+      && lstatSync(rawPathToBytes(this.#staged(path))).isDirectory()
   }
 
   #judge(
@@ -271,7 +276,7 @@ class Restore {
     const there = lstatSync(place, { throwIfNoEntry: false })
     if (there === undefined) return 'absent'
     if (there.isDirectory()) return 'there'
-    // In the original place the machine's own links to directories (~/data → /data) are where they were.
+    // In the original place the machine's own links to directories (~/data → /data) stay.
     const isLink = this.#options.into === '' && there.isSymbolicLink()
       && statSync(place, { throwIfNoEntry: false })?.isDirectory() === true
     return isLink ? 'link' : 'blocked'
@@ -281,8 +286,10 @@ class Restore {
    * Parents that are not there get the collection's metadata; those that are there keep their own.
    */
   #needDirectory(path: RawPath): void {
-    for (let at = path; !this.#directories.has(at) && this.#stateOf(at) === 'absent'; at = parentOf(at)) {
+    let at = path
+    while (!this.#directories.has(at) && this.#stateOf(at) === 'absent') {
       this.#directories.add(at)
+      at = parentOf(at)
     }
   }
 
@@ -327,7 +334,8 @@ class Restore {
     }
     if (exitCode === 0 || this.#failures.length + this.#lost.length > 0) return
     if (exitCode !== 23 && exitCode !== 24) {
-      throw new BackupError('PROGRAM_FAILED', `rsync failed with exit code ${exitCode}: ${this.#lastComplaint}`, {
+      const said = `rsync failed with exit code ${exitCode}: ${this.#lastComplaint}`
+      throw new BackupError('PROGRAM_FAILED', said, {
         facts: { program: 'rsync', exitCode },
       })
     }
@@ -336,8 +344,7 @@ class Restore {
   }
 
   /**
-   * rsync follows no link on its way to a file (3.5), so what lies behind one is copied from there
-   * on.
+   * rsync 3.5 follows no link on its way to a file, so what lies behind one is copied from there.
    */
   #rootOf(path: RawPath): RawPath {
     for (let at = parentOf(path); at !== ''; at = parentOf(at)) {
@@ -358,7 +365,7 @@ class Restore {
     const { exitCode } = await runProgram({
       program: 'rsync',
       args: [
-        // Whatever is listed is to be written anew: the plan has compared more than sizes and times.
+        // Whatever is listed is written anew: the plan has compared more than sizes and times.
         '-aHAXS', '--numeric-ids', '--relative', '--ignore-times',
         // Only what is listed: directories without what is in them, and no parents.
         '--no-recursive', '--dirs', '--no-implied-dirs', '--from0', '--files-from=-',
@@ -414,7 +421,8 @@ class Restore {
       filesDone += 1
       bytesDone += dataBytes(entry)
       report({
-        kind: 'progress', phase: 'restoring', filesDone, filesTotal: planned.length, bytesDone, bytesTotal, current: path,
+        kind: 'progress', phase: 'restoring', filesDone, filesTotal: planned.length, bytesDone,
+        bytesTotal, current: path,
       })
     }
   }
@@ -442,9 +450,8 @@ class Restore {
     for (const path of [...this.#directories].sort(comparePaths).reverse()) {
       const entry = this.#entries.get(path)
       if (entry === undefined) continue
-      if (lstatSync(
-        rawPathToBytes(this.#place(path)), { throwIfNoEntry: false },
-      )?.isDirectory() !== true) {
+      const place = rawPathToBytes(this.#place(path))
+      if (lstatSync(place, { throwIfNoEntry: false })?.isDirectory() !== true) {
         this.#fail(path, this.#complaints.get(path) ?? this.#lastComplaint)
         continue
       }
@@ -463,7 +470,8 @@ class Restore {
     const failed = new Set(this.#failures.map(({ path }) => path))
     let bytes = 0
     for (const [key, group] of this.#groups) {
-      const isCopied = group.some(({ entry, verdict }) => verdict === 'write' && !failed.has(entry.path))
+      const isCopied = group.some(({ entry, verdict }) =>
+        verdict === 'write' && !failed.has(entry.path))
       const isLinked = group.some(({ verdict }) => verdict === 'same')
       const carrier = this.#entries.get(key)
       if (isCopied && !isLinked && carrier !== undefined) bytes += dataBytes(carrier)
@@ -499,11 +507,8 @@ function matters(there: BigIntStats): (what: string) => boolean {
 
 /** What differs between a staged path and its copy, content apart. */
 function differences(staged: RawPath, copy: RawPath): string[] {
-  const [a, b] = [staged, copy].map((path) => lstatSync(
-    rawPathToBytes(path), { bigint: true },
-  )) as [
-    BigIntStats, BigIntStats,
-  ]
+  const a = lstatSync(rawPathToBytes(staged), { bigint: true })
+  const b = lstatSync(rawPathToBytes(copy), { bigint: true })
   if ((a.mode & NODE_TYPE) !== (b.mode & NODE_TYPE)) return ['type']
   const what: string[] = []
   if (a.isFile() && a.size !== b.size) what.push('size')

@@ -43,7 +43,7 @@ export interface RestoreReply {
 }
 
 /** Bundles open at a time in one worker. */
-const OPEN_BUNDLES = 8
+const OPEN_BUNDLES = 4
 const PARTIAL_PREFIX = '.backup-restore-'
 
 /** The temporary name in a directory; a later restore finds and removes what a killed one left. */

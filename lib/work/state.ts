@@ -223,7 +223,9 @@ export function adoptPending(directory: string): void {
   const file = readStateFile(join(directory, STATE))
   if (file === undefined) return
   const named = new Set([STATE, file.bundles.file, file.pieces.file])
-  for (const set of Object.values(file.sets)) named.add(set.entries.file).add(set.shards.file)
+  for (const { entries, inodes, shards } of Object.values(file.sets)) {
+    named.add(entries.file).add(inodes.file).add(shards.file)
+  }
   for (const name of readdirSync(directory)) {
     if (!named.has(name)) rmSync(join(directory, name), { force: true })
   }

@@ -23,7 +23,8 @@ import type { PieceLength } from './pack-worker.ts'
 import { sealTree } from './seal.ts'
 import { StagedFile, StagedFileChanged } from './staged-file.ts'
 import {
-  type Collection, type CollectionPlace, acquireSetLock, collectionDirectory, readCollection, stagingError, stateRoot,
+  type Collection, type CollectionPlace, acquireSetLock, collectionDirectory, readCollection,
+  stagingError, stateRoot,
 } from './staging.ts'
 import { loadState, stateDirectory } from './state.ts'
 import { runWorkers } from './worker-pool.ts'
@@ -94,7 +95,9 @@ export function lockIfFree({ staging, set, description }: CollectionPlace & {
  * The digests of a collection's files, from what is known of a repository whose last export of the
  * set is this very collection; undefined where there is none. A damaged state counts as none.
  */
-export async function digestsFor({ staging, set, stamp }: CollectionPlace): Promise<FileDigests | undefined> {
+export async function digestsFor(
+  { staging, set, stamp }: CollectionPlace,
+): Promise<FileDigests | undefined> {
   for (const id of repositoryIds(staging)) {
     try {
       // A state that is still pending is not ours to adopt: that takes the target.
@@ -124,15 +127,16 @@ function digestsOf(entries: readonly Entry[]): FileDigests {
 }
 
 /**
- * The entries that the paths name, in catalog order. @throws BackupError NOTHING_FOUND, naming a
- * path that has none
+ * The entries that the paths name, in catalog order.
+ * @throws BackupError NOTHING_FOUND, naming a path that has none
  */
 export function selectCollected(
   { header, entries }: Collection, paths: readonly RawPath[],
 ): readonly Entry[] {
   for (const path of paths) {
     if (entries.some((entry) => isWithin({ path: entry.path, directory: path }))) continue
-    throw new BackupError('NOTHING_FOUND', `there is no ${displayPath(path)} in ${header.set} ${header.stamp}`, {
+    const message = `there is no ${displayPath(path)} in ${header.set} ${header.stamp}`
+    throw new BackupError('NOTHING_FOUND', message, {
       hint: 'paths are those of the source, for example --path /home/you/letters',
     })
   }
@@ -154,7 +158,8 @@ export async function checkCollection(
   const there = walkTree({ directory, staging })
   const structure = compareStructure({ directory, collection, selected, there, digests })
   const content = await checkContent({ ...options, directory, files: structure.readable })
-  const extra = [...there.values()].filter(({ path }) => isSelected(path, paths) && !structure.known.has(path))
+  const extra = [...there.values()].filter(({ path }) =>
+    isSelected(path, paths) && !structure.known.has(path))
   const problems: CollectionProblem[] = [
     ...structure.problems,
     ...content.flatMap(({ paths: same, why }) => same.map((path) => ({
@@ -260,7 +265,8 @@ function whyMissing(path: RawPath): string {
   } catch (error) {
     const code = systemCode(error)
     if (code === undefined) throw error
-    return code === 'ENOENT' || code === 'ENOTDIR' ? 'it is no longer in staging' : `it cannot be read (${code})`
+    const isGone = code === 'ENOENT' || code === 'ENOTDIR'
+    return isGone ? 'it is no longer in staging' : `it cannot be read (${code})`
   }
 }
 
@@ -289,7 +295,8 @@ function asFile(entry: Entry, carrier: Entry | undefined): Entry {
   const { target: _target, ...rest } = entry
   const { size, sparse } = carrier ?? {}
   return {
-    ...rest, type: 'file', ...(size === undefined ? {} : { size }), ...(sparse === undefined ? {} : { sparse }),
+    ...rest, type: 'file', ...(size === undefined ? {} : { size }),
+    ...(sparse === undefined ? {} : { sparse }),
   }
 }
 
@@ -313,7 +320,8 @@ function differences(expected: Entry, actual: Entry): string[] {
 }
 
 function isSameInode(expected: Entry, actual: Entry): boolean {
-  return expected.inode === undefined || (expected.inode === actual.inode && expected.bornNs === actual.bornNs)
+  if (expected.inode === undefined) return true
+  return expected.inode === actual.inode && expected.bornNs === actual.bornNs
 }
 
 /**
@@ -366,7 +374,8 @@ async function checkContent({ directory, files, report, signal }: {
   let filesDone = 0
   const requests = batches(files, directory)
   await runWorkers<readonly ContentSlice[], ContentReply>({
-    script: './verify-local.js', workerData: { role: WORKER_ROLE }, workers: availableParallelism(), requests, signal,
+    script: './verify-local.js', workerData: { role: WORKER_ROLE },
+    workers: availableParallelism(), requests, signal,
     interruptedHint: 'nothing was changed; start it again',
     onReply: (reply) => {
       for (const { file, why } of reply.problems) whys.set(file, why)
@@ -466,9 +475,8 @@ const ZEROS = Buffer.alloc(1024 * 1024)
 function holesAreZeros(path: RawPath, metadata: EntryMetadata): boolean {
   const holes: (readonly [number, number])[] = []
   let end = 0
-  for (const [start, length] of [
-    ...metadata.sparse ?? [[0, metadata.size ?? 0] as const], [metadata.size ?? 0, 0] as const,
-  ]) {
+  const size = metadata.size ?? 0
+  for (const [start, length] of [...metadata.sparse ?? [[0, size] as const], [size, 0] as const]) {
     if (start > end) holes.push([end, start - end])
     end = start + length
   }

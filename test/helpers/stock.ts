@@ -1,4 +1,5 @@
-// Stock programs, run as a user would run them: what they said, and how they ended. None of our code runs in them.
+// Stock programs, run as a user would run them: what they said, and how they ended. None of our
+// code runs in them.
 
 import { spawnSync } from 'node:child_process'
 import { mkdirSync, symlinkSync } from 'node:fs'

@@ -1,6 +1,7 @@
 import { execFileSync, spawnSync } from 'node:child_process'
 import {
-  chmodSync, existsSync, linkSync, lstatSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync, symlinkSync,
+  chmodSync, existsSync, linkSync, lstatSync, mkdirSync, readFileSync, readdirSync, rmSync,
+  statSync, symlinkSync,
   truncateSync, unlinkSync, writeFileSync,
 } from 'node:fs'
 import { randomBytes } from 'node:crypto'
@@ -11,6 +12,7 @@ import { digestOf } from '../../lib/format/chunker.ts'
 import type { Configuration, SetConfiguration } from '../../lib/machine/config.ts'
 import { setTimes, setXattr } from '../../lib/machine/posix.ts'
 import { type Entry, dataBytes } from '../../lib/model/entry.ts'
+import { encodeShard } from '../../lib/model/shard.ts'
 import { collectSet } from '../../lib/work/collect.ts'
 import {
   type RestoreLocalOptions, type RestoreLocalOutcome, restoreLocal,
@@ -58,7 +60,8 @@ async function scene(fill: (home: string) => void): Promise<Scene> {
     name: 'home', sources: [home], method: 'rsync', exclusions: [], snapshot: 'none',
   }
   const configuration: Configuration = {
-    path: '/none', machine: 'test', staging, backupSets: [set], targets: [], recipients: [], identity: undefined,
+    path: '/none', machine: 'test', staging, backupSets: [set], targets: [], recipients: [],
+    identity: undefined,
     signingKey: '/none', trustedSigningKeys: [], retention: { local: 7, external: 5 },
     schedule: { incremental: 'daily', full: 'weekly', external: 'weekly' },
   }
@@ -86,7 +89,9 @@ function learnDigests(place: { staging: string, set: string, stamp: string }): v
   const withPieces = entries.map((entry): Entry => {
     if (entry.type !== 'file' || dataBytes(entry) === 0) return entry
     const bytes = readFileSync(Buffer.from(`${tree}/${entry.path}`, 'latin1'))
-    const data = Buffer.concat((entry.sparse ?? [[0, bytes.length]]).map(([start, length]) => bytes.subarray(start, start + length)))
+    const segments = entry.sparse ?? [[0, bytes.length] as const]
+    const data = Buffer.concat(segments.map(([start, length]) =>
+      bytes.subarray(start, start + length)))
     const offsets = Array.from({ length: Math.ceil(data.length / 1048576) }, (_, i) => i * 1048576)
     const cuts = offsets.map((offset) => data.subarray(offset, offset + 1048576))
     return {
@@ -102,10 +107,11 @@ function learnDigests(place: { staging: string, set: string, stamp: string }): v
     usage: {},
   }
   const directory = stateDirectory({ staging: place.staging, id: 'f'.repeat(32) })
-  writePending(
-    directory, { ...EMPTY_STATE, sets: new Map([['home', last]]) },
-    { set: 'home', stamp: place.stamp, sha256: '0' },
-  )
+  const bundle = { name: `home/${place.stamp}/data-0001`, frames: [] }
+  const shard = encodeShard(withPieces, () => bundle)
+  writePending(directory, { ...EMPTY_STATE, sets: new Map([['home', last]]) }, {
+    commit: { set: 'home', stamp: place.stamp, sha256: '0' }, shardBytes: [shard],
+  })
   adoptPending(directory)
 }
 
@@ -136,7 +142,8 @@ async function failureOf(promise: Promise<unknown>): Promise<BackupError> {
 }
 
 const WEIRD = [
-  'new\nline', "quo'te\"s", '-dash', '--delete', '$(id)', '*?[x]', '\\#012', 'x'.repeat(255), ' ', '#hash', ';semi',
+  'new\nline', "quo'te\"s", '-dash', '--delete', '$(id)', '*?[x]', '\\#012', 'x'.repeat(255), ' ',
+  '#hash', ';semi',
   'caf\xc3\xa9', '\xff\xfe\x80', '.f.Ab12Cd', 'end ',
 ]
 
@@ -151,7 +158,8 @@ function fillNasty(home: string): void {
   linkSync(`${home}/a/-dash`, `${home}/third`)
   symlinkSync('/nowhere/\n', `${home}/link`)
   execFileSync('mkfifo', [`${home}/fifo`])
-  execFileSync('bash', ['-c', 'truncate -s 20M sparse; printf head | dd of=sparse conv=notrunc status=none;'
+  execFileSync('bash', ['-c', 'truncate -s 20M sparse;'
+    + 'printf head | dd of=sparse conv=notrunc status=none;'
     + 'printf tail | dd of=sparse bs=1M seek=9 conv=notrunc status=none'], { cwd: home })
   writeFileSync(`${home}/large`, randomBytes(5_000_000))
   setXattr(`${home}/a/--delete`, 'user.x', Buffer.from([0, 255]))
@@ -339,9 +347,11 @@ local('names what was altered, removed or added in staging, and restores the res
   assert.not(contentChecked)
   assert.equal(problems.map(({ path, kind }) => [path, kind]), [
     ['', 'changed'], ['d', 'changed'], ['d/a', 'changed'], ['d/added', 'extra'], ['d/b', 'missing'],
-    ['d/c', 'changed'], ['d/e', 'changed'], ['d/f', 'changed'], ['d/sub', 'changed'], ['l1', 'missing'],
+    ['d/c', 'changed'], ['d/e', 'changed'], ['d/f', 'changed'], ['d/sub', 'changed'],
+    ['l1', 'missing'],
   ].map(([path, kind]) => [own(path!).replace(/\/$/, ''), kind]))
-  const why = (path: string): string | undefined => problems.find((problem) => problem.path === own(path))?.why
+  const why = (path: string): string | undefined =>
+    problems.find((problem) => problem.path === own(path))?.why
   assert.match(why('d/a') ?? '', 'size, time')
   assert.match(why('d/c') ?? '', /: mode$/)
   assert.match(why('d/f') ?? '', /: inode$/)
@@ -410,7 +420,8 @@ local('takes holes that moved for what they are: zeros', async () => {
       'bash',
       [
         '-c',
-        'truncate -s 4M holes; printf tail | dd of=holes bs=1M seek=3 count=1 conv=notrunc status=none',
+        'truncate -s 4M holes;'
+          + 'printf tail | dd of=holes bs=1M seek=3 count=1 conv=notrunc status=none',
       ],
       { cwd: at },
     )
@@ -432,7 +443,8 @@ local('restores from a staging that was copied to another disk', async () => {
   const copy = `${staging}-copy`
   execFileSync('cp', ['-a', staging, copy])
   const outcome = await restoreLocal({
-    staging: copy, set: 'home', stamp, paths: [], into, overwrite: false, dryRun: false, report, signal,
+    staging: copy, set: 'home', stamp, paths: [], into, overwrite: false, dryRun: false,
+    report, signal,
   })
   assert.equal([outcome.written, outcome.failures], [1, []])
   assert.is(differences(home, restored), '')

@@ -6,6 +6,7 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { FRAME_MAX_BYTES } from '../../lib/format/zstd-frames.ts'
 import type { Entry } from '../../lib/model/entry.ts'
+import { encodeShard } from '../../lib/model/shard.ts'
 import { PieceIndex } from '../../lib/work/piece-index.ts'
 import {
   EMPTY_STATE, PIECE_RECORD_BYTES, type State, type StateSet, adoptPending, compressFrames, decompressFrames,
@@ -21,9 +22,11 @@ const fresh = (): string => stateDirectory({ staging: join(root, String(++direct
 const sha = (text: string): string => createHash('sha256').update(text).digest('hex')
 
 const entry: Entry = {
-  path: 'home/\xff', type: 'file', mode: 0o600, uid: 1, gid: 2, mtimeNs: -5n, size: 3, header: [0, 0, 512],
-  pieces: [['ab'.repeat(32), 0, 512, 3]], inode: 2 ** 40, bornNs: 9n,
+  path: 'home/\xff', type: 'file', mode: 0o600, uid: 1, gid: 2, mtimeNs: -5n, size: 3, header: [1, 0, 512],
+  pieces: [['ab'.repeat(32), 1, 512, 3]], inode: 2 ** 40, bornNs: 9n,
 }
+const BUNDLE = 'home/2025-03-01T020000Z/data-0001'
+
 
 const setOf = (stamp: string, entries: readonly Entry[] = [entry]): StateSet => ({
   stamp, manifestSha256: sha(stamp), entries,
@@ -36,7 +39,8 @@ const setOf = (stamp: string, entries: readonly Entry[] = [entry]): StateSet => 
 
 const stateOf = (stamp: string, set = 'home', more: readonly (readonly [string, StateSet])[] = []): State => ({
   bundles: [
-    { name: `home/${stamp}/data-0001`, sizeBytes: 7, sha256: sha('b'), tarBytes: 9, frames: [[0, 9, 0, 7]] }, undefined,
+    undefined,
+    { name: BUNDLE, sizeBytes: 7, sha256: sha('b'), tarBytes: 9000, frames: [[0, 9000, 0, 7]] },
   ],
   sets: new Map([...more, [set, setOf(stamp)]]),
   pieces: Buffer.alloc(PIECE_RECORD_BYTES * 3, stamp),
@@ -45,8 +49,13 @@ const stateOf = (stamp: string, set = 'home', more: readonly (readonly [string, 
   }]]),
 })
 
-const commitOf = (stamp: string, set = 'home'): { set: string; stamp: string; sha256: string } =>
-  ({ set, stamp, sha256: sha(stamp) })
+/** Writes a state as pending, with the catalog of the set that it commits. */
+function writeState(directory: string, state: State, stamp: string, set = 'home'): void {
+  const entries = state.sets.get(set)?.entries ?? []
+  const shardBytes = [entries.slice(0, 1), entries.slice(1)].filter(({ length }) => length > 0)
+    .map((run) => encodeShard(run, (bundle) => state.bundles[bundle]!))
+  writePending(directory, state, { commit: { set, stamp, sha256: sha(stamp) }, shardBytes })
+}
 
 const [FIRST, SECOND] = ['2025-04-01T020000Z', '2025-04-02T020000Z'] as const
 
@@ -54,65 +63,77 @@ const [FIRST, SECOND] = ['2025-04-01T020000Z', '2025-04-02T020000Z'] as const
 const having = (...stamps: readonly string[]) => async ({ stamp }: { stamp: string }): Promise<string | undefined> =>
   stamps.includes(stamp) ? sha(stamp) : undefined
 
+/** Loads a state, with nothing in its sets but what StateSet names. */
+const load = async (
+  directory: string, manifests: Parameters<typeof loadState>[1],
+): Promise<State | undefined> => {
+  const state = await loadState(directory, manifests)
+  const sets = [...state?.sets ?? []].map(([name, set]): [string, StateSet] => {
+    const { stamp, manifestSha256, entries, index, shards, usage } = set
+    return [name, { stamp, manifestSha256, entries, index, shards, usage }]
+  })
+  return state === undefined ? undefined : { ...state, sets: new Map(sets) }
+}
+
 const adopted = (directory: string, state: State, stamp: string, set = 'home'): void => {
-  writePending(directory, state, commitOf(stamp, set))
+  writeState(directory, state, stamp, set)
   adoptPending(directory)
 }
 
 states('what was adopted is loaded, all of it', async () => {
   const directory = fresh()
   adopted(directory, stateOf(FIRST), FIRST)
-  assert.equal(await loadState(directory, having(FIRST)), stateOf(FIRST))
-  assert.equal(await loadState(directory, having()), stateOf(FIRST), 'no question is asked without a pending state')
+  assert.equal(await load(directory, having(FIRST)), stateOf(FIRST))
+  assert.equal(await load(directory, having()), stateOf(FIRST), 'no question is asked without a pending state')
 })
 
 states('an empty state and large ones are kept too', async () => {
   const directory = fresh()
   adopted(directory, EMPTY_STATE, FIRST)
-  assert.equal(await loadState(directory, having()), EMPTY_STATE)
+  assert.equal(await load(directory, having()), EMPTY_STATE)
   const large = {
     ...stateOf(SECOND), pieces: randomFrom('state').bytes(PIECE_RECORD_BYTES * Math.ceil(2.5 * FRAME_MAX_BYTES / 48)),
   }
   adopted(directory, large, SECOND)
-  const loaded = await loadState(directory, having())
+  const loaded = await load(directory, having())
   assert.ok(loaded?.pieces.equals(large.pieces))
 })
 
 states('there is none where there was none', async () => {
-  assert.is(await loadState(fresh(), having()), undefined)
+  assert.is(await load(fresh(), having()), undefined)
 })
 
 states('a pending state counts only when the target has its manifest', async () => {
   const directory = fresh()
   adopted(directory, stateOf(FIRST), FIRST)
-  writePending(directory, stateOf(SECOND), commitOf(SECOND))
-  assert.equal(await loadState(directory, having(FIRST)), stateOf(FIRST), 'killed before the manifest')
-  assert.equal(await loadState(directory, async () => sha('another')), stateOf(FIRST), 'another manifest')
-  assert.equal(await loadState(directory, having(FIRST, SECOND)), stateOf(SECOND), 'killed after the manifest')
-  assert.equal(await loadState(directory, having(FIRST)), stateOf(SECOND), 'and it stays')
+  writeState(directory, stateOf(SECOND), SECOND)
+  assert.equal(await load(directory, having(FIRST)), stateOf(FIRST), 'killed before the manifest')
+  assert.equal(await load(directory, async () => sha('another')), stateOf(FIRST), 'another manifest')
+  assert.equal(await load(directory, having(FIRST, SECOND)), stateOf(SECOND), 'killed after the manifest')
+  assert.equal(await load(directory, having(FIRST)), stateOf(SECOND), 'and it stays')
 })
 
 states('a first state that is pending is none until its manifest is there', async () => {
   const directory = fresh()
-  writePending(directory, stateOf(FIRST), commitOf(FIRST))
-  assert.is(await loadState(directory, having()), undefined)
-  assert.equal(await loadState(directory, having(FIRST)), stateOf(FIRST))
+  writeState(directory, stateOf(FIRST), FIRST)
+  assert.is(await load(directory, having()), undefined)
+  assert.equal(await load(directory, having(FIRST)), stateOf(FIRST))
 })
 
 states('the target is asked for the manifest of the pending set and stamp', async () => {
   const directory = fresh()
-  writePending(directory, stateOf(FIRST, 'etc'), commitOf(FIRST, 'etc'))
+  writeState(directory, stateOf(FIRST, 'etc'), FIRST, 'etc')
   const asked: unknown[] = []
-  await loadState(directory, async ({ set, stamp }) => void asked.push([set, stamp]) as undefined)
+  await load(directory, async ({ set, stamp }) => void asked.push([set, stamp]) as undefined)
   assert.equal(asked, [['etc', FIRST]])
 })
 
 states('a run that was given up and done again replaces its own pending state', async () => {
   const directory = fresh()
   adopted(directory, stateOf(FIRST), FIRST)
-  writePending(directory, { ...stateOf(SECOND), pieces: Buffer.alloc(PIECE_RECORD_BYTES) }, commitOf(SECOND))
-  writePending(directory, stateOf(SECOND), commitOf(SECOND))
-  assert.equal(await loadState(directory, having(FIRST, SECOND)), stateOf(SECOND))
+  writeState(directory, { ...stateOf(SECOND), pieces: Buffer.alloc(PIECE_RECORD_BYTES) }, SECOND)
+  writeState(directory, stateOf(SECOND), SECOND)
+  assert.equal(await load(directory, having(FIRST, SECOND)), stateOf(SECOND))
 })
 
 states('a set that was not exported keeps its files', async () => {
@@ -122,7 +143,33 @@ states('a set that was not exported keeps its files', async () => {
   const next = stateOf(SECOND, 'home', [['etc', setOf(FIRST)]])
   adopted(directory, next, SECOND)
   assert.equal(readdirSync(directory).filter((name) => name.startsWith('etc-')), before)
-  assert.equal(await loadState(directory, having()), next)
+  assert.equal(await load(directory, having()), next)
+})
+
+states('entries keep their places and what only staging knows, also those that have neither', async () => {
+  const directory = fresh()
+  const { pieces: _pieces, header: _header, ...bare } = entry
+  const entries: Entry[] = [
+    entry, { ...bare, path: 'home/\xff0', type: 'socket', inode: 0, bornNs: -(2n ** 62n) },
+    { ...entry, path: 'z', pieces: [['cd'.repeat(32), 1, 8000, 3]] },
+  ]
+  const { inode: _inode, bornNs: _born, ...strange } = { ...bare, path: 'zz', type: 'fifo' as const }
+  entries.push(strange)
+  const state = { ...stateOf(FIRST), sets: new Map([['home', setOf(FIRST, entries)]]) }
+  adopted(directory, state, FIRST)
+  assert.equal((await load(directory, having()))?.sets.get('home')?.entries, entries)
+})
+
+states('what lies in a bundle that left is nowhere, and keeps its set', async () => {
+  const directory = fresh()
+  const state = stateOf(FIRST)
+  const shardBytes = [encodeShard([entry], (bundle) => state.bundles[bundle]!)]
+  const without = { ...state, bundles: [undefined, undefined] }
+  writePending(directory, without, { commit: { set: 'home', stamp: FIRST, sha256: sha(FIRST) }, shardBytes })
+  adoptPending(directory)
+  const [found] = (await load(directory, having()))!.sets.get('home')!.entries
+  assert.is(found?.inode, entry.inode)
+  for (const bundle of [found!.header![0], found!.pieces![0]![1]]) assert.ok(bundle >= 2 ** 31, `${bundle}`)
 })
 
 states('files of states before are removed, and only those', async () => {
@@ -161,23 +208,23 @@ states('a file that is missing, cut short or changed in one bit means that all i
     longer: (path) => writeFileSync(path, Buffer.concat([readFileSync(path), Buffer.from('x')])),
   }
   const files = readdirSync(names()).filter((name) => name !== 'state.json')
-  assert.is(files.length, 4, 'bundles, pieces, entries and shards')
+  assert.is(files.length, 5, 'bundles, pieces, entries, inodes and shards')
   for (const [how, damage] of Object.entries(damages)) {
     for (const name of files) {
       const directory = names()
       damage(join(directory, name))
-      assert.is(await loadState(directory, having(FIRST)), undefined, `${name} is ${how}`)
+      assert.is(await load(directory, having(FIRST)), undefined, `${name} is ${how}`)
     }
   }
   for (const how of ['missing', 'empty', 'cut short', 'longer']) {
     const directory = names()
     damages[how]!(join(directory, 'state.json'))
-    assert.is(await loadState(directory, having(FIRST)), undefined, `state.json is ${how}`)
+    assert.is(await load(directory, having(FIRST)), undefined, `state.json is ${how}`)
   }
   for (const text of ['null', '[]', '{}', '1', '{"format":2}', '{"format":1}', '{"format":1,"bundles":null}']) {
     const directory = names()
     writeFileSync(join(directory, 'state.json'), text)
-    assert.is(await loadState(directory, having(FIRST)), undefined, text)
+    assert.is(await load(directory, having(FIRST)), undefined, text)
   }
 })
 
@@ -186,7 +233,7 @@ states('a pending file that is no state changes nothing', async () => {
   adopted(directory, stateOf(FIRST), FIRST)
   for (const text of ['', '{', 'null', '[]', '{"format":2}']) {
     writeFileSync(join(directory, 'state.pending.json'), text)
-    assert.equal(await loadState(directory, having(FIRST)), stateOf(FIRST), text)
+    assert.equal(await load(directory, having(FIRST)), stateOf(FIRST), text)
   }
 })
 
@@ -194,14 +241,14 @@ states('bug: a pending file without a commit is a crash instead of a loss', asyn
   const directory = fresh()
   adopted(directory, stateOf(FIRST), FIRST)
   writeFileSync(join(directory, 'state.pending.json'), '{"format":1}')
-  assert.equal(await loadState(directory, having(FIRST)), stateOf(FIRST))
+  assert.equal(await load(directory, having(FIRST)), stateOf(FIRST))
 })
 
 states('writing a pending state leaves the adopted one whole', async () => {
   const directory = fresh()
   adopted(directory, stateOf(FIRST), FIRST)
   const before = new Map(readdirSync(directory).map((name) => [name, readFileSync(join(directory, name)).toString('hex')]))
-  writePending(directory, stateOf(SECOND), commitOf(SECOND))
+  writeState(directory, stateOf(SECOND), SECOND)
   for (const [name, bytes] of before) assert.is(readFileSync(join(directory, name)).toString('hex'), bytes, name)
   assert.ok(existsSync(join(directory, 'state.pending.json')))
 })
