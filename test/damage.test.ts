@@ -51,11 +51,12 @@ function flip(path: string, position: number): void {
 }
 
 /**
- * Verify and restore both end with 13 and name the same files; those, and only those, are not restored; the others are
- * whole; nothing half-made is left.
+ * Verify and restore both end with 13 and name the same files (of a truncated bundle verify may name more); what is named
+ * is not restored, everything else is whole, nothing half-made is left.
  */
 async function assertCosts(
-  { scenario, into }: { scenario: Scenario; into: string }, { minimum, maximum }: { minimum: number; maximum: number },
+  { scenario, into }: { scenario: Scenario; into: string },
+  { minimum, maximum, exact = true }: { minimum: number; maximum: number; exact?: boolean },
 ): Promise<void> {
   const verified = await scenario.restore('--verify', '--json')
   assert.is(verified.status, 13, verified.stderr)
@@ -68,7 +69,8 @@ async function assertCosts(
   const [result] = jsonLines(restored, 'result')
   const failed = (result?.['failures'] as { path: string }[]).map(({ path }) => path).filter(isFile)
     .map((path) => path.slice(-1)).sort()
-  assert.equal(failed, damaged, 'verify and restore agree')
+  if (exact) assert.equal(failed, damaged, 'verify and restore agree')
+  else assert.equal(failed.filter((name) => !damaged.includes(name)), [], 'verify named whatever is lost')
   for (const name of failed) assert.match(restored.stderr, `data/${name}: not restored: `)
   assert.ok(failed.length >= minimum && failed.length <= maximum, `${failed.length} files lost`)
   const there = readdirSync(into + scenario.source)
@@ -96,7 +98,7 @@ damage('a truncated data bundle costs at most the files in it', async () => {
   const at = await freshExport()
   const path = `${at.directory}/${at.bundles[0]}`
   truncateSync(path, statSync(path).size - 100_000)
-  await assertCosts(at, { minimum: 0, maximum: FILES - 1 })
+  await assertCosts(at, { minimum: 0, maximum: FILES - 1, exact: false })
 })
 
 damage('a missing data bundle costs the files in it', async () => {

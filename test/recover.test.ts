@@ -156,6 +156,8 @@ function makeHome(): void {
   writeFileSync(`${home}/links/a-first`, randomBytes(5000))
   linkSync(`${home}/links/a-first`, `${home}/links/b-second`)
   linkSync(`${home}/links/a-first`, `${home}/docs/third`)
+  // It shares the fate of big.img, whichever bundle is damaged.
+  linkSync(`${home}/big.img`, `${home}/links/large`)
   const sparse = openSync(`${home}/sparse.img`, 'w')
   writeSync(sparse, randomBytes(8192), 0, 8192, 3 * MIB)
   writeSync(sparse, 'end', 40 * MIB)
@@ -256,7 +258,8 @@ recover('works with bsdtar, but for what bsdtar cannot', () => {
 
 recover('restores only the paths that are given, with what their links need', () => {
   const inside = home.slice(1)
-  const paths = ['links/b-second', 'docs/letters/', 'odd/new\nline'].map((path) => `/${inside}/${path}`)
+  const paths = ['links/b-second', 'docs/letters/', 'odd/new\nline']
+    .map((path) => `/${inside}/${path}`)
   const words = ['-s', 'home', '-t', stamps[0]!]
   const { status, stderr, home: recovered } = recovery(words, { paths })
   assert.is(status, 0, stderr)

@@ -11,9 +11,9 @@ import { Buffer } from 'node:buffer'
 import {
   closeSync,
   constants,
-  existsSync,
   fstatSync,
   fsyncSync,
+  lstatSync,
   openSync,
   readSync,
   renameSync,
@@ -239,6 +239,6 @@ function isRefusal(error: unknown): boolean {
 }
 
 function refuseTaken(path: RawPath): void {
-  if (!existsSync(rawPathToBytes(path))) return
+  if (lstatSync(rawPathToBytes(path), { throwIfNoEntry: false }) === undefined) return
   throw new BackupError('ALREADY_THERE', `${displayPath(path)} is already there`)
 }

@@ -126,9 +126,10 @@ export function takePath(object: Readonly<Record<string, unknown>>, name: string
   const text = object[name]
   const base64 = object[`${name}64`]
   const path = typeof text === 'string' ? rawPathFromText(text)
-    : typeof base64 === 'string' ? Buffer.from(base64, 'base64').toString('latin1') : undefined
+    : typeof base64 === 'string' ? fromBase64(base64).toString('latin1') : undefined
   if (path === undefined && (text !== undefined || base64 !== undefined)) throw damaged(`${name} is no path`)
-  if (path !== undefined && (path.length > MAX_PATH_BYTES || path.includes('\0'))) throw damaged(`${name} is no path`)
+  if (text !== undefined && base64 !== undefined) throw damaged(`${name} is there twice`)
+  if (path !== undefined && (path === '' || path.length > MAX_PATH_BYTES || path.includes('\0'))) throw damaged(`${name} is no path`)
   return path
 }
 
@@ -183,23 +184,32 @@ function encodeXattrs(xattrs: ReadonlyMap<string, Buffer>): Record<string, strin
 }
 
 function parseXattrs(value: unknown): ReadonlyMap<string, Buffer> {
-  if (typeof value !== 'object' || value === null) throw damaged('xattrs are malformed')
-  return new Map(Object.entries(value).map(([name, base64]) => [name, Buffer.from(text(base64), 'base64')]))
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
+    throw damaged('xattrs are malformed')
+  }
+  return new Map(Object.entries(value).map(([name, base64]) => [name, fromBase64(text(base64))]))
+}
+
+/** Canonical base64 only: what else Buffer would take is not ours. */
+function fromBase64(base64: string): Buffer {
+  const bytes = Buffer.from(base64, 'base64')
+  if (bytes.toString('base64') !== base64) throw damaged('base64 is malformed')
+  return bytes
 }
 
 function parseRange(value: unknown): Range {
-  const [bundle, offset, length] = list(value)
+  const [bundle, offset, length] = listOf(value, 3)
   return [count(bundle, 'bundle'), count(offset, 'offset'), count(length, 'length')]
 }
 
 function parsePiece(value: unknown): Piece {
-  const [id, bundle, offset, length] = list(value)
+  const [id, bundle, offset, length] = listOf(value, 4)
   if (typeof id !== 'string' || !/^[0-9a-f]{64}$/.test(id)) throw damaged('a piece has no id')
   return [id, count(bundle, 'bundle'), count(offset, 'offset'), count(length, 'length')]
 }
 
 function pair(value: unknown): readonly [number, number] {
-  const [first, second] = list(value)
+  const [first, second] = listOf(value, 2)
   return [count(first, 'first'), count(second, 'second')]
 }
 
@@ -211,8 +221,15 @@ export function parseObject(line: string): Readonly<Record<string, unknown>> {
   } catch (cause) {
     throw new BackupError('CATALOG_DAMAGED', 'a catalog line is not JSON', { cause })
   }
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) throw damaged('a line is no object')
-  return value as Readonly<Record<string, unknown>>
+  return record(value)
+}
+
+/** @throws BackupError CATALOG_DAMAGED when it is no object */
+export function record(value: unknown): Readonly<Record<string, unknown>> {
+  if (typeof value === 'object' && value !== null && !Array.isArray(value)) {
+    return value as Readonly<Record<string, unknown>>
+  }
+  throw damaged('an object is missing')
 }
 
 /** A whole number from 0 to `most`. @throws BackupError CATALOG_DAMAGED */
@@ -226,6 +243,12 @@ export function count(value: unknown, name: string, most = Number.MAX_SAFE_INTEG
 export function list(value: unknown): readonly unknown[] {
   if (!Array.isArray(value)) throw damaged('a list is missing')
   return value
+}
+
+function listOf(value: unknown, length: number): readonly unknown[] {
+  const items = list(value)
+  if (items.length !== length) throw damaged('a list has another length')
+  return items
 }
 
 export function text(value: unknown): string {

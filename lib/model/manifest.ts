@@ -6,7 +6,8 @@
 import { Buffer } from 'node:buffer'
 import { BackupError } from '../errors.ts'
 import type { MissingPath, SourceRecord } from './collection.ts'
-import { type FrameRange, count, list, parseObject, putPath, takePath, text } from './entry.ts'
+import { type FrameRange, count, list, parseObject, putPath, record, takePath, text } from './entry.ts'
+import type { RawPath } from './raw-path.ts'
 import { parseBundleName, parseDigest, parseFrames } from './shard.ts'
 
 export const FORMAT = 1
@@ -90,13 +91,10 @@ function readManifest(object: Readonly<Record<string, unknown>>): Manifest {
     repository: text(object['repository']), machine: text(object['machine']),
     set: text(object['set']), stamp: text(object['stamp']),
     previous: readPrevious(object['previous']),
-    complete: object['complete'] === true,
+    complete: yesOrNo(object['complete']),
     missing: list(object['missing']).map((item) =>
       ({ path: place(record(item)), why: text(record(item)['why']) })),
-    sources: list(object['sources']).map((item) => ({
-      path: place(record(item)), snapshot: text(record(item)['snapshot']),
-      time: text(record(item)['time']),
-    })) as SourceRecord[],
+    sources: list(object['sources']).map(readSource),
     index: {
       digest: parseDigest(index['digest']), bundle: parseBundleName(index['bundle']),
       tar: [count(offset, 'index'), count(length, 'index')], frames: parseFrames(index['frames']),
@@ -137,13 +135,20 @@ function encodePlace<T extends { readonly path: string }>(item: T): Record<strin
   return { ...out, ...rest }
 }
 
-function place(object: Readonly<Record<string, unknown>>): string {
-  return takePath(object, 'path') ?? ''
+function place(object: Readonly<Record<string, unknown>>): RawPath {
+  const path = takePath(object, 'path')
+  if (path !== undefined) return path
+  throw new BackupError('CATALOG_DAMAGED', 'a path is missing')
 }
 
-function record(value: unknown): Readonly<Record<string, unknown>> {
-  if (typeof value !== 'object' || value === null) {
-    throw new BackupError('CATALOG_DAMAGED', 'an object is missing')
-  }
-  return value as Readonly<Record<string, unknown>>
+function readSource(value: unknown): SourceRecord {
+  const source = record(value)
+  const { snapshot } = source
+  if (snapshot === 'btrfs' || snapshot === 'none') return { path: place(source), snapshot, time: text(source['time']) }
+  throw new BackupError('CATALOG_DAMAGED', 'a source has an unknown snapshot')
+}
+
+function yesOrNo(value: unknown): boolean {
+  if (typeof value === 'boolean') return value
+  throw new BackupError('CATALOG_DAMAGED', 'a yes or no is missing')
 }

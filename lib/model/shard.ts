@@ -8,7 +8,7 @@ import { createHash } from 'node:crypto'
 import { BackupError } from '../errors.ts'
 import {
   type Entry, type FrameRange, type Range, count, encodeEntry, list, parseEntry, parseObject, putPath,
-  takePath, text,
+  record, takePath, text,
 } from './entry.ts'
 import { type RawPath, comparePaths, parentOf, rawPathToBytes } from './raw-path.ts'
 
@@ -147,7 +147,7 @@ function checkRange([bundle, offset, length]: Range, bundles: readonly BundlePla
 }
 
 function parsePlace(value: unknown): BundlePlace {
-  const object = value as Readonly<Record<string, unknown>>
+  const object = record(value)
   return { name: parseBundleName(object['name']), frames: parseFrames(object['frames']) }
 }
 

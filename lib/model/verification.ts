@@ -48,8 +48,14 @@ export function parseVerification(text: string, { set, stamp }: Place): Verifica
     const match = /^([0-9a-f]{64}) {2}(\S+)$/.exec(line)
     if (match === null) throw damaged('has a line that is not ours')
     const [, sha256, path] = match
-    if (path === MANIFEST && manifestSha256 === undefined) manifestSha256 = sha256!
-    else bundles.set(absoluteName(path!, { set, stamp }), sha256!)
+    if (manifestSha256 !== undefined) throw damaged('goes on after the manifest')
+    if (path === MANIFEST) {
+      manifestSha256 = sha256!
+      continue
+    }
+    const name = absoluteName(path!, { set, stamp })
+    if (bundles.has(name)) throw damaged('names a bundle twice')
+    bundles.set(name, sha256!)
   }
   if (manifestSha256 === undefined) throw damaged('names no manifest')
   return { bundles, manifestSha256 }
@@ -60,6 +66,7 @@ function absoluteName(relative: string, { set, stamp }: Place): string {
   const name = relative.slice(0, -BUNDLE_SUFFIX.length)
   const absolute = name.startsWith('../../') ? name.slice(6)
     : name.startsWith('../') ? `${set}/${name.slice(3)}` : `${set}/${stamp}/${name}`
+  if (relativeName(absolute, { set, stamp }) !== name) throw damaged('names a bundle by a way round')
   try {
     return parseBundleName(absolute)
   } catch (cause) {

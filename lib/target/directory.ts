@@ -19,7 +19,7 @@ import { targetError } from './target-error.ts'
 import type { Target, TargetFile } from './target.ts'
 
 /** Where systems mount removable drives: a directory there that is on no file system of its own is a bare mount point. */
-const MOUNT_PLACES = ['/media/', '/run/media/', '/mnt/', '/Volumes/']
+const MOUNT_PLACES = ['/media', '/run/media', '/mnt', '/Volumes']
 
 export interface DirectoryTargetOptions {
   readonly name: string
@@ -34,14 +34,22 @@ export interface DirectoryTargetOptions {
  */
 export function openDirectoryTarget(options: DirectoryTargetOptions): Target {
   const { name, path } = options
-  const stat = statSync(path, { throwIfNoEntry: false })
-  if (stat === undefined || !stat.isDirectory()) {
-    throw absent(options, `${path} is ${stat === undefined ? 'not there' : 'no directory'}`)
-  }
-  if (mustBeMounted(options) && !isOnMount(path)) {
-    throw absent(options, `nothing is mounted at ${path}: it is a bare mount point`)
-  }
+  const what = whatIsAt(path)
+  if (what !== 'directory') throw absent(options, `${path} is ${what}`)
+  const bare = bareMountPoint(options)
+  if (bare !== undefined) throw absent(options, `nothing is mounted at ${bare}: it is a bare mount point`)
   return new DirectoryTarget(name, path)
+}
+
+function whatIsAt(path: string): 'directory' | 'no directory' | 'not there' {
+  try {
+    return statSync(path).isDirectory() ? 'directory' : 'no directory'
+  } catch (error) {
+    const code = systemCode(error)
+    if (code === 'ENOENT') return 'not there'
+    if (code === 'ENOTDIR' || code === 'ELOOP') return 'no directory'
+    throw targetError({ error, path: rawPathFromText(path) })
+  }
 }
 
 function absent({ name, path }: DirectoryTargetOptions, message: string): BackupError {
@@ -51,28 +59,36 @@ function absent({ name, path }: DirectoryTargetOptions, message: string): Backup
   })
 }
 
-function mustBeMounted({ path, mustBeMounted }: DirectoryTargetOptions): boolean {
-  if (mustBeMounted !== undefined) return mustBeMounted
-  return MOUNT_PLACES.some((place) => path.startsWith(place)) || fstabNames(path)
+/** The place where a file system has to be mounted and is not; undefined when all is well. */
+function bareMountPoint({ path, mustBeMounted }: DirectoryTargetOptions): string | undefined {
+  if (mustBeMounted === false) return undefined
+  const named = fstabMount(path)
+  if (named !== undefined) return isMountPoint(named) ? undefined : named
+  const place = MOUNT_PLACES.find((one) => path.startsWith(`${one}/`))
+  if (place === undefined && mustBeMounted === undefined) return undefined
+  return isOnMountBelow(path, place ?? '/') ? undefined : path
 }
 
-/** Whether fstab mounts something at the path or above it (other than the root). */
-function fstabNames(path: string): boolean {
-  if (!existsSync('/etc/fstab')) return false
-  return readFileSync('/etc/fstab', 'utf8').split('\n').some((line) => {
-    const place = line.trim().startsWith('#') ? undefined : line.trim().split(/\s+/)[1]
-    const mount = place?.replace(/\\040/g, ' ')
-    if (mount === undefined || !mount.startsWith('/') || mount === '/') return false
-    return path === mount || path.startsWith(`${mount}/`)
+/** The deepest directory at or above the path (other than the root) that fstab mounts something at. */
+function fstabMount(path: string): string | undefined {
+  if (!existsSync('/etc/fstab')) return undefined
+  const mounts = readFileSync('/etc/fstab', 'utf8').split('\n').flatMap((line) => {
+    const [, place] = line.trim().startsWith('#') ? [] : line.trim().split(/\s+/)
+    const mount = place?.replace(/\\040/g, ' ').replace(/(.)\/+$/, '$1')
+    const isAbove = mount !== undefined && mount !== '/' && mount.startsWith('/')
+      && (path === mount || path.startsWith(`${mount}/`))
+    return isAbove ? [mount] : []
   })
+  return mounts.sort((a, b) => b.length - a.length)[0]
 }
 
-/** Whether some directory from `path` up, below the root, is on another device than its parent. */
-function isOnMount(path: string): boolean {
-  for (let at = path; dirname(at) !== at; at = dirname(at)) {
-    if (statSync(at).dev !== statSync(dirname(at)).dev) return true
-  }
+function isOnMountBelow(path: string, place: string): boolean {
+  for (let at = path; at !== place && dirname(at) !== at; at = dirname(at)) if (isMountPoint(at)) return true
   return false
+}
+
+function isMountPoint(path: string): boolean {
+  return statSync(path).dev !== statSync(dirname(path)).dev
 }
 
 class DirectoryTarget implements Target {
@@ -89,6 +105,7 @@ class DirectoryTarget implements Target {
   async list(directory: string): Promise<readonly TargetFile[] | undefined> {
     const path = directory === '' ? this.#root : this.localPath(directory)
     return this.#guard(path, () => {
+      this.#followNothing(path)
       const stat = lstatSync(rawPathToBytes(path), { throwIfNoEntry: false })
       if (stat === undefined) return undefined
       if (!stat.isDirectory()) throw inTheWay(path)
@@ -103,9 +120,12 @@ class DirectoryTarget implements Target {
   async read(path: string, maxBytes: number): Promise<Buffer | undefined> {
     const full = this.localPath(path)
     return this.#guard(full, () => {
+      this.#followNothing(full)
+      const { O_RDONLY, O_NOFOLLOW, O_NONBLOCK } = constants
       let fd: number
       try {
-        fd = openSync(rawPathToBytes(full), constants.O_RDONLY | constants.O_NOFOLLOW)
+        // Not blocking: what lies there may be a pipe.
+        fd = openSync(rawPathToBytes(full), O_RDONLY | O_NOFOLLOW | O_NONBLOCK)
       } catch (error) {
         if (systemCode(error) === 'ENOENT' || systemCode(error) === 'ENOTDIR') return undefined
         throw error
@@ -122,6 +142,7 @@ class DirectoryTarget implements Target {
     const full = this.localPath(path)
     this.#guard(full, () => {
       this.#makeDirectory(parentOf(full))
+      refuseTaken(full)
       writeDurably({ path: full, bytes, mode: 0o600 })
       prove(full, bytes)
     })
@@ -129,7 +150,10 @@ class DirectoryTarget implements Target {
 
   async replace(path: string, bytes: Uint8Array): Promise<void> {
     const full = this.localPath(path)
-    this.#guard(full, () => writeDurably({ path: full, bytes, mode: 0o600, replace: true }))
+    this.#guard(full, () => {
+      this.#followNothing(full)
+      writeDurably({ path: full, bytes, mode: 0o600, replace: true })
+    })
   }
 
   async workDirectory(directory: string): Promise<RawPath> {
@@ -140,7 +164,11 @@ class DirectoryTarget implements Target {
 
   async publish(path: string): Promise<void> {
     const full = this.localPath(path)
-    this.#guard(full, () => publish({ partial: `${full}.partial`, path: full }))
+    this.#guard(full, () => {
+      this.#followNothing(full)
+      refuseTaken(full)
+      publish({ partial: `${full}.partial`, path: full })
+    })
   }
 
   localPath(path: string): RawPath {
@@ -150,6 +178,7 @@ class DirectoryTarget implements Target {
   async remove(path: string): Promise<void> {
     const full = this.localPath(path)
     this.#guard(full, () => {
+      this.#followNothing(full)
       try {
         unlinkSync(rawPathToBytes(full))
       } catch (error) {
@@ -163,6 +192,7 @@ class DirectoryTarget implements Target {
   async removeDirectory(path: string): Promise<void> {
     const full = this.localPath(path)
     this.#guard(full, () => {
+      this.#followNothing(full)
       try {
         rmdirSync(rawPathToBytes(full))
       } catch (error) {
@@ -182,12 +212,27 @@ class DirectoryTarget implements Target {
   /** Makes the directories that are missing, one by one, so that each is synced into its parent. */
   #makeDirectory(path: RawPath): void {
     if (path === this.#root) return
+    this.#makeDirectory(parentOf(path))
     const stat = lstatSync(rawPathToBytes(path), { throwIfNoEntry: false })
     if (stat?.isDirectory() === true) return
     if (stat !== undefined) throw inTheWay(path)
-    this.#makeDirectory(parentOf(path))
     mkdirSync(rawPathToBytes(path), { mode: 0o700 })
     syncDirectory(parentOf(path))
+  }
+
+  /** No directory above a path, below the target, is a link. */
+  #followNothing(path: RawPath): void {
+    if (path === this.#root) return
+    const parent = parentOf(path)
+    this.#followNothing(parent)
+    let stat
+    try {
+      stat = lstatSync(rawPathToBytes(parent))
+    } catch (error) {
+      if (systemCode(error) === 'ENOENT' || systemCode(error) === 'ENOTDIR') return
+      throw error
+    }
+    if (stat.isSymbolicLink() && parent !== this.#root) throw inTheWay(parent)
   }
 
   #guard<T>(path: RawPath, action: () => T): T {
@@ -199,8 +244,18 @@ class DirectoryTarget implements Target {
   }
 }
 
+/** @throws BackupError TARGET_FAILED for a name that is taken, by anything */
+function refuseTaken(path: RawPath): void {
+  if (lstatSync(rawPathToBytes(path), { throwIfNoEntry: false }) === undefined) return
+  throw new BackupError('TARGET_FAILED', `${displayPath(path)} is there already`, {
+    hint: 'nothing is ever overwritten there; move it away if it is not ours',
+  })
+}
+
 function readWhole(fd: number, { path, maxBytes }: { path: RawPath; maxBytes: number }): Buffer {
-  const { size } = fstatSync(fd)
+  const stat = fstatSync(fd)
+  const { size } = stat
+  if (!stat.isFile()) throw new BackupError('TARGET_FAILED', `${displayPath(path)} is no file`)
   if (size > maxBytes) {
     throw new BackupError('TARGET_FAILED', `${displayPath(path)} is larger than it can be: ${size} bytes`, {
       hint: 'it was not written by this program; nothing was changed',

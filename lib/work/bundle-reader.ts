@@ -34,12 +34,14 @@ export class BundleReader {
 
   constructor({ path, identities }: { path: RawPath; identities: readonly string[] }) {
     this.path = path
-    this.#fd = guarded(path, () => openSync(rawPathToBytes(path), constants.O_RDONLY | constants.O_NOFOLLOW))
+    // Not blocking: what lies there may be a pipe.
+    const flags = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK
+    this.#fd = guarded(path, () => openSync(rawPathToBytes(path), flags))
     try {
-      const sizeBytes = guarded(path, () => fstatSync(this.#fd).size)
-      const start = Buffer.allocUnsafe(Math.min(MAX_HEAD_BYTES, sizeBytes, HEAD_GUESS_BYTES))
-      this.#readInto(start, 0)
-      const { headBytes, payloadKey } = openAgeHead(start, identities)
+      const stat = guarded(path, () => fstatSync(this.#fd))
+      if (!stat.isFile()) throw damaged(path, 'is no file')
+      const sizeBytes = stat.size
+      const { headBytes, payloadKey } = this.#openHead(sizeBytes, identities)
       this.#headBytes = headBytes
       this.#payloadKey = payloadKey
       this.payloadBytes = ageLengths.plaintextBytes({ headBytes, ciphertextBytes: sizeBytes })
@@ -89,9 +91,14 @@ export class BundleReader {
 
   /** A run of tar bytes, by the frames (of this bundle, in order) that hold it; good until the next call. */
   readTar(frames: readonly FrameRange[], { offset, length }: { offset: number; length: number }): Buffer {
-    const parts: Buffer[] = []
-    this.forEachPart(frames, { offset, length }, (part) => parts.push(part))
-    return parts.length === 1 ? parts[0]! : Buffer.concat(parts)
+    let whole: Buffer | undefined
+    let done = 0
+    this.forEachPart(frames, { offset, length }, (part) => {
+      // One part is used where it is; of several each is copied at once, for its memory is used again.
+      if (part.length === length) whole = part
+      else done += part.copy((whole ??= Buffer.allocUnsafe(length)), done)
+    })
+    return whole ?? Buffer.alloc(0)
   }
 
   /** The same, part by part without a copy; a part is only good until the next call. */
@@ -150,6 +157,20 @@ export class BundleReader {
       const at = (index - first) * (CHUNK_BYTES + TAG_BYTES)
       const plain = this.openChunkAt(index, sealed.subarray(at, at + CHUNK_BYTES + TAG_BYTES))
       plain.copy(scratch.payload, (index - first) * CHUNK_BYTES)
+    }
+  }
+
+  /** Most heads are a few hundred bytes; one with very many recipients is read again, whole. */
+  #openHead(sizeBytes: number, identities: readonly string[]): ReturnType<typeof openAgeHead> {
+    const start = Buffer.allocUnsafe(Math.min(MAX_HEAD_BYTES, sizeBytes))
+    const guess = start.subarray(0, HEAD_GUESS_BYTES)
+    this.#readInto(guess, 0)
+    try {
+      return openAgeHead(guess, identities)
+    } catch (error) {
+      if (guess.length === start.length) throw error
+      this.#readInto(start, 0)
+      return openAgeHead(start, identities)
     }
   }
 

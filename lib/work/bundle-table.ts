@@ -6,6 +6,9 @@
 import assert from 'node:assert/strict'
 import type { State, StateBundle } from './state.ts'
 
+/** Less than this is not worth a new bundle: what a small bundle spends on headers of its own would count as waste. */
+const MIN_WASTE_BYTES = 64 * 1024
+
 /** The bundles that entries can name, by number: those of the state, then those of this export. */
 export class BundleTable {
   /** The number of this export's data-0001. */
@@ -55,21 +58,21 @@ export class BundleTable {
     this.#usable[number] = true
   }
 
-  retire(bundle: number): void {
-    this.#usable[bundle] = false
-  }
-
   usableTarBytes(name: string): number | undefined {
     const number = this.#bundles.findLastIndex((bundle) => bundle?.name === name)
     return this.#usable[number] === true ? this.#bundles[number]?.tarBytes : undefined
   }
 
-  /** Data bundles of which this export and the other sets' last ones need less than half. */
-  lessThanHalfNeeded(usage: ReadonlyMap<number, number>, others: ReadonlyMap<string, number>): number[] {
-    return this.#bundles.flatMap((bundle, number) => {
-      if (bundle === undefined || !this.isUsable(number) || !bundle.name.includes('/data-')) return []
-      const needed = (usage.get(number) ?? 0) + (others.get(bundle.name) ?? 0)
-      return needed > 0 && needed * 2 < bundle.tarBytes ? [number] : []
-    })
+  /**
+   * Takes data bundles out of use of which the last exports of all sets (`usages`, bytes of tar by bundle name) together
+   * need less than half: so that they can go with the exports that need them (design §3).
+   */
+  retireLittleNeeded(usages: readonly Readonly<Record<string, number>>[]): void {
+    for (const [number, bundle] of this.#bundles.entries()) {
+      if (bundle === undefined || !bundle.name.includes('/data-')) continue
+      const needed = usages.reduce((sum, usage) => sum + (usage[bundle.name] ?? 0), 0)
+      const isWaste = bundle.tarBytes - needed > MIN_WASTE_BYTES
+      if (isWaste && needed * 2 < bundle.tarBytes) this.#usable[number] = false
+    }
   }
 }

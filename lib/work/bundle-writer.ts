@@ -77,8 +77,8 @@ export class BundleWriter {
   open(path: RawPath): void {
     assert(!this.isOpen)
     const { O_CREAT, O_EXCL, O_NOFOLLOW, O_WRONLY } = constants
-    const fd = guarded(path, () => openSync(rawPathToBytes(path), O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW, 0o600))
     const { head, payloadKey } = createAgeHead(this.#recipients)
+    const fd = guarded(path, () => openSync(rawPathToBytes(path), O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW, 0o600))
     this.#open = {
       path, fd, payloadKey, chunks: 0, tarBytes: 0, payloadBytes: 0, writtenBytes: 0,
       hash: createHash('sha256'), sums: [], frames: [], seek: [],

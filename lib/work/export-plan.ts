@@ -80,7 +80,8 @@ function knownContent({ entry, chunk, before, byInode, isUsable }: {
     const same = candidate.inode === entry.inode && candidate.bornNs === entry.bornNs
       && candidate.size === entry.size && candidate.mtimeNs === entry.mtimeNs
       && candidate.chunk === chunk && sameSegments(candidate, entry)
-    if (same && (candidate.pieces ?? []).every(([, bundle]) => isUsable(bundle))) return candidate
+    const { pieces } = candidate
+    if (same && pieces !== undefined && pieces.every(([, bundle]) => isUsable(bundle))) return candidate
   }
   return undefined
 }

@@ -155,15 +155,12 @@ class Export {
     return state
   }
 
-  /** Plans twice where bundles are less than half needed: the second time without them, so that they can go. */
+  /** Bundles that the last exports need less than half of are not referred to: what is needed of them is packed anew. */
   #plan(
     collected: readonly Entry[], { state, bundles }: { state: State; bundles: BundleTable },
   ): PlannedEntry[] {
+    bundles.retireLittleNeeded([...state.sets.values()].map(({ usage }) => usage))
     const last = state.sets.get(this.#options.set)?.entries ?? []
-    const plan = planExport({ collected, last, isUsable: (bundle) => bundles.isUsable(bundle) })
-    const sparse = bundles.lessThanHalfNeeded(keptUsage(plan), othersUsage(state, this.#options.set))
-    if (sparse.length === 0) return plan
-    for (const bundle of sparse) bundles.retire(bundle)
     return planExport({ collected, last, isUsable: (bundle) => bundles.isUsable(bundle) })
   }
 
@@ -355,26 +352,6 @@ interface FinishedExport extends PackedEntries {
   readonly bundles: BundleTable
   /** How much of each bundle's tar the export needs. */
   readonly usage: ReadonlyMap<number, number>
-}
-
-/** How much of each bundle a plan refers to. */
-function keptUsage(plan: readonly PlannedEntry[]): Map<number, number> {
-  return usageOf(plan.flatMap(({ kept, item }) => {
-    if (kept === undefined || item?.kind === 'file') return []
-    if (item === undefined) return [kept]
-    const { header: _header, ...content } = kept
-    return [content]
-  }))
-}
-
-/** The same for the last exports of the other sets, by bundle name. */
-function othersUsage(state: State, set: string): ReadonlyMap<string, number> {
-  const usage = new Map<string, number>()
-  for (const [name, other] of state.sets) {
-    if (name === set) continue
-    for (const [bundle, bytes] of Object.entries(other.usage)) usage.set(bundle, (usage.get(bundle) ?? 0) + bytes)
-  }
-  return usage
 }
 
 /** Every bundle the export needs, sorted by name. */

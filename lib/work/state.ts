@@ -234,7 +234,9 @@ export function adoptPending(directory: string): void {
 function readStateFile(path: string): StateFile | undefined {
   try {
     const file = JSON.parse(readFileSync(path, 'utf8')) as StateFile
-    return file.format === 1 ? file : undefined
+    const { format, commit } = file
+    const isOurs = format === 1 && [commit.set, commit.stamp, commit.sha256].every((text) => typeof text === 'string')
+    return isOurs ? file : undefined
   } catch {
     return undefined
   }

@@ -1,6 +1,8 @@
-// Random input that can be had again: a failing run prints SEED=…, and SEED in the environment brings the same bytes back.
+// Random input that can be had again: a failing run prints SEED=…, and SEED in the environment
+// brings the same bytes back.
 //
-// The stream is the AES-256-CTR key stream under the SHA-256 of a seed, so `randomFrom` is the same everywhere and may
+// The stream is the AES-256-CTR key stream under the SHA-256 of a seed, so `randomFrom` is the
+// same everywhere and may
 // stand behind fixed vectors.
 
 import { Buffer } from 'node:buffer'

@@ -11,14 +11,17 @@ const chunker = suite('format/chunker')
 const MIB = 2 ** 20
 const GIB = 2 ** 30
 
-const total = (lengths: readonly number[]): number => lengths.reduce((sum, length) => sum + length, 0)
+const total = (lengths: readonly number[]): number =>
+  lengths.reduce((sum, length) => sum + length, 0)
 
 const gear = Array.from({ length: 256 }, (_, i) =>
   createHash('blake2b512').update(Buffer.from(`gear-${i}`, 'ascii')).digest().readUInt32BE(0))
 
 /**
- * docs/format.md §4 word by word: the hash of every byte of the piece, in arithmetic without tricks. Bytes before
- * `minimum - 32` are shifted out by the time anything is looked at, so it may as well run from the piece's start.
+ * docs/format.md §4 word by word: the hash of every byte of the piece, in arithmetic without
+ * tricks. Bytes before
+ * `minimum - 32` are shifted out by the time anything is looked at, so it may as well run from the
+ * piece's start.
  */
 function slowCuts(bytes: Buffer, n: number): number[] {
   const average = 2 ** n
@@ -43,8 +46,10 @@ function slowCuts(bytes: Buffer, n: number): number[] {
 
 chunker('the parameter follows the size, at every limit', () => {
   const expected: readonly (readonly [number, number | undefined])[] = [
-    [0, undefined], [1, undefined], [SINGLE_PIECE_BYTES - 1, undefined], [SINGLE_PIECE_BYTES, undefined],
-    [SINGLE_PIECE_BYTES + 1, 16], [GIB - 1, 16], [GIB, 16], [GIB + 1, 18], [16 * GIB - 1, 18], [16 * GIB, 18],
+    [0, undefined], [1, undefined], [SINGLE_PIECE_BYTES - 1, undefined],
+    [SINGLE_PIECE_BYTES, undefined],
+    [SINGLE_PIECE_BYTES + 1, 16], [GIB - 1, 16], [GIB, 16], [GIB + 1, 18], [16 * GIB - 1, 18],
+    [16 * GIB, 18],
     [16 * GIB + 1, 20], [2 ** 52, 20],
   ]
   for (const [size, n] of expected) assert.is(chunkParameter(size), n, `${size}`)
@@ -55,7 +60,8 @@ chunker('the parameter follows the size, at every limit', () => {
 chunker('cuts that were made once are made for ever', () => {
   // The AES-256-CTR key stream under SHA-256('chunker vector'): see test/helpers/random.ts.
   const bytes = randomFrom('chunker vector').bytes(4 * MIB)
-  assert.is(createHash('sha256').update(bytes).digest('hex'), STREAM_SHA256, 'the stream has drifted')
+  assert.is(createHash('sha256').update(bytes).digest('hex'), STREAM_SHA256,
+    'the stream has drifted')
   for (const [n, lengths] of VECTORS) {
     assert.is(total(lengths), 4 * MIB, 'the vector adds up')
     for (const length of lengths.slice(0, -1)) {
@@ -71,7 +77,8 @@ chunker('every piece has at least the minimum and at most the maximum, and they 
     const minimum = 2 ** (n - 2)
     const maximum = 2 ** (n + 2)
     for (const length of [0, 1, minimum - 1, minimum, minimum + 1, 2 ** n - 1, 2 ** n, 2 ** n + 1,
-      maximum - 1, maximum, maximum + 1, 2 * maximum - 1, 2 * maximum, 2 * maximum + 1, 9 * maximum + 5]) {
+      maximum - 1, maximum, maximum + 1, 2 * maximum - 1, 2 * maximum, 2 * maximum + 1,
+      9 * maximum + 5]) {
       for (const bytes of [Buffer.alloc(length), Buffer.alloc(length, 255), random.bytes(length)]) {
         const lengths = cutPieces(bytes, n)
         assert.is(total(lengths), length)
@@ -147,8 +154,10 @@ function idsOf(bytes: Buffer, n: number): string[] {
 
 chunker('a digest is the first half of BLAKE2b-512', () => {
   // RFC 7693, appendix A.
-  assert.is(digestOf(Buffer.from('abc')), 'ba80a53f981c4d0d6a2797b69f12f6e94c212f14685ac4b74b12bb6fdbffa2d1')
-  assert.is(digestOf(Buffer.alloc(0)), '786a02f742015903c6c6fd852552d272912f4740e15847618a86e217f71f5419')
+  assert.is(digestOf(Buffer.from('abc')),
+    'ba80a53f981c4d0d6a2797b69f12f6e94c212f14685ac4b74b12bb6fdbffa2d1')
+  assert.is(digestOf(Buffer.alloc(0)),
+    '786a02f742015903c6c6fd852552d272912f4740e15847618a86e217f71f5419')
   assert.is(digestBytes(Buffer.from('abc')).length, 32)
   const part = Buffer.from('xabcx').subarray(1, 4)
   assert.is(digestOf(part), digestOf(Buffer.from('abc')), 'a view of a larger buffer')

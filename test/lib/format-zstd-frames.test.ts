@@ -7,7 +7,8 @@ import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import { END_OF_ARCHIVE, encodePlainHeader, tarPadding } from '../../lib/format/tar.ts'
 import {
-  FRAME_MAX_BYTES, FRAME_TARGET_BYTES, FrameCompressor, type SeekEntry, compressFrame, compressedBound,
+  FRAME_MAX_BYTES, FRAME_TARGET_BYTES, FrameCompressor, type SeekEntry, compressFrame,
+  compressedBound,
   decompressFrame, decompressFrameInto, encodeTrailer, frameChecksum, frameLength, padmeLength,
   parseSeekTable,
 } from '../../lib/format/zstd-frames.ts'
@@ -40,7 +41,9 @@ const seekEntry = (frame: Buffer, tarBytes: number): SeekEntry =>
   ({ compressedBytes: frame.length, tarBytes, checksum: frameChecksum(frame) })
 
 /** A payload as a bundle has it, and what is in it. */
-function payloadOf(parts: readonly Buffer[]): { payload: Buffer; seek: SeekEntry[]; dataBytes: number } {
+function payloadOf(
+  parts: readonly Buffer[],
+): { payload: Buffer; seek: SeekEntry[]; dataBytes: number } {
   const data = parts.map((part) => compressFrame(part, 3))
   const seek = data.map((frame, i) => seekEntry(frame, parts[i]!.length))
   const payload = Buffer.concat([...data, encodeTrailer(seek)])
@@ -91,7 +94,8 @@ frames('content with a pattern is not taken for incompressible', () => {
 })
 
 frames('every frame says its size and ends in the checksum of its content', () => {
-  // Frame_Header_Descriptor: the top two bits or the single-segment bit mean a size, bit 2 a checksum.
+  // Frame_Header_Descriptor: the top two bits or the single-segment bit mean a size, bit 2 a
+  // checksum.
   for (const size of SIZES) {
     const frame = compressFrame(KINDS['text']!(size), 3)
     const descriptor = frame[4]!
@@ -184,7 +188,8 @@ frames('the length of a frame is that of the first one', () => {
 frames('a Padmé length is what the paper says', () => {
   // E = 3, S = 2: multiples of 2; E = 9, S = 4: of 32; E = 20, S = 5: of 32 KiB.
   const known: readonly (readonly [number, number])[] = [
-    [0, 0], [1, 1], [2, 2], [3, 3], [4, 4], [5, 5], [7, 7], [8, 8], [9, 10], [10, 10], [11, 12], [15, 16],
+    [0, 0], [1, 1], [2, 2], [3, 3], [4, 4], [5, 5], [7, 7], [8, 8], [9, 10], [10, 10], [11, 12],
+    [15, 16],
     [16, 16], [17, 18], [31, 32], [33, 36], [512, 512], [513, 544], [1023, 1024],
     [2 ** 20 + 1, 2 ** 20 + 2 ** 15], [2 ** 32 - 1, 2 ** 32],
   ]
@@ -291,7 +296,8 @@ frames('refuses a seek table whose frame, flags or magic is damaged', () => {
   refuses(() => parseSeekTable(Buffer.alloc(100)), /no seek table/)
 })
 
-frames('a seek table that claims four billion frames asks for more bytes and allocates none', () => {
+frames('a seek table that claims four billion frames asks for more bytes and allocates none',
+  () => {
   const { payload } = payloadOf([KINDS['text']!(5000)])
   payload.writeUInt32LE(0xffffffff, payload.length - 9)
   assert.is(parseSeekTable(payload), 'short')
@@ -299,7 +305,8 @@ frames('a seek table that claims four billion frames asks for more bytes and all
 
 frames('stock zstd lists, tests and decompresses a payload', () => {
   const parts = [
-    KINDS['random']!(100_000), KINDS['text']!(FRAME_MAX_BYTES), Buffer.from('x'), KINDS['zeros']!(70_000),
+    KINDS['random']!(100_000), KINDS['text']!(FRAME_MAX_BYTES), Buffer.from('x'),
+    KINDS['zeros']!(70_000),
   ]
   const { payload } = payloadOf(parts)
   const path = fileOf('payload.zst', payload)
@@ -320,7 +327,8 @@ frames('bsdtar and tar read a payload as it is', () => {
   const content = KINDS['text']!(300_001)
   const tar = [
     encodePlainHeader({ path: 'a/file', sizeBytes: content.length }), content,
-    Buffer.alloc(tarPadding(content.length)), encodePlainHeader({ path: 'b', sizeBytes: 0 }), END_OF_ARCHIVE,
+    Buffer.alloc(tarPadding(content.length)), encodePlainHeader({ path: 'b', sizeBytes: 0 }),
+    END_OF_ARCHIVE,
   ]
   const { payload } = payloadOf(tar.filter(({ length }) => length > 0))
   const path = fileOf('payload.tar.zst', payload)

@@ -1,9 +1,11 @@
 import { Buffer } from 'node:buffer'
 import { execFileSync, spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import fs, { existsSync, readFileSync, readdirSync, statSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs'
+import fs, { existsSync, readFileSync, readdirSync, statSync, symlinkSync, truncateSync,
+  writeFileSync } from 'node:fs'
 import { syncBuiltinESMExports } from 'node:module'
 import { join } from 'node:path'
+import { crc32 } from 'node:zlib'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { BackupError, ERRORS } from '../../lib/errors.ts'
@@ -14,7 +16,7 @@ import { FRAME_MAX_BYTES, FRAME_TARGET_BYTES, padmeLength } from '../../lib/form
 import type { FrameRange } from '../../lib/model/entry.ts'
 import { BundleReader } from '../../lib/work/bundle-reader.ts'
 import { type BundleFacts, BundleWriter } from '../../lib/work/bundle-writer.ts'
-import { prove } from '../../lib/work/prove.ts'
+import { BLOCK_BYTES, prove } from '../../lib/work/prove.ts'
 import { randomFrom, randomOfRun } from '../helpers/random.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 
@@ -96,7 +98,8 @@ function checkBundle(bundle: Bundle, tar: Buffer): void {
 }
 
 bundles('tar of every size around a limit comes back', () => {
-  for (const limit of [0, 512, CHUNK_BYTES, MIB, FRAME_TARGET_BYTES, FRAME_MAX_BYTES, 2 * FRAME_MAX_BYTES]) {
+  for (const limit of [0, 512, CHUNK_BYTES, MIB, FRAME_TARGET_BYTES, FRAME_MAX_BYTES,
+    2 * FRAME_MAX_BYTES]) {
     for (const size of [limit - 1025, limit - 1024, limit - 1023, limit - 1, limit, limit + 1]) {
       if (size < 0) continue
       checkBundle(write(noise.subarray(0, size)), noise.subarray(0, size))
@@ -155,9 +158,11 @@ bundles('any run of tar can be read, alone and after any other', () => {
   reading(bundle.path, (reader) => {
     for (let round = 0; round < 150; round++) {
       const offset = random.integer(whole.length)
-      const length = Math.min(random.integer(random.pick([2, 600, 100_000, 4 * MIB])), whole.length - offset)
+      const length = Math.min(random.integer(random.pick([2, 600, 100_000, 4 * MIB])),
+        whole.length - offset)
       const found = reader.readTar(bundle.frames, { offset, length })
-      assert.ok(found.equals(whole.subarray(offset, offset + length)), `${length} bytes from ${offset}`)
+      assert.ok(found.equals(whole.subarray(offset, offset + length)),
+        `${length} bytes from ${offset}`)
       const parts: Buffer[] = []
       reader.forEachPart(bundle.frames, { offset, length }, (part) => parts.push(Buffer.from(part)))
       assert.ok(Buffer.concat(parts).equals(found))
@@ -178,7 +183,8 @@ bundles('refuses a run that its frames do not hold', () => {
   const [a, b, c] = bundle.frames
   assert.ok(a !== undefined && b !== undefined && c !== undefined)
   const codeOf = (frames: readonly FrameRange[], offset: number, length: number): string =>
-    failureOf(() => reading(bundle.path, (reader) => reader.readTar(frames, { offset, length }))).code
+    failureOf(() => reading(bundle.path, (reader) => reader.readTar(frames, { offset, length })))
+      .code
   assert.is(codeOf([], 0, 1), 'BUNDLE_DAMAGED')
   assert.is(codeOf([b], 0, 1), 'BUNDLE_DAMAGED')
   assert.is(codeOf([a, c], 0, 9 * MIB), 'BUNDLE_DAMAGED')
@@ -226,7 +232,8 @@ bundles('it opens for each of its recipients, and for nobody else', () => {
 })
 
 bundles('two bundles of the same have nothing in common', () => {
-  const [a, b] = [write(Buffer.alloc(5000)), write(Buffer.alloc(5000))].map(({ path }) => readFileSync(path))
+  const [a, b] = [write(Buffer.alloc(5000)), write(Buffer.alloc(5000))].map(({ path }) =>
+    readFileSync(path))
   assert.is(a!.length, b!.length)
   assert.not.ok(a!.subarray(250, 282).equals(b!.subarray(250, 282)))
 })
@@ -257,7 +264,8 @@ bundles('a byte that is turned anywhere is detected, and spoils no frame that it
     const isHead = at < headBytes
     const opened = outcome(() => new BundleReader({ path, identities: [identity] }))
     if (isHead) {
-      // Turning a letter of the header is noticed at once; of the nonce after it, with the first chunk.
+      // Turning a letter of the header is noticed at once; of the nonce after it, with the first
+      // chunk.
       if (!(opened instanceof BundleReader)) continue
       const all = outcome(() => opened.readPayload(0, opened.payloadBytes))
       opened.close()
@@ -266,15 +274,18 @@ bundles('a byte that is turned anywhere is detected, and spoils no frame that it
     }
     assert.ok(opened instanceof BundleReader, `byte ${at}`)
     const whole = outcome(() => opened.readPayload(0, opened.payloadBytes))
-    assert.ok(whole instanceof BackupError && whole.code === 'AGE_PAYLOAD', `byte ${at} was turned unnoticed`)
+    assert.ok(whole instanceof BackupError
+      && whole.code === 'AGE_PAYLOAD', `byte ${at} was turned unnoticed`)
     const chunk = Math.floor((at - headBytes) / (CHUNK_BYTES + 16))
     for (const frame of bundle.frames) {
       const [tarOffset, tarLength, offset, length] = frame
       const inChunk = Math.floor(offset / CHUNK_BYTES) <= chunk
         && chunk <= Math.floor((offset + length - 1) / CHUNK_BYTES)
       const found = outcome(() => opened.readFrame(frame))
-      if (inChunk) assert.ok(found instanceof BackupError, `byte ${at}: a frame of its chunk was given out`)
-      else assert.ok(Buffer.isBuffer(found) && found.equals(tar.subarray(tarOffset, tarOffset + tarLength)), `${at}`)
+      if (inChunk) assert.ok(found instanceof BackupError,
+        `byte ${at}: a frame of its chunk was given out`)
+      else assert.ok(Buffer.isBuffer(found)
+        && found.equals(tar.subarray(tarOffset, tarOffset + tarLength)), `${at}`)
     }
     opened.close()
   }
@@ -294,7 +305,8 @@ bundles('a bundle that is cut short, or longer than it was, is detected', () => 
   const { path } = write(noise.subarray(0, 200_000))
   const good = readFileSync(path)
   const random = randomOfRun('cut')
-  const lengths = [0, 1, 21, 100, 199, 200, 216, 217, 300, 65_536, 65_752, good.length - 1, good.length - 16,
+  const lengths = [0, 1, 21, 100, 199, 200, 216, 217, 300, 65_536, 65_752, good.length - 1,
+    good.length - 16,
     good.length - 17, ...Array.from({ length: 40 }, () => random.integer(good.length))]
   for (const length of lengths) {
     writeFileSync(path, good)
@@ -320,7 +332,7 @@ bundles('chunks that changed places are detected', () => {
   assert.is(error.code, 'AGE_PAYLOAD')
 })
 
-bundles('the file that is missing is told from the one that is damaged, and no link is followed', () => {
+bundles('a missing file is told from a damaged one, and no link is followed', () => {
   assert.is(failureOf(() => reading(join(directory, 'none'), tarOf)).code, 'BUNDLE_MISSING')
   const link = newPath()
   symlinkSync(write(Buffer.alloc(1)).path, link)
@@ -335,7 +347,8 @@ bundles('bug: a bundle for more recipients than fit in 4 KiB of header cannot be
   const many = Array.from({ length: 60 }, () => recipientOf(generateIdentity()))
   const writer = new BundleWriter({ recipients: [...many, ...recipients], level: 1 })
   const bundle = write(noise.subarray(0, 5000), { writer })
-  assert.ok(reading(bundle.path, (reader) => tarOf(reader)).subarray(0, 5000).equals(noise.subarray(0, 5000)))
+  assert.ok(reading(bundle.path, (reader) => tarOf(reader)).subarray(0, 5000)
+    .equals(noise.subarray(0, 5000)))
 })
 
 bundles('a name that is taken, by a link too, is not written to', () => {
@@ -384,7 +397,8 @@ bundles('sizes and frames so far are told while it is written', () => {
 
 /** Replaces functions of node:fs, for everyone in this process, while `action` runs. */
 function withFaults(faults: Partial<typeof fs>, action: () => void): void {
-  const originals = Object.fromEntries(Object.keys(faults).map((name) => [name, fs[name as keyof typeof fs]]))
+  const originals = Object.fromEntries(
+    Object.keys(faults).map((name) => [name, fs[name as keyof typeof fs]]))
   Object.assign(fs, faults)
   syncBuiltinESMExports()
   try {
@@ -395,7 +409,7 @@ function withFaults(faults: Partial<typeof fs>, action: () => void): void {
   }
 }
 
-bundles('what the medium holds is read back: any byte that changed behind our back is found', () => {
+bundles('the medium is read back: any byte that changed behind our back is found', () => {
   const writer = newWriter()
   const close = fs.closeSync
   const { sizeBytes } = write(noise.subarray(0, 3 * MIB), { writer })
@@ -433,6 +447,21 @@ bundles('what the medium holds is read back: any byte that changed behind our ba
   checkBundle(write(noise.subarray(0, 3000), { writer }), noise.subarray(0, 3000))
 })
 
+bundles('files that end with a block are proven, and not when they are longer or shorter', () => {
+  for (const size of [0, 1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 2 * BLOCK_BYTES]) {
+    for (const more of [0, 1, BLOCK_BYTES, -1]) {
+      if (size + more < 0) continue
+      const path = newPath()
+      writeFileSync(path, noise.subarray(0, size + more))
+      const sums = Array.from({ length: Math.ceil(size / BLOCK_BYTES) }, (_, i) =>
+        crc32(noise.subarray(i * BLOCK_BYTES, Math.min(size, (i + 1) * BLOCK_BYTES))))
+      const file = { path, fd: fs.openSync(path, 'r+'), lengthBytes: size, sums }
+      if (more === 0) prove(file)
+      else assert.is(failureOf(() => prove(file)).code, 'READ_BACK', `${size} ${more}`)
+    }
+  }
+})
+
 bundles('a bundle is synced, then closed, then read back, and nothing stays open', () => {
   const calls: string[] = []
   const original = { ...fs }
@@ -459,14 +488,16 @@ bundles('a bundle is synced, then closed, then read back, and nothing stays open
 })
 
 bundles('short writes are continued, and a failed one says what it means', () => {
-  const original = fs.writeSync as (fd: number, bytes: Buffer, at: number, length?: number) => number
+  const original = fs.writeSync as (fd: number, bytes: Buffer, at: number, length?: number) =>
+    number
   const writer = newWriter()
   withFaults({
     writeSync: ((fd: number, bytes: Buffer, at: number) =>
       original(fd, bytes, at, Math.min(bytes.length - at, 77_777))) as typeof fs.writeSync,
   }, () => checkBundle(write(noise.subarray(0, 3 * MIB), { writer }), noise.subarray(0, 3 * MIB)))
   for (const [system, code] of [
-    ['ENOSPC', 'TARGET_FULL'], ['EDQUOT', 'TARGET_FULL'], ['EFBIG', 'TARGET_FULL'], ['EROFS', 'TARGET_READ_ONLY'],
+    ['ENOSPC', 'TARGET_FULL'], ['EDQUOT', 'TARGET_FULL'], ['EFBIG', 'TARGET_FULL'],
+    ['EROFS', 'TARGET_READ_ONLY'],
     ['EIO', 'TARGET_FAILED'],
   ] as const) {
     const path = newPath()
@@ -530,11 +561,13 @@ bundles('bug: a pipe in the place of a bundle holds the reader up for ever', () 
   const path = newPath()
   execFileSync('mkfifo', [path])
   const script = `
-    import(${JSON.stringify(new URL('../../lib/work/bundle-reader.js', import.meta.url).href)}).then((module) => {
+    import(${JSON.stringify(new URL('../../lib/work/bundle-reader.js', import.meta.url).href)})
+      .then((module) => {
       try { new module.BundleReader({ path: ${JSON.stringify(path)}, identities: [] }) }
       catch (error) { process.stdout.write(error.code) }
     })`
-  const child = spawnSync(process.execPath, ['--input-type=module', '-e', script], { timeout: 5000, encoding: 'utf8' })
+  const child = spawnSync(process.execPath, ['--input-type=module', '-e', script],
+    { timeout: 5000, encoding: 'utf8' })
   assert.is(child.signal, null, 'it was stopped after 5 s')
   assert.is(child.stdout, 'BUNDLE_DAMAGED')
 })

@@ -29,13 +29,16 @@ function planned(
 }
 
 /** What is done with each entry. */
-const kinds = (entries: readonly PlannedEntry[]): string[] => entries.map(({ item }) => item?.kind ?? 'kept')
+const kinds = (entries: readonly PlannedEntry[]): string[] =>
+  entries.map(({ item }) => item?.kind ?? 'kept')
 
 plan('everything is packed the first time, and sockets never', () => {
   const collected = [
     { ...base, path: 'd', type: 'directory' }, staged('d/empty', { size: 0 }), staged('d/file'),
-    { ...base, path: 'd/hard', type: 'link', target: 'd/file', size: 10 }, { ...base, path: 'd/pipe', type: 'fifo' },
-    { ...base, path: 'd/socket', type: 'socket' }, { ...base, path: 'd/to', type: 'symlink', target: 'x' },
+    { ...base, path: 'd/hard', type: 'link', target: 'd/file', size: 10 },
+    { ...base, path: 'd/pipe', type: 'fifo' },
+    { ...base, path: 'd/socket', type: 'socket' },
+    { ...base, path: 'd/to', type: 'symlink', target: 'x' },
   ] as const
   const result = planned(collected, [])
   assert.equal(kinds(result), ['member', 'member', 'file', 'member', 'member', 'kept', 'member'])
@@ -48,11 +51,13 @@ plan('everything is packed the first time, and sockets never', () => {
 
 plan('nothing is packed of what has not changed', () => {
   const collected: Entry[] = [
-    { ...base, path: 'd', type: 'directory' }, staged('d/empty', { size: 0, inode: 1 }), staged('d/file', { inode: 2 }),
+    { ...base, path: 'd', type: 'directory' }, staged('d/empty', { size: 0, inode: 1 }),
+    staged('d/file', { inode: 2 }),
     { ...base, path: 'd/to', type: 'symlink', target: 'x' },
   ]
   const last = collected.map((entry) =>
-    ({ ...entry, header: [0, 0, 512] as const, ...(entry.size === 10 ? { pieces: [[ID, 0, 512, 10] as const] } : {}) }))
+    ({ ...entry, header: [0, 0, 512] as const,
+      ...(entry.size === 10 ? { pieces: [[ID, 0, 512, 10] as const] } : {}) }))
   const result = planned(collected, last)
   assert.equal(kinds(result), ['kept', 'kept', 'kept', 'kept'])
   assert.equal(result.map(({ kept }) => kept), last)
@@ -124,7 +129,8 @@ plan('an inode that was used again for another file is not believed', () => {
 
 plan('a hard link whose first path was removed becomes the file with the content it had', () => {
   const first = exported(staged('a'))
-  const further: Entry = { ...base, path: 'b', type: 'link', target: 'a', size: 10, header: [0, 1024, 512] }
+  const further: Entry = { ...base, path: 'b', type: 'link', target: 'a', size: 10,
+    header: [0, 1024, 512] }
   const [result] = planned([staged('b')], [first, further])
   assert.is(result!.item?.kind, 'header')
   assert.is(result!.kept, first)
@@ -137,9 +143,11 @@ plan('a hard link that points to another first path is a new member', () => {
   assert.equal(kinds(planned([link], [{ ...before, target: 'b' }])), ['kept'])
 })
 
-plan('a file in a bundle that is gone is read, one whose header alone is gone gets a header', () => {
+plan('a file in a bundle that is gone is read, one whose header alone is gone gets a header',
+  () => {
   const entry = staged('f')
-  const before = exported(entry, { header: [1, 0, 512], pieces: [[ID, 2, 512, 5], [OTHER, 3, 0, 5]] })
+  const before = exported(entry,
+    { header: [1, 0, 512], pieces: [[ID, 2, 512, 5], [OTHER, 3, 0, 5]] })
   const without = (gone: number): PlannedEntry =>
     planned([entry], [before], (bundle) => bundle !== gone)[0]!
   assert.is(without(0).item, undefined)
@@ -185,7 +193,8 @@ plan('entries find their like though others came and went around them', () => {
   const last = names.map((path, i) => exported(staged(path, { inode: i })))
   const collected = ['A', 'can', 'can/w', 'can/x', 'can.h', 'z', 'zz']
     .map((path) => staged(path, { inode: names.includes(path) ? names.indexOf(path) : 999 }))
-  assert.equal(kinds(planned(collected, last)), ['file', 'kept', 'file', 'kept', 'kept', 'kept', 'file'])
+  assert.equal(kinds(planned(collected, last)),
+    ['file', 'kept', 'file', 'kept', 'kept', 'kept', 'file'])
 })
 
 plan('bug: a file with content is kept though the last export has no pieces of it', () => {
@@ -195,18 +204,26 @@ plan('bug: a file with content is kept though the last export has no pieces of i
 
 plan('metadata is the same only where all of it is', () => {
   const entry: Entry = {
-    ...base, path: 'f', type: 'file', size: 1, user: 'u', group: 'g', target: 't', device: [1, 2], acl: 'a',
+    ...base, path: 'f', type: 'file', size: 1, user: 'u', group: 'g', target: 't', device: [1, 2],
+    acl: 'a',
     defaultAcl: 'd', birthNs: 3n, sparse: [[0, 1]], xattrs: new Map([['user.a', Buffer.from('x')]]),
   }
-  assert.ok(sameMetadata(entry, { ...entry, xattrs: new Map([['user.a', Buffer.from('x')]]), sparse: [[0, 1]] }))
+  assert.ok(sameMetadata(entry, { ...entry, xattrs: new Map([['user.a', Buffer.from('x')]]),
+    sparse: [[0, 1]] }))
   const changes: readonly Partial<Entry>[] = [
-    { path: 'g' }, { type: 'fifo' }, { mode: 1 }, { uid: 1 }, { gid: 1 }, { user: 'v' }, { group: 'h' }, { mtimeNs: 6n },
-    { size: 2 }, { target: 's' }, { device: [1, 3] }, { device: [2, 2] }, { acl: 'b' }, { defaultAcl: 'e' },
-    { birthNs: 4n }, { sparse: [[0, 2]] }, { sparse: [[1, 1]] }, { sparse: [] }, { xattrs: new Map() },
-    { xattrs: new Map([['user.a', Buffer.from('y')]]) }, { xattrs: new Map([['user.b', Buffer.from('x')]]) },
+    { path: 'g' }, { type: 'fifo' }, { mode: 1 }, { uid: 1 }, { gid: 1 }, { user: 'v' },
+    { group: 'h' }, { mtimeNs: 6n },
+    { size: 2 }, { target: 's' }, { device: [1, 3] }, { device: [2, 2] }, { acl: 'b' },
+    { defaultAcl: 'e' },
+    { birthNs: 4n }, { sparse: [[0, 2]] }, { sparse: [[1, 1]] }, { sparse: [] },
+    { xattrs: new Map() },
+    { xattrs: new Map([['user.a', Buffer.from('y')]]) },
+    { xattrs: new Map([['user.b', Buffer.from('x')]]) },
   ]
-  for (const change of changes) assert.not.ok(sameMetadata(entry, { ...entry, ...change }), Object.keys(change)[0])
-  for (const name of ['user', 'group', 'target', 'device', 'acl', 'defaultAcl', 'birthNs', 'sparse', 'xattrs'] as const) {
+  for (const change of changes) assert.not.ok(sameMetadata(entry, { ...entry, ...change }),
+    Object.keys(change)[0])
+  for (const name of ['user', 'group', 'target', 'device', 'acl', 'defaultAcl', 'birthNs', 'sparse',
+    'xattrs'] as const) {
     const { [name]: _gone, ...rest } = entry
     assert.not.ok(sameMetadata(entry, rest), `without ${name}`)
     assert.not.ok(sameMetadata(rest, entry), `without ${name}`)

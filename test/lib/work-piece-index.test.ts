@@ -84,7 +84,8 @@ pieces('an id that forEach gave stays as it was', () => {
     index.locate(id, locationOf(id))
   }
   index.forEach((id) => kept.push(id))
-  assert.equal(kept.map((id) => id.toString('hex')).sort(), ids.map((id) => id.toString('hex')).sort())
+  assert.equal(kept.map((id) => id.toString('hex')).sort(),
+    ids.map((id) => id.toString('hex')).sort())
 })
 
 pieces('a full index tells that it is, at once, and keeps what it has', () => {
@@ -130,7 +131,8 @@ interface Race {
   readonly order: 1 | -1
 }
 
-pieces('of several threads that claim the same pieces at once each is one thread\'s alone', async () => {
+pieces('of several threads that claim the same pieces at once each is one thread\'s alone',
+  async () => {
   const count = 100_000
   const threads = 3
   for (let round = 0; round < 3; round++) {
@@ -149,7 +151,8 @@ pieces('of several threads that claim the same pieces at once each is one thread
       if (winners !== 1) assert.unreachable(`piece ${i} was claimed ${winners} times`)
     }
     assert.is(claimed.reduce((a, b) => a + b), count)
-    assert.ok(claimed.filter((part) => part > 0).length > 1, `no race took place: ${claimed.join(' ')}`)
+    assert.ok(claimed.filter((part) => part > 0).length > 1,
+      `no race took place: ${claimed.join(' ')}`)
     let located = 0
     index.forEach((id, location) => {
       located += 1
