@@ -3,7 +3,7 @@
 // The configuration comes last: once it is there, all it names is there too. Whatever a failure
 // leaves half-made is taken away again, directories included, and nothing else is touched. Called
 // by init.ts, which has checked that none of the files exists. Throws ALREADY_THERE where one came
-// up meanwhile, CONFIG_INVALID where one cannot be made.
+// up meanwhile, WRITE_FAILED where one cannot be made.
 
 import { Buffer } from 'node:buffer'
 import { mkdir, rm, rmdir } from 'node:fs/promises'
@@ -62,7 +62,7 @@ export async function makeFiles({ paths, keys, content, passphrase, created }: {
 
 export function cannotMake(path: string, cause: unknown): BackupError {
   const why = systemCode(cause) ?? 'unknown'
-  return new BackupError('CONFIG_INVALID', `"${path}" cannot be made (${why})`, {
+  return new BackupError('WRITE_FAILED', `"${path}" cannot be made (${why})`, {
     hint: 'nothing was changed; check the directory and its permissions',
     cause,
   })

@@ -4,7 +4,7 @@
 // Everything is checked before anything is written, nothing is ever overwritten, and what a failure
 // leaves half-made is taken away again. init-text.ts has the configuration's text, init-files.ts
 // writes it all, qr.ts draws the identity. The identity and the passphrase are only ever shown to
-// whoever sits at the terminal that asked for them. Throws ALREADY_THERE, USAGE, CONFIG_INVALID.
+// whoever sits at the terminal that asked for them. Throws ALREADY_THERE, USAGE, WRITE_FAILED.
 
 import { lstat } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'

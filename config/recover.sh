@@ -35,7 +35,7 @@ the export has them, without a leading slash.
   -r REPOSITORY  the repository (default: where this script is)
   -f             go on although DIRECTORY is not empty: tar replaces what has the same name
 
-Exit status: 0 done; 1 no room, or a newer format; 2 wrong usage, or a program is missing;
+Exit status: 0 done; 3 done, but the export was incomplete; 1 no room, or a newer format; 2 wrong usage, or a program is missing;
 12 the identity does not open it; 13 something is damaged or missing, the rest is there.
 END
 }
@@ -333,6 +333,7 @@ if jq -e . "$manifest" >/dev/null 2>&1 && is_signed "$manifest" "$name/manifest.
   index_bundle=$(jq -r .index.bundle "$manifest")
   [ -s "$work/sums" ] || jq -r '.bundles[] | "\(.sha256) \(.name)"' "$manifest" >"$work/sums"
   if [ "$(jq .complete "$manifest")" = false ]; then
+    incomplete=yes
     warn 'when this was collected, something could not be read, and is not in it:'
     jq -r '.missing[] | "  \(.path // .path64 | tojson): \(.why)"' "$manifest" >&2
   fi
@@ -613,6 +614,7 @@ extract() {
 }
 
 status=0
+[ -z "${incomplete-}" ] || status=3
 stream | extract || status=13
 [ "$status" -eq 0 ] || warn "$tar could not restore everything: its messages are above"
 [ -f "$work/stream_done" ] || { status=13; warn 'the restore broke off'; }
@@ -629,7 +631,8 @@ if [ -s "$work/missing" ]; then
   status=13
 fi
 [ ! -s "$work/damaged" ] || status=13
-if [ "$status" -eq 0 ]; then say "done: $directory"; else
+if [ "$status" -eq 0 ]; then say "done: $directory"
+elif [ "$status" -eq 3 ]; then say "done: $directory, of an export that was incomplete when it was made"; else
   say "done as far as possible: $directory. An earlier stamp, or another copy of the drive, may have the rest"
 fi
 exit "$status"

@@ -6,7 +6,7 @@
 // stock `argon2` and `age` lie beside it in `<file>.salt`.
 //
 // Nothing is overwritten, modes are 0600, the salt is written before what needs it, and no error
-// holds a secret. Throws ALREADY_THERE, CONFIG_INVALID, USAGE (writing), IDENTITY_ABSENT,
+// holds a secret. Throws ALREADY_THERE, WRITE_FAILED, USAGE (writing), IDENTITY_ABSENT,
 // IDENTITY_WRONG, PASSPHRASE_WRONG, and AGE_HEADER or AGE_PAYLOAD when the file is damaged.
 
 import assert from 'node:assert/strict'
@@ -286,5 +286,5 @@ function unreadable(path: RawPath, cause: unknown): BackupError {
 
 function unwritable(path: RawPath, cause: unknown): BackupError {
   const hint = 'check that the directory is there and can be written'
-  return new BackupError('CONFIG_INVALID', `cannot write ${displayPath(path)}`, { hint, cause })
+  return new BackupError('WRITE_FAILED', `cannot write ${displayPath(path)}`, { hint, cause })
 }

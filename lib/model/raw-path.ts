@@ -35,7 +35,7 @@ export function displayPath(path: RawPath): string {
 
 /** Text from outside, made safe for a terminal: control and direction-changing characters as `\xNN` or `\u{…}`. */
 export function displayText(text: string): string {
-  return text.replace(/[\u0000-\u001f\u007f-\u009f\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, escapeCharacter)
+  return text.replace(/[\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]/g, escapeCharacter)
 }
 
 function escapeCharacter(character: string): string {

@@ -187,6 +187,7 @@ export class BundleWriter {
   }
 
   #flush(length: number): void {
+    if (length === 0) return
     const bundle = this.#bundle
     const block = this.#block.subarray(0, length)
     bundle.hash.update(block)

@@ -216,7 +216,7 @@ class Restore {
     const { path } = entry
     const problem = this.#problems.get(path)
     if (problem !== undefined && !this.#isCured(entry, problem)) {
-      this.#fail(path, problem.why, 'READ_BACK')
+      this.#fail(path, problem.why, 'STAGING_DAMAGED')
       return 0
     }
     const isDirectory = entry.type === 'directory'

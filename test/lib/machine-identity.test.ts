@@ -113,7 +113,7 @@ plain('nothing is overwritten, a dangling link included, and nothing is left beh
 
 plain('a file in a directory that is not there is refused', async () => {
   const path = join(newDirectory(), 'absent', 'identity.txt')
-  assert.is((await failureOf(createIdentityFile({ path, ...made }))).code, 'CONFIG_INVALID')
+  assert.is((await failureOf(createIdentityFile({ path, ...made }))).code, 'WRITE_FAILED')
 })
 
 plain('what holds no identity is refused, by kind and with a hint', async () => {

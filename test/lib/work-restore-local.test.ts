@@ -364,7 +364,7 @@ local('names what was altered, removed or added in staging, and restores the res
   assert.equal(
     outcome.failures.map(({ path }) => path), ['d/a', 'd/b', 'd/c', 'd/e', 'd/f', 'l1'].map(own),
   )
-  assert.ok(outcome.failures.every(({ code }) => code === 'READ_BACK'))
+  assert.ok(outcome.failures.every(({ code }) => code === 'STAGING_DAMAGED'))
   assert.equal(readdirSync(`${restored}/d`), ['good', 'sub'])
   assert.is(readFileSync(`${restored}/l2`, 'utf8'), 'linked')
   for (const directory of ['d', 'd/sub']) {
