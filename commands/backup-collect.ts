@@ -79,15 +79,7 @@ export async function collectSets(
 
 function tellOutcome(
   { reporter }: CommandContext,
-  {
-    outcome,
-    command: name,
-    dryRun,
-  }: {
-    outcome: CollectOutcome
-    command: string
-    dryRun: boolean
-  },
+  { outcome, command: name, dryRun }: { outcome: CollectOutcome; command: string; dryRun: boolean },
 ): ExitCode {
   const { set, missing, complete } = outcome
   const exitCode = complete ? 0 : 3
@@ -134,15 +126,7 @@ function changes({ copiedFiles, copiedBytes, linkedFiles, linkedBytes }: Collect
 
 function tellFailure(
   { reporter }: CommandContext,
-  {
-    set,
-    error,
-    command: name,
-  }: {
-    set: string
-    error: BackupError
-    command: string
-  },
+  { set, error, command: name }: { set: string; error: BackupError; command: string },
 ): ExitCode {
   const { code, exitCode, facts } = error
   const message = `${set}: ${error.message}${error.hint === undefined ? '' : ` (${error.hint})`}`

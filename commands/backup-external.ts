@@ -1,7 +1,8 @@
 // `backup-external`: exports the newest collections to the configured targets.
 //
-// Parses and tells; lib/work/external.ts does it. Each target and set has an outcome of its own and the exit code is the
-// worst of them. backup.ts exports by way of exportSets, too. Throws what loading the configuration throws, and USAGE.
+// Parses and tells; lib/work/external.ts does it. Each target and set has an outcome of its own and
+// the exit code is the worst of them. backup.ts exports by way of exportSets, too. Throws what
+// loading the configuration throws, and USAGE.
 
 import { BackupError, type ExitCode } from '../lib/errors.ts'
 import type { Configuration, SetConfiguration, TargetConfiguration } from '../lib/machine/config.ts'
@@ -23,16 +24,19 @@ go that retention no longer keeps. An incomplete collection is exported as incom
   --set NAME      only this set (again for more; default: all)
   --dry-run       which collections would be exported
 `,
-  options: {
-    target: { type: 'string', multiple: true },
-    set: { type: 'string', multiple: true },
-  },
+  options: { target: { type: 'string', multiple: true }, set: { type: 'string', multiple: true } },
   run: async (context) => {
     const configuration = await context.loadConfiguration()
     const targets = chosenTargets(configuration, textOptions(context.values, 'target'))
     const sets = chosenSets(configuration, textOptions(context.values, 'set'))
     if (targets.length > 0) {
-      return await exportSets(context, { configuration, targets, sets, command: command.name, absentCode: 10 })
+      return await exportSets(context, {
+        configuration,
+        targets,
+        sets,
+        command: command.name,
+        absentCode: 10,
+      })
     }
     throw new BackupError('CONFIG_INVALID', `no targets are configured in ${configuration.path}`, {
       hint: 'add `targets: [{name: t9, kind: directory, path: /media/you/T9/backups}]`',
@@ -42,28 +46,51 @@ go that retention no longer keeps. An incomplete collection is exported as incom
 
 /**
  * Exports sets to targets, telling each outcome.
- * @param options.absentCode what an absent target means for this command: 10 when it was asked for, 75 when it can wait
+ * @param options.absentCode what an absent target means for this command: 10 when it was asked for,
+ * 75 when it can wait
  * @returns the worst exit code
  */
-export async function exportSets(context: CommandContext, options: {
-  readonly configuration: Configuration
-  readonly targets: readonly TargetConfiguration[]
-  readonly sets: readonly SetConfiguration[]
-  readonly command: string
-  readonly absentCode: 10 | 75
-}): Promise<ExitCode> {
+export async function exportSets(
+  context: CommandContext,
+  options: {
+    readonly configuration: Configuration
+    readonly targets: readonly TargetConfiguration[]
+    readonly sets: readonly SetConfiguration[]
+    readonly command: string
+    readonly absentCode: 10 | 75
+  },
+): Promise<ExitCode> {
   const { configuration, targets, command: name, absentCode } = options
   const { reporter, signal } = context
   const sets = options.sets.map((set) => set.name)
   if (!isGiven(context.values, 'dry-run')) {
     const outcomes = await exportAll({
-      configuration, targets, sets, nowMs: context.now(), report: reporter.report, signal,
+      configuration,
+      targets,
+      sets,
+      nowMs: context.now(),
+      report: reporter.report,
+      signal,
     })
     return tellOutcomes(outcomes, { reporter, command: name, absentCode })
   }
-  for (const { target, set, stamp, entries, action } of await previewAll({ configuration, targets, sets })) {
-    reporter.print(`${set} → ${target}: ${action === 'export' ? `would export ${stamp}, ${entries} entries` : action}`)
-    reporter.report({ kind: 'result', command: name, dryRun: true, target, set, stamp, entries, action })
+  for (const { target, set, stamp, entries, action } of await previewAll({
+    configuration,
+    targets,
+    sets,
+  })) {
+    const what = action === 'export' ? `would export ${stamp}, ${entries} entries` : action
+    reporter.print(`${set} → ${target}: ${what}`)
+    reporter.report({
+      kind: 'result',
+      command: name,
+      dryRun: true,
+      target,
+      set,
+      stamp,
+      entries,
+      action,
+    })
   }
   return 0
 }

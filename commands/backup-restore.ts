@@ -1,7 +1,8 @@
 // `backup-restore`: lists, verifies and restores, from staging or from a target.
 //
-// Parses and tells; lib/work does it. Into the original place only with --yes or a confirmation, existing different files
-// only with --overwrite; what is not restored is named and has its exit code (invariant 10).
+// Parses and tells; lib/work does it. Into the original place only with --yes or a confirmation,
+// existing different files only with --overwrite; what is not restored is named and has its exit
+// code (invariant 10).
 
 import { mkdirSync, readdirSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
@@ -50,10 +51,18 @@ export const command: Command = {
   --passphrase-file FILE  its passphrase, instead of asking
 `,
   options: {
-    source: { type: 'string' }, target: { type: 'string' }, machine: { type: 'string' },
-    set: { type: 'string' }, date: { type: 'string' }, path: { type: 'string', multiple: true },
-    into: { type: 'string' }, overwrite: { type: 'boolean' }, yes: { type: 'boolean' },
-    list: { type: 'boolean' }, verify: { type: 'boolean' }, identity: { type: 'string' },
+    source: { type: 'string' },
+    target: { type: 'string' },
+    machine: { type: 'string' },
+    set: { type: 'string' },
+    date: { type: 'string' },
+    path: { type: 'string', multiple: true },
+    into: { type: 'string' },
+    overwrite: { type: 'boolean' },
+    yes: { type: 'boolean' },
+    list: { type: 'boolean' },
+    verify: { type: 'boolean' },
+    identity: { type: 'string' },
     'passphrase-file': { type: 'string' },
   },
   run,
@@ -87,11 +96,16 @@ async function list({ context, words, configuration }: Job): Promise<ExitCode> {
   }
   if (words.source === 'local') return 0
   const identity = await loadIdentity(context, configuration)
-  for (const target of words.target === undefined ? configuration.targets : [targetNamed(configuration, words.target)]) {
+  for (const target of words.target === undefined
+    ? configuration.targets
+    : [targetNamed(configuration, words.target)]) {
     try {
       const repository = await repositoryToRead(openTarget(target))
       const exports = await listExternal({
-        configuration, repository, machine: words.machine ?? configuration.machine, set: words.set,
+        configuration,
+        repository,
+        machine: words.machine ?? configuration.machine,
+        set: words.set,
         identities: identity?.identities ?? [],
         publicKeys: await keysOf({ configuration, words }, identity?.signingKeys ?? []),
       })
@@ -106,15 +120,30 @@ async function list({ context, words, configuration }: Job): Promise<ExitCode> {
   return worstExitCode(codes)
 }
 
-function tellList(place: string, items: readonly ListedExport[], { reporter }: CommandContext): void {
+function tellList(
+  place: string,
+  items: readonly ListedExport[],
+  { reporter }: CommandContext,
+): void {
   reporter.print(`${place}:`)
   if (items.length === 0) reporter.print('  nothing yet')
   for (const { set, stamp, files, bytes, costBytes, complete } of items) {
     const size = bytes === undefined ? 'encrypted' : `${files} files  ${formatSize(bytes)}`
     const cost = costBytes === undefined ? '' : `  costs ${formatSize(costBytes)}`
-    const state = complete === undefined ? 'not known whether complete' : complete ? 'complete' : 'INCOMPLETE'
+    const state =
+      complete === undefined ? 'not known whether complete' : complete ? 'complete' : 'INCOMPLETE'
     reporter.print(`  ${stamp}  ${set}  ${size}${cost}  ${state}`)
-    reporter.report({ kind: 'result', command: command.name, place, set, stamp, files, bytes, costBytes, complete })
+    reporter.report({
+      kind: 'result',
+      command: command.name,
+      place,
+      set,
+      stamp,
+      files,
+      bytes,
+      costBytes,
+      complete,
+    })
   }
 }
 
@@ -128,19 +157,30 @@ async function keysOf(
 
 /** The first configured target that is there, or the one that was named. */
 async function openRepository({ words, configuration, context }: Job): Promise<Repository> {
-  if (words.target !== undefined) return await repositoryToRead(openTarget(targetNamed(configuration, words.target)))
+  if (words.target !== undefined)
+    return await repositoryToRead(openTarget(targetNamed(configuration, words.target)))
   let last: BackupError | undefined
   for (const target of configuration.targets) {
     try {
       const repository = await repositoryToRead(openTarget(target))
-      context.reporter.report({ kind: 'notice', level: 'info', code: 'TARGET', message: `from ${describe(target)}` })
+      context.reporter.report({
+        kind: 'notice',
+        level: 'info',
+        code: 'TARGET',
+        message: `from ${describe(target)}`,
+      })
       return repository
     } catch (error) {
       if (!(error instanceof BackupError)) throw error
       last = error
     }
   }
-  throw last ?? new BackupError('CONFIG_INVALID', 'no targets are configured', { hint: 'add one under `targets`' })
+  throw (
+    last
+    ?? new BackupError('CONFIG_INVALID', 'no targets are configured', {
+      hint: 'add one under `targets`',
+    })
+  )
 }
 
 function describe({ name, path }: TargetConfiguration): string {
@@ -156,28 +196,53 @@ async function verifyTarget(job: Job): Promise<ExitCode> {
   const places = words.date === undefined ? found : pickExports(found, words.date)
   const publicKeys = await keysOf(job, identity?.signingKeys ?? [])
   const { exports, bundles, bytesRead, deep } = await verifyExports({
-    repository, places, publicKeys: async () => publicKeys, identities: identity?.identities ?? [],
-    cores: availableParallelism(), report: context.reporter.report, signal: context.signal,
+    repository,
+    places,
+    publicKeys: async () => publicKeys,
+    identities: identity?.identities ?? [],
+    cores: availableParallelism(),
+    report: context.reporter.report,
+    signal: context.signal,
   })
   for (const one of exports) tellVerified(one, context)
   const { reporter } = context
-  reporter.print(`${bundles} bundles, ${formatSize(bytesRead)} read from ${repository.target.place}`)
-  if (!deep) reporter.print('only checksums and signatures were checked: without the identity nothing can be decrypted')
-  return worstExitCode(exports.map(({ problems, complete }) => problems.length > 0 ? 13 : complete === false ? 3 : 0))
+  reporter.print(
+    `${bundles} bundles, ${formatSize(bytesRead)} read from ${repository.target.place}`,
+  )
+  if (!deep)
+    reporter.print(
+      'only checksums and signatures were checked: without the identity nothing can be decrypted',
+    )
+  return worstExitCode(
+    exports.map(({ problems, complete }) =>
+      problems.length > 0 ? 13 : complete === false ? 3 : 0,
+    ),
+  )
 }
 
 function tellVerified(
-  { set, stamp, complete, files, bytes, problems, damaged }: VerifiedExport, { reporter }: CommandContext,
+  { set, stamp, complete, files, bytes, problems, damaged }: VerifiedExport,
+  { reporter }: CommandContext,
 ): void {
   const size = bytes === undefined ? '' : `: ${files} files, ${formatSize(bytes)} would be restored`
-  const state = problems.length > 0 ? 'DAMAGED' : complete === false ? 'whole, but INCOMPLETE' : 'whole'
+  const state =
+    problems.length > 0 ? 'DAMAGED' : complete === false ? 'whole, but INCOMPLETE' : 'whole'
   reporter.print(`${set} ${stamp}: ${state}${size}`)
   for (const { message } of problems.slice(0, PATHS_SHOWN)) reporter.print(`  ${message}`)
-  for (const path of damaged.slice(0, PATHS_SHOWN)) reporter.print(`  damaged: ${displayPath(path)}`)
-  if (damaged.length > PATHS_SHOWN) reporter.print(`  and ${damaged.length - PATHS_SHOWN} more (--json names all)`)
+  for (const path of damaged.slice(0, PATHS_SHOWN))
+    reporter.print(`  damaged: ${displayPath(path)}`)
+  if (damaged.length > PATHS_SHOWN)
+    reporter.print(`  and ${damaged.length - PATHS_SHOWN} more (--json names all)`)
   const paths = damaged.map(displayPath)
   reporter.report({
-    kind: 'result', command: command.name, set, stamp, complete, files, bytes, damaged: paths,
+    kind: 'result',
+    command: command.name,
+    set,
+    stamp,
+    complete,
+    files,
+    bytes,
+    damaged: paths,
     problems: problems.map(({ code, message }) => ({ code, message })),
   })
 }
@@ -190,14 +255,31 @@ async function verifyStaging({ context, words, configuration }: Job): Promise<Ex
   const codes: ExitCode[] = []
   for (const { set, stamp } of places) {
     const { problems, files, bytes, contentChecked } = await verifyCollection({
-      staging, set, stamp, paths: words.paths, digests: await digestsFor({ staging, set, stamp }),
-      report: reporter.report, signal,
+      staging,
+      set,
+      stamp,
+      paths: words.paths,
+      digests: await digestsFor({ staging, set, stamp }),
+      report: reporter.report,
+      signal,
     })
-    const how = contentChecked ? 'content and metadata' : 'metadata only: no export tells its digests'
-    reporter.print(`${set} ${stamp}: ${problems.length > 0 ? 'DAMAGED' : 'whole'} (${how}): ${files} files, ${formatSize(bytes)}`)
-    for (const { path, why } of problems.slice(0, PATHS_SHOWN)) reporter.print(`  ${displayPath(path)}: ${why}`)
+    const how = contentChecked
+      ? 'content and metadata'
+      : 'metadata only: no export tells its digests'
+    reporter.print(
+      `${set} ${stamp}: ${problems.length > 0 ? 'DAMAGED' : 'whole'} (${how}): `
+        + `${files} files, ${formatSize(bytes)}`,
+    )
+    for (const { path, why } of problems.slice(0, PATHS_SHOWN))
+      reporter.print(`  ${displayPath(path)}: ${why}`)
     reporter.report({
-      kind: 'result', command: command.name, set, stamp, files, bytes, contentChecked,
+      kind: 'result',
+      command: command.name,
+      set,
+      stamp,
+      files,
+      bytes,
+      contentChecked,
       problems: problems.map(({ path, why }) => ({ path: displayPath(path), why })),
     })
     codes.push(problems.length > 0 ? 13 : 0)
@@ -206,10 +288,15 @@ async function verifyStaging({ context, words, configuration }: Job): Promise<Ex
 }
 
 /** @throws BackupError NOTHING_FOUND when there is no collection */
-function collectionsOf({ words, configuration }: Pick<Job, 'words' | 'configuration'>): readonly ExportPlace[] {
+function collectionsOf({
+  words,
+  configuration,
+}: Pick<Job, 'words' | 'configuration'>): readonly ExportPlace[] {
   const { staging, machine, backupSets } = configuration
   const sets = words.set === undefined ? backupSets.map(({ name }) => name) : [words.set]
-  const found = sets.flatMap((set) => listCollections({ staging, set }).map(({ stamp }) => ({ machine, set, stamp })))
+  const found = sets.flatMap((set) =>
+    listCollections({ staging, set }).map(({ stamp }) => ({ machine, set, stamp })),
+  )
   if (found.length > 0) return found
   throw new BackupError('NOTHING_FOUND', `staging has no collection of ${sets.join(', ')}`, {
     hint: 'backup-collect makes one; `--source external` reads from a target',
@@ -221,10 +308,22 @@ async function restoreFromStaging(job: Job): Promise<ExitCode> {
   const places = pickExports(collectionsOf(job), words.date)
   const into = await directoryFor(job)
   const { reporter, signal } = context
-  return await restoreEach(job, places, async ({ set, stamp }) => await restoreLocal({
-    staging: configuration.staging, set, stamp, paths: words.paths, into, overwrite: words.overwrite,
-    dryRun: words.dryRun, report: reporter.report, signal,
-  }))
+  return await restoreEach(
+    job,
+    places,
+    async ({ set, stamp }) =>
+      await restoreLocal({
+        staging: configuration.staging,
+        set,
+        stamp,
+        paths: words.paths,
+        into,
+        overwrite: words.overwrite,
+        dryRun: words.dryRun,
+        report: reporter.report,
+        signal,
+      }),
+  )
 }
 
 async function restoreFromTarget(job: Job): Promise<ExitCode> {
@@ -241,10 +340,19 @@ async function restoreFromTarget(job: Job): Promise<ExitCode> {
     const reader = new ExportReader({ repository, manifest, identities })
     try {
       const selected = selectEntries(reader, words.paths)
-      const outcome = await restoreEntries({
-        reader, identities, into, overwrite: words.overwrite, dryRun: words.dryRun,
-        cores: availableParallelism(), report: context.reporter.report, signal: context.signal,
-      }, selected)
+      const outcome = await restoreEntries(
+        {
+          reader,
+          identities,
+          into,
+          overwrite: words.overwrite,
+          dryRun: words.dryRun,
+          cores: availableParallelism(),
+          report: context.reporter.report,
+          signal: context.signal,
+        },
+        selected,
+      )
       return { ...outcome, incomplete: !manifest.complete }
     } finally {
       reader.close()
@@ -252,9 +360,12 @@ async function restoreFromTarget(job: Job): Promise<ExitCode> {
   })
 }
 
-/** Restores each set's generation; one that does not have the paths is passed over if another has. */
+/**
+ * Restores each set's generation; one that does not have the paths is passed over if another has.
+ */
 async function restoreEach(
-  job: Job, places: readonly ExportPlace[],
+  job: Job,
+  places: readonly ExportPlace[],
   restore: (place: ExportPlace) => Promise<RestoreOutcome & { readonly incomplete?: boolean }>,
 ): Promise<ExitCode> {
   const codes: ExitCode[] = []
@@ -272,38 +383,78 @@ async function restoreEach(
 }
 
 function tellRestored(
-  outcome: RestoreOutcome & { readonly incomplete?: boolean }, { place, job }: { place: ExportPlace; job: Job },
+  outcome: RestoreOutcome & { readonly incomplete?: boolean },
+  { place, job }: { place: ExportPlace; job: Job },
 ): ExitCode {
   const { reporter } = job.context
   const { written, same, bytes, kept, failures, lost, incomplete } = outcome
   const verb = job.words.dryRun ? 'would be restored' : 'restored'
-  reporter.print(`${place.set} ${place.stamp}: ${written} ${verb} (${formatSize(bytes)}), ${same} the same already`)
+  reporter.print(
+    `${place.set} ${place.stamp}: ${written} ${verb} (${formatSize(bytes)}), `
+      + `${same} the same already`,
+  )
   const warn = (code: string, paths: readonly string[]) => {
-    for (const message of paths.slice(0, PATHS_SHOWN)) reporter.report({ kind: 'notice', level: 'warning', code, message })
+    for (const message of paths.slice(0, PATHS_SHOWN))
+      reporter.report({ kind: 'notice', level: 'warning', code, message })
     const more = paths.length - PATHS_SHOWN
-    if (more > 0) reporter.report({ kind: 'notice', level: 'warning', code, message: `and ${more} more (--json names all)` })
+    if (more > 0)
+      reporter.report({
+        kind: 'notice',
+        level: 'warning',
+        code,
+        message: `and ${more} more (--json names all)`,
+      })
   }
-  warn('KEPT', kept.map((path) => `${displayPath(path)}: something else is there and was kept (--overwrite replaces it)`))
-  warn('NOT_RESTORED', failures.map(({ path, why }) => `${displayPath(path)}: not restored: ${why}`))
-  warn('METADATA_LOST', lost.map(({ path, what }) => `${displayPath(path)}: restored without ${what.map(displayPath).join(', ')}`))
+  warn(
+    'KEPT',
+    kept.map(
+      (path) =>
+        `${displayPath(path)}: something else is there and was kept (--overwrite replaces it)`,
+    ),
+  )
+  warn(
+    'NOT_RESTORED',
+    failures.map(({ path, why }) => `${displayPath(path)}: not restored: ${why}`),
+  )
+  warn(
+    'METADATA_LOST',
+    lost.map(
+      ({ path, what }) =>
+        `${displayPath(path)}: restored without ${what.map(displayPath).join(', ')}`,
+    ),
+  )
   if (incomplete === true) {
-    warn('INCOMPLETE', [`${place.set} ${place.stamp} was incomplete when it was collected: --list --json names what it lacks`])
+    warn('INCOMPLETE', [`${place.set} ${place.stamp} was incomplete when it was collected`])
   }
   const codes = failures.map(({ code }) => ERRORS[code][0])
-  const exitCode = worstExitCode([...codes, kept.length + lost.length > 0 || incomplete === true ? 3 : 0])
+  const exitCode = worstExitCode([
+    ...codes,
+    kept.length + lost.length > 0 || incomplete === true ? 3 : 0,
+  ])
   reporter.report({
-    kind: 'result', command: command.name, set: place.set, stamp: place.stamp, exitCode, written, same, bytes,
-    kept: kept.map(displayPath), failures: failures.map((failure) => ({ ...failure, path: displayPath(failure.path) })),
+    kind: 'result',
+    command: command.name,
+    set: place.set,
+    stamp: place.stamp,
+    exitCode,
+    written,
+    same,
+    bytes,
+    kept: kept.map(displayPath),
+    failures: failures.map((failure) => ({ ...failure, path: displayPath(failure.path) })),
     lost: lost.map(({ path, what }) => ({ path: displayPath(path), what })),
   })
   return exitCode
 }
 
-/** The directory to restore below, made if need be; '' for the original place, which has to be confirmed. */
+/**
+ * The directory to restore below, made if need be; '' for the original place, which has to be
+ * confirmed.
+ */
 async function directoryFor({ context, words }: Job): Promise<RawPath> {
   const { into, dryRun } = words
   if (into === undefined) {
-    if (dryRun || words.yes || await context.confirm('Restore to the original place?')) return ''
+    if (dryRun || words.yes || (await context.confirm('Restore to the original place?'))) return ''
     throw new BackupError('NOT_CONFIRMED', 'restoring to the original place has to be confirmed', {
       hint: 'give --yes, or --into DIR to restore elsewhere; nothing was changed',
     })

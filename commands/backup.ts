@@ -1,7 +1,8 @@
-// `backup`: collect, then export; each set and target with its own outcome, the exit code the worst of them.
+// `backup`: collect, then export; each set and target with its own outcome, the exit code the worst
+// of them.
 //
-// An absent target is said and is no failure of the collection (exit 75: try later). What fails in the first phase does not
-// keep the second from exporting what there is.
+// An absent target is said and is no failure of the collection (exit 75: try later). What fails in
+// the first phase does not keep the second from exporting what there is.
 
 import { worstExitCode } from '../lib/errors.ts'
 import { collectSets } from './backup-collect.ts'
@@ -24,10 +25,7 @@ there. A target that is not there is said, and is no failure of the collection (
 
 backup help lists the commands.
 `,
-  options: {
-    set: { type: 'string', multiple: true },
-    target: { type: 'string', multiple: true },
-  },
+  options: { set: { type: 'string', multiple: true }, target: { type: 'string', multiple: true } },
   run: async (context) => {
     const configuration = await context.loadConfiguration()
     const sets = chosenSets(configuration, textOptions(context.values, 'set'))
@@ -35,12 +33,20 @@ backup help lists the commands.
     const collected = await collectSets(context, { configuration, sets, command: command.name })
     if (targets.length === 0) {
       context.reporter.report({
-        kind: 'notice', level: 'warning', code: 'NO_TARGETS',
+        kind: 'notice',
+        level: 'warning',
+        code: 'NO_TARGETS',
         message: 'no targets are configured: nothing was exported, staging is the only copy',
       })
       return collected
     }
-    const exported = await exportSets(context, { configuration, targets, sets, command: command.name, absentCode: 75 })
+    const exported = await exportSets(context, {
+      configuration,
+      targets,
+      sets,
+      command: command.name,
+      absentCode: 75,
+    })
     return worstExitCode([collected, exported])
   },
 }

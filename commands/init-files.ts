@@ -29,7 +29,13 @@ export interface Keys {
   readonly signingKey: SigningKey
 }
 
-export async function makeFiles({ paths, keys, content, passphrase, created }: {
+export async function makeFiles({
+  paths,
+  keys,
+  content,
+  passphrase,
+  created,
+}: {
   readonly paths: Paths
   readonly keys: Keys
   readonly content: { readonly machine: string; readonly text: string }

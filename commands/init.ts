@@ -161,9 +161,10 @@ function chooseMachine({ values, hostName }: CommandContext): string {
   if (machine !== undefined && isValidName(machine)) return machine
   const name = cleanName(machine ?? '')
   throw new BackupError('USAGE', `"${machine ?? hostName}" cannot be a machine's name`, {
-    hint: name === undefined
-      ? 'give one of a-z, 0-9, _ and - as --machine NAME'
-      : `a name has only a-z, 0-9, _ and -: did you mean --machine ${name}?`,
+    hint:
+      name === undefined
+        ? 'give one of a-z, 0-9, _ and - as --machine NAME'
+        : `a name has only a-z, 0-9, _ and -: did you mean --machine ${name}?`,
   })
 }
 
@@ -203,7 +204,14 @@ function sayPlan(reporter: Reporter, made: readonly MadeFile[]): void {
   reporter.report({ kind: 'result', command: 'init', dryRun: true, files })
 }
 
-function say({ context, files, paths, keys, machine, protection }: {
+function say({
+  context,
+  files,
+  paths,
+  keys,
+  machine,
+  protection,
+}: {
   readonly context: CommandContext
   readonly files: readonly MadeFile[]
   readonly paths: Paths
@@ -225,7 +233,8 @@ function say({ context, files, paths, keys, machine, protection }: {
     ...identityLines({ context, identity: keys.identity, file: paths.identity }),
     `   Move the file to a drive that you keep elsewhere: ${identityFiles.join(' and ')}`,
     ...passphraseLines(protection),
-    `${isProtected ? 3 : 2}. The signing public key of ${machine}. It tells real backups from forged.`,
+    `${isProtected ? 3 : 2}. The signing public key of ${machine}. `
+      + 'It tells real backups from forged.',
     `     ${signingKey}`,
     '',
     `Now look over ${paths.config}, then run: backup-collect --dry-run`,
@@ -242,7 +251,11 @@ function say({ context, files, paths, keys, machine, protection }: {
 }
 
 /** The secret itself only on a terminal: other output ends up in files and logs. */
-function identityLines({ context, identity, file }: {
+function identityLines({
+  context,
+  identity,
+  file,
+}: {
   readonly context: CommandContext
   readonly identity: string
   readonly file: string

@@ -40,8 +40,10 @@ export const command: Command = {
     const hint = 'see `backup keys --help`'
     if (rest.length > 0) throw new BackupError('USAGE', `unexpected word "${rest[0]}"`, { hint })
     switch (word) {
-      case 'show': return await showIdentity(context)
-      case 'public': return await showPublic(context)
+      case 'show':
+        return await showIdentity(context)
+      case 'public':
+        return await showPublic(context)
       default: {
         const found = word === undefined ? '' : `, found "${word}"`
         const message = `expected \`keys public\` or \`keys show\`${found}`

@@ -83,10 +83,10 @@ function printError(error: unknown, name: string, words: readonly string[]): Exi
 }
 
 /** The verb by the program's name, else by the first word, and the words that are left. */
-function pickVerb(path: string, words: readonly string[]): {
-  readonly verb: string
-  readonly rest: readonly string[]
-} {
+function pickVerb(
+  path: string,
+  words: readonly string[],
+): { readonly verb: string; readonly rest: readonly string[] } {
   const program = basename(path).replace(/^backup-/, '')
   if (PROGRAM_VERBS.includes(program)) return { verb: program, rest: words }
   const [first, ...rest] = words
@@ -94,7 +94,11 @@ function pickVerb(path: string, words: readonly string[]): {
   return { verb: first, rest }
 }
 
-async function runCommand({ verb, rest, run }: {
+async function runCommand({
+  verb,
+  rest,
+  run,
+}: {
   readonly verb: string
   readonly rest: readonly string[]
   readonly run: Run
@@ -127,10 +131,10 @@ function verbs(): string[] {
  * @throws USAGE for what the command does not know; only names of options are quoted, never their
  * values
  */
-function parseCommandLine(words: readonly string[], command: Command): {
-  readonly values: Values
-  readonly positionals: readonly string[]
-} {
+function parseCommandLine(
+  words: readonly string[],
+  command: Command,
+): { readonly values: Values; readonly positionals: readonly string[] } {
   const options: Options = { ...COMMON_OPTIONS, ...command.options }
   checkOptionNames(words, options, command.name)
   try {
@@ -197,7 +201,11 @@ function makeReporter(name: string, values: Values): Reporter {
   })
 }
 
-function makeContext({ values, positionals, reporter }: {
+function makeContext({
+  values,
+  positionals,
+  reporter,
+}: {
   readonly values: Values
   readonly positionals: readonly string[]
   readonly reporter: Reporter

@@ -13,10 +13,11 @@ const MISSING_SHOWN = 20
 
 /** Reports every outcome. @returns the worst exit code */
 export function tellOutcomes(
-  outcomes: readonly ExternalOutcome[], { reporter, command, absentCode }: { reporter: Reporter; command: string; absentCode: 10 | 75 },
+  outcomes: readonly ExternalOutcome[],
+  { reporter, command, absentCode }: { reporter: Reporter; command: string; absentCode: 10 | 75 },
 ): ExitCode {
   for (const outcome of outcomes) tellOutcome(outcome, { reporter, command })
-  return worstExitCode(outcomes.map(({ exitCode }) => exitCode === 10 ? absentCode : exitCode))
+  return worstExitCode(outcomes.map(({ exitCode }) => (exitCode === 10 ? absentCode : exitCode)))
 }
 
 function tellOutcome(
@@ -25,9 +26,24 @@ function tellOutcome(
 ): void {
   const where = set === undefined ? target : `${set} → ${target}`
   if (error !== undefined) {
-    const message = `${where}: ${error.message}${error.hint === undefined ? '' : ` (${error.hint})`}`
-    reporter.report({ kind: 'notice', level: 'warning', code: error.code, message, facts: error.facts })
-    reporter.report({ kind: 'result', command, target, set, outcome: 'failed', code: error.code, exitCode })
+    const hint = error.hint === undefined ? '' : ` (${error.hint})`
+    const message = `${where}: ${error.message}${hint}`
+    reporter.report({
+      kind: 'notice',
+      level: 'warning',
+      code: error.code,
+      message,
+      facts: error.facts,
+    })
+    reporter.report({
+      kind: 'result',
+      command,
+      target,
+      set,
+      outcome: 'failed',
+      code: error.code,
+      exitCode,
+    })
     return
   }
   reporter.print(`${where}: ${sentence(outcome!)}`)
@@ -39,8 +55,10 @@ function tellOutcome(
     const more = outcome.missing.length - MISSING_SHOWN
     if (more > 0) {
       reporter.report({
-        kind: 'notice', level: 'warning', code: 'MISSING',
-        message: `${where}: and ${more} more paths (backup-restore --source local --list --json names all)`,
+        kind: 'notice',
+        level: 'warning',
+        code: 'MISSING',
+        message: `${where}: and ${more} more paths (--json names all)`,
       })
     }
   }
@@ -53,9 +71,13 @@ function sentence(outcome: NonNullable<ExternalOutcome['outcome']>): string {
   if (outcome.kind === 'already there') return `${outcome.stamp} is there already`
   const { stamp, statistics, dataBytes, catalogBytes, pruned, complete, readBack } = outcome
   const added = `${formatSize(dataBytes)} data, ${formatSize(catalogBytes)} catalog`
-  const gone = pruned.removedExports.length === 0 ? ''
-    : `; ${pruned.removedExports.length} old removed, ${formatSize(pruned.freedBytes)} freed`
+  const gone =
+    pruned.removedExports.length === 0
+      ? ''
+      : `; ${pruned.removedExports.length} old removed, ${formatSize(pruned.freedBytes)} freed`
   const way = readBack === 'direct' ? 'past the page cache' : 'after dropping the page cache'
-  return `${stamp} ${complete ? 'exported' : 'exported as INCOMPLETE'}: ${statistics.entries} entries, `
+  return (
+    `${stamp} ${complete ? 'exported' : 'exported as INCOMPLETE'}: ${statistics.entries} entries, `
     + `${formatSize(statistics.bytes)}; new on the target: ${added}; read back ${way}${gone}`
+  )
 }

@@ -30,7 +30,7 @@ export async function askNewPassphrase(
   for (let entry = 1; entry <= MAX_ENTRIES; entry++) {
     const first = await askSecret('Passphrase for the identity: ')
     if (first === '') continue
-    if (await askSecret('The same again: ') === first) return first
+    if ((await askSecret('The same again: ')) === first) return first
   }
   throw new BackupError('USAGE', 'the passphrase was empty or not the same twice', {
     hint: 'start again, or give it with --passphrase-file FILE',

@@ -100,14 +100,17 @@ function createTextReporter(options: ReporterOptions): Reporter {
   }
   const report = (event: ReportEvent): void => {
     switch (event.kind) {
-      case 'phase': return beginPhase(event)
-      case 'progress': return showProgress(event)
+      case 'phase':
+        return beginPhase(event)
+      case 'progress':
+        return showProgress(event)
       case 'notice': {
         if (event.level === 'warning') return line.above(warningLine(name, event))
         return quiet ? undefined : line.above(`${name}: ${safeText(event.message)}\n`)
       }
       // A command says its result to people itself, with print.
-      case 'result': return line.clear()
+      case 'result':
+        return line.clear()
     }
   }
   const print = (text: string): void => {
@@ -134,13 +137,17 @@ export function progressText(event: ProgressEvent, bytesPerSecond: number): stri
   if (bytesWritten !== undefined) parts.push(`${formatSize(bytesWritten)} written`)
   if (bytesPerSecond > 0) parts.push(`${formatSize(bytesPerSecond)}/s`)
   if (bytesPerSecond > 0 && bytesTotal !== undefined && bytesTotal > bytesDone) {
-    parts.push(`${formatDuration((bytesTotal - bytesDone) * 1000 / bytesPerSecond)} left`)
+    parts.push(`${formatDuration(((bytesTotal - bytesDone) * 1000) / bytesPerSecond)} left`)
   }
   return parts.join(', ')
 }
 
 /** The text and as much of the end of the current path as fits. */
-function withCurrent({ text, event, columns }: {
+function withCurrent({
+  text,
+  event,
+  columns,
+}: {
   readonly text: string
   readonly event: ProgressEvent
   readonly columns: number
@@ -195,7 +202,7 @@ function createSpeed(): Speed {
   const bytesPerSecond = (): number => {
     const first = samples[0]
     if (first === undefined || last === undefined || last.atMs - first.atMs < 500) return 0
-    return Math.max(0, (last.bytes - first.bytes) * 1000 / (last.atMs - first.atMs))
+    return Math.max(0, ((last.bytes - first.bytes) * 1000) / (last.atMs - first.atMs))
   }
   return { add, bytesPerSecond }
 }

@@ -1,4 +1,5 @@
-// What the words of backup-restore mean: source, paths, directory, identity. Checked before anything is opened.
+// What the words of backup-restore mean: source, paths, directory, identity. Checked before
+// anything is opened.
 //
 // Throws USAGE for words that do not go together.
 
@@ -37,16 +38,23 @@ export function readWords(values: Values, workingDirectory: string): RestoreWord
   }
   const into = textOption(values, 'into')
   return {
-    action, source: readSource(values, { action, target }), target,
-    machine: textOption(values, 'machine'), set: textOption(values, 'set'), date: textOption(values, 'date'),
+    action,
+    source: readSource(values, { action, target }),
+    target,
+    machine: textOption(values, 'machine'),
+    set: textOption(values, 'set'),
+    date: textOption(values, 'date'),
     paths: textOptions(values, 'path').map((path) => toEntryPath(path, workingDirectory)),
     into: into === undefined ? undefined : resolve(workingDirectory, into),
-    overwrite: isGiven(values, 'overwrite'), yes: isGiven(values, 'yes'), dryRun: isGiven(values, 'dry-run'),
+    overwrite: isGiven(values, 'overwrite'),
+    yes: isGiven(values, 'yes'),
+    dryRun: isGiven(values, 'dry-run'),
   }
 }
 
 function readSource(
-  values: Values, { action, target }: { action: string; target: string | undefined },
+  values: Values,
+  { action, target }: { action: string; target: string | undefined },
 ): RestoreWords['source'] {
   const source = textOption(values, 'source')
   if (source === 'local' && target !== undefined) {
@@ -68,15 +76,20 @@ function toEntryPath(path: string, workingDirectory: string): RawPath {
   return rawPathFromText(resolve(workingDirectory, path).replace(/^\/+/, ''))
 }
 
-/** Where the identity is looked for when nothing is said: beside the configuration, as `backup init` leaves it. */
+/**
+ * Where the identity is looked for when nothing is said: beside the configuration, as `backup init`
+ * leaves it.
+ */
 const IDENTITY_FILE = 'identity.age'
 
 /**
- * The identity, from `--identity`, the configuration, or beside the configuration; undefined where there is none.
+ * The identity, from `--identity`, the configuration, or beside the configuration; undefined where
+ * there is none.
  * @throws BackupError IDENTITY_ABSENT for one that was named and is not there, PASSPHRASE_WRONG
  */
 export async function loadIdentity(
-  context: CommandContext, configuration: Configuration,
+  context: CommandContext,
+  configuration: Configuration,
 ): Promise<IdentityFile | undefined> {
   const named = textOption(context.values, 'identity') ?? configuration.identity
   const beside = join(configuration.path, '..', IDENTITY_FILE)
@@ -85,14 +98,17 @@ export async function loadIdentity(
   const file = textOption(context.values, 'passphrase-file')
   return await readIdentityFile({
     path: rawPathFromText(resolve(path)),
-    askPassphrase: async () => file === undefined
-      ? await context.askSecret(`Passphrase of ${path}: `) : await passphraseFromFile(file),
+    askPassphrase: async () =>
+      file === undefined
+        ? await context.askSecret(`Passphrase of ${path}: `)
+        : await passphraseFromFile(file),
   })
 }
 
 /** The same, where nothing can be done without. @throws BackupError IDENTITY_ABSENT */
 export async function requireIdentity(
-  context: CommandContext, configuration: Configuration,
+  context: CommandContext,
+  configuration: Configuration,
 ): Promise<IdentityFile> {
   const identity = await loadIdentity(context, configuration)
   if (identity !== undefined) return identity

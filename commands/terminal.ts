@@ -34,7 +34,11 @@ export async function askSecret(prompt: string, terminal: Terminal): Promise<str
   })
 }
 
-async function ask({ prompt, echo, terminal }: {
+async function ask({
+  prompt,
+  echo,
+  terminal,
+}: {
   readonly prompt: string
   readonly echo: boolean
   readonly terminal: Terminal

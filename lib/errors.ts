@@ -1,9 +1,13 @@
 // Every failure that a user can meet, in one registry: stable code, exit code, title.
 //
-// Throw sites make a BackupError; commands/main.ts is the only place that prints one and turns it into an exit status.
-// docs/errors.md has a heading for each code, and test/tidy.test.ts compares the two, both ways.
+// Throw sites make a BackupError; commands/main.ts is the only place that prints one and turns it
+// into an exit status. docs/errors.md has a heading for each code, and test/tidy.test.ts compares
+// the two, both ways.
 
-/** Exit codes, in the order of design: each outranks the ones before it when outcomes meet in one run. */
+/**
+ * Exit codes, in the order of design: each outranks the ones before it when outcomes meet in one
+ * run.
+ */
 export const EXIT_CODES = [0, 75, 4, 3, 10, 11, 1, 2, 12, 13, 70, 130] as const
 
 export type ExitCode = (typeof EXIT_CODES)[number]
@@ -99,7 +103,8 @@ export function systemCode(error: unknown): string | undefined {
 }
 
 /**
- * What a worker thread can send to the main thread, and its inverse: errors lose their class when they are cloned.
+ * What a worker thread can send to the main thread, and its inverse: errors lose their class when
+ * they are cloned.
  */
 export interface PlainError {
   readonly code: ErrorCode | undefined

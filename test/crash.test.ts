@@ -1,7 +1,7 @@
 // kill -9 at chosen system calls of every phase; the next run needs no help (invariants 1, 3, 7).
 //
-// The moments are spread over all calls that change anything, one in each stretch, by SEED. CRASHES in the environment is how
-// many of them each phase gets: `npm run test:crash` asks for many.
+// The moments are spread over all calls that change anything, one in each stretch, by SEED. CRASHES
+// in the environment is how many of them each phase gets: `npm run test:crash` asks for many.
 
 import { randomBytes } from 'node:crypto'
 import { existsSync, mkdirSync, readFileSync, readdirSync, writeFileSync } from 'node:fs'
@@ -9,8 +9,17 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { randomOfRun } from './helpers/random.ts'
 import {
-  type Scenario, assertNoLeftovers, assertSameTree, assertWhole, configure, exportStamps, exportedBy, inventory, makeScenario,
-  script, setDirectory,
+  type Scenario,
+  assertNoLeftovers,
+  assertSameTree,
+  assertWhole,
+  configure,
+  exportStamps,
+  exportedBy,
+  inventory,
+  makeScenario,
+  script,
+  setDirectory,
 } from './helpers/scenario.ts'
 import { type FaultRule, planFault } from './helpers/system-faults.ts'
 
@@ -21,13 +30,18 @@ const CRASHES = Number(process.env['CRASHES'] ?? 6)
 function moments(name: string, calls: number): number[] {
   const random = randomOfRun(name)
   const count = Math.min(CRASHES, calls)
-  const edge = (i: number): number => Math.floor(i * calls / count)
-  return Array.from({ length: count }, (_, i) => edge(i) + random.integer(edge(i + 1) - edge(i)) + 1)
+  const edge = (i: number): number => Math.floor((i * calls) / count)
+  return Array.from(
+    { length: count },
+    (_, i) => edge(i) + random.integer(edge(i + 1) - edge(i)) + 1,
+  )
 }
 
 /** Runs a command under a rule. */
 async function withFault(
-  scenario: Scenario, rule: FaultRule, action: () => Promise<{ readonly status: number | null }>,
+  scenario: Scenario,
+  rule: FaultRule,
+  action: () => Promise<{ readonly status: number | null }>,
 ): Promise<{ readonly status: number | null; readonly calls: string[] }> {
   const plan = planFault(rule)
   Object.assign(scenario.environment, plan.environment)
@@ -52,14 +66,21 @@ function change(source: string, n: number): void {
 }
 
 /** Every export that there was still has the same bytes. */
-function assertUntouched(before: ReadonlyMap<string, string>, scenario: Scenario, where: string): void {
+function assertUntouched(
+  before: ReadonlyMap<string, string>,
+  scenario: Scenario,
+  where: string,
+): void {
   const after = inventory(scenario.target)
-  for (const [path, what] of before) if (!path.endsWith('/latest')) assert.is(after.get(path), what, `${path}, ${where}`)
+  for (const [path, what] of before)
+    if (!path.endsWith('/latest')) assert.is(after.get(path), what, `${path}, ${where}`)
 }
 
 crash('backup-external: older exports stay as they are, and the next run succeeds', async () => {
   const scenario = await makeScenario()
-  configure(scenario, (c) => { c['retention'] = { external: 1000, local: 3 } })
+  configure(scenario, (c) => {
+    c['retention'] = { external: 1000, local: 3 }
+  })
   plant(scenario.source)
   await scenario.generation()
   const trial = await withFault(scenario, { action: 'count' }, async () => {
@@ -83,7 +104,11 @@ crash('backup-external: older exports stay as they are, and the next run succeed
     assertUntouched(before, scenario, where)
     assertNoLeftovers(scenario.target)
     const [newest = ''] = exportStamps(scenario).slice(-1)
-    assert.is(readFileSync(`${setDirectory(scenario)}/latest`, 'utf8'), `${newest}\n`, `latest, ${where}`)
+    assert.is(
+      readFileSync(`${setDirectory(scenario)}/latest`, 'utf8'),
+      `${newest}\n`,
+      `latest, ${where}`,
+    )
   }
   await assertWhole(scenario)
   const into = `${scenario.directory}/into`
@@ -111,36 +136,44 @@ crash('the very first export, which makes the repository', async () => {
 })
 
 for (const [moment, match] of [
-  ['after the state is pending and before the manifest', /^renameSync .*\/manifest\.tar\.zst\.age$/],
+  [
+    'after the state is pending and before the manifest',
+    /^renameSync .*\/manifest\.tar\.zst\.age$/,
+  ],
   ['after the manifest and before the state is adopted', /^renameSync .*\/state\.json$/],
   ['after the state is adopted and before latest moves', /^renameSync .*\/data\/latest$/],
 ] as const) {
-  crash(`backup-external ${moment}: the state is known, and latest is right after the next run`, async () => {
-    const scenario = await makeScenario()
-    plant(scenario.source)
-    await scenario.generation()
-    change(scenario.source, 1)
-    await scenario.collect()
-    const killed = await withFault(scenario, { action: 'kill', match, at: 1 }, scenario.external)
-    assert.is(killed.status, null)
-    const next = await scenario.external('--json')
-    assert.is(next.status, 0, next.stderr)
-    assert.not.match(next.stderr, 'is lost')
-    assertNoLeftovers(scenario.target)
-    const stamps = exportStamps(scenario)
-    assert.is(stamps.length, 2)
-    assert.is(readFileSync(`${setDirectory(scenario)}/latest`, 'utf8'), `${stamps[1]}\n`)
-    change(scenario.source, 2)
-    const { full, dataBytes } = await scenario.generation()
-    assert.not.ok(full)
-    assert.ok(dataBytes < 200_000, `${dataBytes} bytes`)
-    await assertWhole(scenario)
-  })
+  crash(
+    `backup-external ${moment}: the state is known, and latest is right after the next run`,
+    async () => {
+      const scenario = await makeScenario()
+      plant(scenario.source)
+      await scenario.generation()
+      change(scenario.source, 1)
+      await scenario.collect()
+      const killed = await withFault(scenario, { action: 'kill', match, at: 1 }, scenario.external)
+      assert.is(killed.status, null)
+      const next = await scenario.external('--json')
+      assert.is(next.status, 0, next.stderr)
+      assert.not.match(next.stderr, 'is lost')
+      assertNoLeftovers(scenario.target)
+      const stamps = exportStamps(scenario)
+      assert.is(stamps.length, 2)
+      assert.is(readFileSync(`${setDirectory(scenario)}/latest`, 'utf8'), `${stamps[1]}\n`)
+      change(scenario.source, 2)
+      const { full, dataBytes } = await scenario.generation()
+      assert.not.ok(full)
+      assert.ok(dataBytes < 200_000, `${dataBytes} bytes`)
+      await assertWhole(scenario)
+    },
+  )
 }
 
 crash('backup-external while retention deletes: the next export finishes it', async () => {
   const scenario = await makeScenario()
-  configure(scenario, (c) => { c['retention'] = { external: 1 } })
+  configure(scenario, (c) => {
+    c['retention'] = { external: 1 }
+  })
   plant(scenario.source)
   await scenario.generation()
   for (const at of [1, 2, 3]) {
@@ -156,7 +189,10 @@ crash('backup-external while retention deletes: the next export finishes it', as
   const left = readdirSync(setDirectory(scenario)).filter((name) => name !== 'latest')
   for (const name of left) {
     const files = readdirSync(`${setDirectory(scenario)}/${name}`)
-    assert.ok(name === stamp || files.every((file) => /^(data|catalog)-/.test(file)), `${name}: ${files.join(' ')}`)
+    assert.ok(
+      name === stamp || files.every((file) => /^(data|catalog)-/.test(file)),
+      `${name}: ${files.join(' ')}`,
+    )
   }
   await assertWhole(scenario)
 })
@@ -187,10 +223,18 @@ crash('backup-restore: files are whole or not there, and the same command goes o
   await scenario.generation()
   let places = 0
   const place = (): string => `${scenario.directory}/into-${++places}`
-  const counted = await withFault(scenario, { action: 'count' }, async () => await scenario.restore('--into', place()))
+  const counted = await withFault(
+    scenario,
+    { action: 'count' },
+    async () => await scenario.restore('--into', place()),
+  )
   for (const at of moments('restore', counted.calls.length)) {
     const into = place()
-    const killed = await withFault(scenario, { action: 'kill', at }, async () => await scenario.restore('--into', into))
+    const killed = await withFault(
+      scenario,
+      { action: 'kill', at },
+      async () => await scenario.restore('--into', into),
+    )
     const where = `call ${at}: ${killed.calls.at(-1)}`
     assert.ok(killed.status === null || killed.calls.length < at, where)
     for (const [path, what] of inventory(into)) {

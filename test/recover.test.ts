@@ -5,9 +5,25 @@
 import { Buffer } from 'node:buffer'
 import { createHash, randomBytes } from 'node:crypto'
 import {
-  appendFileSync, chmodSync, chownSync, closeSync, copyFileSync, cpSync, existsSync, linkSync,
-  lstatSync, mkdirSync, openSync, readFileSync, readdirSync, renameSync, rmSync, statSync,
-  symlinkSync, writeFileSync, writeSync,
+  appendFileSync,
+  chmodSync,
+  chownSync,
+  closeSync,
+  copyFileSync,
+  cpSync,
+  existsSync,
+  linkSync,
+  lstatSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  readdirSync,
+  renameSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+  writeSync,
 } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { suite } from 'uvu'
@@ -32,9 +48,38 @@ const MIB = 1024 * 1024
 
 /** What recover.sh says it needs, and the small change that every system has. */
 const PROGRAMS = [
-  'age', 'zstd', 'jq', 'awk', 'dd', 'sha256sum', 'tar', 'sh', 'b2sum', 'cat', 'comm', 'cp', 'cut',
-  'df', 'dirname', 'grep', 'head', 'id', 'ls', 'mkdir', 'mktemp', 'mv', 'rm', 'rmdir', 'sed',
-  'sort', 'stty', 'tail', 'tr', 'wc', 'xargs', 'dash',
+  'age',
+  'zstd',
+  'jq',
+  'awk',
+  'dd',
+  'sha256sum',
+  'tar',
+  'sh',
+  'b2sum',
+  'cat',
+  'comm',
+  'cp',
+  'cut',
+  'df',
+  'dirname',
+  'grep',
+  'head',
+  'id',
+  'ls',
+  'mkdir',
+  'mktemp',
+  'mv',
+  'rm',
+  'rmdir',
+  'sed',
+  'sort',
+  'stty',
+  'tail',
+  'tr',
+  'wc',
+  'xargs',
+  'dash',
 ]
 const stamps: string[] = []
 let recoveries = 0
@@ -59,19 +104,32 @@ interface Recovery extends Outcome {
 }
 
 /** Runs the repository's script with dash; nothing of ours takes part. */
-function recovery(words: readonly string[], options: {
-  readonly paths?: readonly string[]
-  readonly from?: string
-  readonly path?: string
-  readonly input?: string
-  readonly identity?: string
-} = {}): Recovery {
+function recovery(
+  words: readonly string[],
+  options: {
+    readonly paths?: readonly string[]
+    readonly from?: string
+    readonly path?: string
+    readonly input?: string
+    readonly identity?: string
+  } = {},
+): Recovery {
   const { paths = [], from = repository, path, input = '' } = options
   const directory = `${root}/recovered ${++recoveries}`
-  const outcome = runStock('dash', [
-    `${from}/recover.sh`, '-i', options.identity ?? identity, '-o', directory, ...words,
-    '--', ...paths,
-  ], { input, environment: { ...environment, ...(path === undefined ? {} : { PATH: path }) } })
+  const outcome = runStock(
+    'dash',
+    [
+      `${from}/recover.sh`,
+      '-i',
+      options.identity ?? identity,
+      '-o',
+      directory,
+      ...words,
+      '--',
+      ...paths,
+    ],
+    { input, environment: { ...environment, ...(path === undefined ? {} : { PATH: path }) } },
+  )
   const scratch = readdirSync(root).filter((name) => name.startsWith('recover.'))
   assert.equal(scratch, [], 'scratch is gone')
   return { ...outcome, directory, home: `${directory}${home}` }
@@ -126,11 +184,13 @@ function neededBundle(at: string, stamp: string): string {
 
 /** Every file under a directory with the digest of its content. */
 function fingerprint(directory: string): string {
-  const lines = readdirSync(directory, { recursive: true, encoding: 'utf8' }).sort().map((path) => {
-    const whole = `${directory}/${path}`
-    if (!statSync(whole).isFile()) return path
-    return `${path} ${createHash('sha256').update(readFileSync(whole)).digest('hex')}`
-  })
+  const lines = readdirSync(directory, { recursive: true, encoding: 'utf8' })
+    .sort()
+    .map((path) => {
+      const whole = `${directory}/${path}`
+      if (!statSync(whole).isFile()) return path
+      return `${path} ${createHash('sha256').update(readFileSync(whole)).digest('hex')}`
+    })
   return lines.join('\n')
 }
 
@@ -183,9 +243,10 @@ function firstChanges(): void {
   rmSync(`${home}/docs/third`)
   const big = readFileSync(`${home}/big.img`)
   big.fill(1, 5 * MIB, 5 * MIB + 8)
-  writeFileSync(`${home}/big.img`, Buffer.concat([
-    big.subarray(0, 3 * MIB), Buffer.from('inserted'), big.subarray(3 * MIB),
-  ]))
+  writeFileSync(
+    `${home}/big.img`,
+    Buffer.concat([big.subarray(0, 3 * MIB), Buffer.from('inserted'), big.subarray(3 * MIB)]),
+  )
   if (process.platform === 'linux') {
     stock('setfattr', ['-n', 'user.later', '-v', 'x', `${home}/odd/back\\slash`])
   }
@@ -210,13 +271,31 @@ recover('has a repository of three incremental exports to work on', async () => 
   }
   writeFileSync(`${other}/shared.bin`, randomBytes(700_000))
   makeHome()
-  await backup('init', '--config', config, '--machine', 'here', '--staging', `${root}/staging`,
-    '--source', home, '--target', repository, '--identity', identity, '--no-passphrase', '--quiet')
+  await backup(
+    'init',
+    '--config',
+    config,
+    '--machine',
+    'here',
+    '--staging',
+    `${root}/staging`,
+    '--source',
+    home,
+    '--target',
+    repository,
+    '--identity',
+    identity,
+    '--no-passphrase',
+    '--quiet',
+  )
   // The set `other` comes first, so that content of `home` lies in its bundles.
-  writeFileSync(config, readFileSync(config, 'utf8')
-    .replace('backup_sets:\n', `$&  - name: other\n    sources: [${JSON.stringify(other)}]\n`)
-    .replace('- name: data', '- name: home')
-    .replace('    kind: directory\n', '    kind: directory\n    bundle_size: 2 MiB\n'))
+  writeFileSync(
+    config,
+    readFileSync(config, 'utf8')
+      .replace('backup_sets:\n', `$&  - name: other\n    sources: [${JSON.stringify(other)}]\n`)
+      .replace('- name: data', '- name: home')
+      .replace('    kind: directory\n', '    kind: directory\n    bundle_size: 2 MiB\n'),
+  )
   await collectAndExport()
   firstChanges()
   await collectAndExport()
@@ -252,21 +331,34 @@ recover('works with bsdtar, but for what bsdtar cannot', () => {
   const { status, stderr, home: recovered } = recovery(['-s', 'home', '-k', 'none'], { path: bin })
   assert.is(status, 0, stderr)
   // bsdtar 3.6 misreads times before 1970, and xattrs with `=` in their name.
-  const left = differences(home, recovered, '-aHASnic').split('\n').filter((line) => line !== '')
-  assert.equal(left.filter((line) => !line.endsWith(' odd/-rf')), [])
+  const left = differences(home, recovered, '-aHASnic')
+    .split('\n')
+    .filter((line) => line !== '')
+  assert.equal(
+    left.filter((line) => !line.endsWith(' odd/-rf')),
+    [],
+  )
 })
 
 recover('restores only the paths that are given, with what their links need', () => {
   const inside = home.slice(1)
-  const paths = ['links/b-second', 'docs/letters/', 'odd/new\nline']
-    .map((path) => `/${inside}/${path}`)
+  const paths = ['links/b-second', 'docs/letters/', 'odd/new\nline'].map(
+    (path) => `/${inside}/${path}`,
+  )
   const words = ['-s', 'home', '-t', stamps[0]!]
   const { status, stderr, home: recovered } = recovery(words, { paths })
   assert.is(status, 0, stderr)
   const found = [...times(recovered).keys()].sort()
   assert.equal(found, [
-    '', 'docs', 'docs/letters', 'docs/letters/one.txt', 'docs/third', 'links', 'links/b-second',
-    'odd', 'odd/new\nline',
+    '',
+    'docs',
+    'docs/letters',
+    'docs/letters/one.txt',
+    'docs/third',
+    'links',
+    'links/b-second',
+    'odd',
+    'odd/new\nline',
   ])
   const at = (path: string): Buffer => readFileSync(`${recovered}/${path}`)
   assert.equal(at('links/b-second'), readFileSync(`${home}/links/b-second`))
@@ -283,7 +375,10 @@ recover('lists machines, sets and stamps without an identity', () => {
   assert.is(status, 0)
   const lines = stdout.trim().split('\n')
   const ofHome = lines.filter((line) => line.startsWith('here home '))
-  assert.equal(ofHome, stamps.map((stamp) => `here home ${stamp}`))
+  assert.equal(
+    ofHome,
+    stamps.map((stamp) => `here home ${stamp}`),
+  )
   assert.ok(lines.every((line) => /^here (home|other) \S+$/.test(line)))
 })
 
@@ -291,7 +386,10 @@ recover('names what is lost with a damaged bundle, and restores everything else'
   const copy = damagedCopy()
   const bundle = neededBundle(copy, stamps[0]!)
   flipByte(bundle, statSync(bundle).size / 2)
-  for (const words of [['-s', 'home'], ['-s', 'home', '-k', 'none']]) {
+  for (const words of [
+    ['-s', 'home'],
+    ['-s', 'home', '-k', 'none'],
+  ]) {
     const { status, stderr, directory, home: recovered } = recovery(words, { from: copy })
     assert.is(status, 13, stderr)
     assert.match(stderr, bundle)
@@ -301,10 +399,14 @@ recover('names what is lost with a damaged bundle, and restores everything else'
     const expected = times(home)
     for (const path of missing) expected.delete(path.slice(home.length))
     assert.equal([...there.keys()].sort(), [...expected.keys()].sort(), 'there, or called missing')
-    const changed = differences(home, recovered).split('\n')
+    const changed = differences(home, recovered)
+      .split('\n')
       .filter((line) => line !== '' && !/^(c|[>h]f|cd|cL|cS)\+{9}|^hf\+/.test(line))
     // A directory whose header is lost is made by tar, without what it had.
-    assert.equal(changed.filter((line) => !/^\.d/.test(line)), [])
+    assert.equal(
+      changed.filter((line) => !/^\.d/.test(line)),
+      [],
+    )
   }
 })
 
@@ -313,11 +415,16 @@ function listedMissing(directory: string): string[] {
   const start = `${directory.slice(root.length + 1)}.missing.`
   const list = readdirSync(root).find((name) => name.startsWith(start))
   assert.ok(list !== undefined, 'the list of what is missing')
-  return readFileSync(`${root}/${list}`, 'utf8').trimEnd().split('\n').map((line) => {
-    const path = JSON.parse(line) as string
-    const [, base64] = /^base64:(.*)$/.exec(path) ?? []
-    return Buffer.from(base64 ?? path, base64 === undefined ? 'utf8' : 'base64').toString('latin1')
-  })
+  return readFileSync(`${root}/${list}`, 'utf8')
+    .trimEnd()
+    .split('\n')
+    .map((line) => {
+      const path = JSON.parse(line) as string
+      const [, base64] = /^base64:(.*)$/.exec(path) ?? []
+      return Buffer.from(base64 ?? path, base64 === undefined ? 'utf8' : 'base64').toString(
+        'latin1',
+      )
+    })
 }
 
 recover('takes nothing unsigned, and says how to take it', () => {
@@ -368,7 +475,10 @@ recover('says that a bundle is missing', () => {
 recover('ends with 12, and leaves nothing, when the identity does not open it', () => {
   const wrong = `${root}/wrong.txt`
   stock('age-keygen', ['-o', wrong])
-  const cases = [[wrong, 'does not open'], [config, 'no line AGE-SECRET-KEY']] as const
+  const cases = [
+    [wrong, 'does not open'],
+    [config, 'no line AGE-SECRET-KEY'],
+  ] as const
   for (const [file, said] of cases) {
     const { status, stderr, directory } = recovery(['-s', 'home'], { identity: file })
     assert.is(status, 12, stderr)
@@ -387,7 +497,11 @@ recover('refuses what another key signed', () => {
 })
 
 recover('names a program that is missing, and its package', () => {
-  const cases = [['jq', 'apt-get install jq'], ['zstd', 'zstd'], ['tar', 'GNU tar']] as const
+  const cases = [
+    ['jq', 'apt-get install jq'],
+    ['zstd', 'zstd'],
+    ['tar', 'GNU tar'],
+  ] as const
   for (const [name, said] of cases) {
     const programs = PROGRAMS.filter((one) => one !== name)
     const bin = onlyPrograms(`${root}/bin-without-${name}`, programs)
@@ -441,8 +555,9 @@ recover('is the script that the project has, and any shell takes it', () => {
 })
 
 recover('has a document whose every example runs', () => {
-  const blocks = [...readFileSync(document, 'utf8').matchAll(/^```sh\n([^]*?)^```$/gm)]
-    .map((match) => match[1]!)
+  const blocks = [...readFileSync(document, 'utf8').matchAll(/^```sh\n([^]*?)^```$/gm)].map(
+    (match) => match[1]!,
+  )
   assert.ok(blocks.length >= 7)
   assert.match(blocks[0]!, /^REPOSITORY=.*\nIDENTITY=.*\nWORK=.*\n$/)
   const work = `${root}/by hand`
@@ -455,8 +570,9 @@ recover('has a document whose every example runs', () => {
     rmSync(`${otherSet}/${stamp}/manifest.tar.zst.age`)
   }
   const set = { REPOSITORY: copy, IDENTITY: identity, WORK: work }
-  const { status, stdout, stderr } = runStock('bash', ['-euc', blocks.slice(1).join('\n')],
-    { environment: { ...environment, ...set } })
+  const { status, stdout, stderr } = runStock('bash', ['-euc', blocks.slice(1).join('\n')], {
+    environment: { ...environment, ...set },
+  })
   assert.is(status, 0, `${stdout}\n${stderr}`)
   assert.is(differences(home, `${work}/newest${home}`), '')
   assert.ok(readFileSync(`${work}/file`).equals(readFileSync(`${home}/big.img`)))

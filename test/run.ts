@@ -80,7 +80,10 @@ async function runFile(file: string, limitMs: number): Promise<Result> {
     Number(new RegExp(`^ {2}${word}: +([0-9]+)$`, 'm').exec(output)?.[1] ?? NaN)
   const total = count('Total')
   const passed = count('Passed') || 0
-  const skips = output.split('\n').filter((line) => line.startsWith('SKIP ')).map((l) => l.slice(5))
+  const skips = output
+    .split('\n')
+    .filter((line) => line.startsWith('SKIP '))
+    .map((l) => l.slice(5))
   const quiet = count('Skipped') || 0
   if (quiet > 0) skips.push(`${file}: ${quiet} tests marked skip, or not marked only`)
   let why: string | undefined

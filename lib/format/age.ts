@@ -10,12 +10,24 @@
 
 import assert from 'node:assert/strict'
 import {
-  type KeyObject, createCipheriv, createDecipheriv, createHmac, diffieHellman,
-  generateKeyPairSync, hkdfSync, randomBytes, scryptSync, timingSafeEqual,
+  type KeyObject,
+  createCipheriv,
+  createDecipheriv,
+  createHmac,
+  diffieHellman,
+  generateKeyPairSync,
+  hkdfSync,
+  randomBytes,
+  scryptSync,
+  timingSafeEqual,
 } from 'node:crypto'
 import { BackupError } from '../errors.ts'
 import {
-  parseIdentity, parseRecipient, privateKeyObject, publicBytes, publicKeyObject,
+  parseIdentity,
+  parseRecipient,
+  privateKeyObject,
+  publicBytes,
+  publicKeyObject,
 } from './age-keys.ts'
 
 /** Plaintext bytes in every chunk but the last; fixed by the specification. */
@@ -97,7 +109,8 @@ export function createAgeHead(recipients: readonly string[]): { head: Buffer; pa
  * IDENTITY_WRONG when no identity fits.
  */
 export function openAgeHead(
-  start: Uint8Array, identities: readonly string[],
+  start: Uint8Array,
+  identities: readonly string[],
 ): { headBytes: number; payloadKey: Buffer } {
   const header = parseHeader(start)
   const fileKey = unwrapX25519(header, identities)
@@ -113,7 +126,14 @@ export function openAgeHead(
  * many bytes that is. Each index is sealed once under one key. A chunk that is not the last is
  * full; the last is empty only when it is first.
  */
-export function sealChunk({ payloadKey, index, last, plaintext, out, outOffset }: {
+export function sealChunk({
+  payloadKey,
+  index,
+  last,
+  plaintext,
+  out,
+  outOffset,
+}: {
   payloadKey: Uint8Array
   index: number
   last: boolean
@@ -133,7 +153,12 @@ export function sealChunk({ payloadKey, index, last, plaintext, out, outOffset }
 }
 
 /** The plaintext of a chunk with its tag; the inverse of sealChunk. Throws AGE_PAYLOAD. */
-export function openChunk({ payloadKey, index, last, ciphertext }: {
+export function openChunk({
+  payloadKey,
+  index,
+  last,
+  ciphertext,
+}: {
   payloadKey: Uint8Array
   index: number
   last: boolean
@@ -162,7 +187,9 @@ export function decryptAge(ciphertext: Uint8Array, identities: readonly string[]
 
 /** A whole age file under a passphrase, with scrypt's N = 2^logN. */
 export function encryptWithPassphrase(
-  plaintext: Uint8Array, passphrase: string, { logN }: { logN: number },
+  plaintext: Uint8Array,
+  passphrase: string,
+  { logN }: { logN: number },
 ): Buffer {
   assert.ok(logN >= 1 && logN <= MAX_LOG_N, 'scrypt work factor')
   const fileKey = randomBytes(FILE_KEY_BYTES)
@@ -197,8 +224,12 @@ export function decryptWithPassphrase(ciphertext: Uint8Array, passphrase: string
 /** Lengths and places in an age file, from the length of its head. */
 export const ageLengths = {
   /** How long the file is that holds so many bytes. */
-  ciphertextBytes({ headBytes, plaintextBytes }: {
-    headBytes: number; plaintextBytes: number
+  ciphertextBytes({
+    headBytes,
+    plaintextBytes,
+  }: {
+    headBytes: number
+    plaintextBytes: number
   }): number {
     const chunks = Math.max(1, Math.ceil(plaintextBytes / CHUNK_BYTES))
     return headBytes + plaintextBytes + chunks * TAG_BYTES
@@ -207,8 +238,12 @@ export const ageLengths = {
   /**
    * How many bytes a file of this length holds; the inverse of ciphertextBytes. Throws AGE_PAYLOAD.
    */
-  plaintextBytes({ headBytes, ciphertextBytes }: {
-    headBytes: number; ciphertextBytes: number
+  plaintextBytes({
+    headBytes,
+    ciphertextBytes,
+  }: {
+    headBytes: number
+    ciphertextBytes: number
   }): number {
     const payloadBytes = ciphertextBytes - headBytes
     const fullChunks = Math.max(0, Math.ceil(payloadBytes / SEALED_BYTES) - 1)
@@ -226,7 +261,8 @@ export const ageLengths = {
 } as const
 
 function sealPayload(
-  { head, payloadKey }: { head: Buffer; payloadKey: Buffer }, plaintext: Uint8Array,
+  { head, payloadKey }: { head: Buffer; payloadKey: Buffer },
+  plaintext: Uint8Array,
 ): Buffer {
   const sizes = { headBytes: head.length, plaintextBytes: plaintext.length }
   const out = Buffer.allocUnsafe(ageLengths.ciphertextBytes(sizes))
@@ -235,8 +271,12 @@ function sealPayload(
     const begin = index * CHUNK_BYTES
     const end = Math.min(begin + CHUNK_BYTES, plaintext.length)
     outOffset += sealChunk({
-      payloadKey, index, last: end === plaintext.length,
-      plaintext: plaintext.subarray(begin, end), out, outOffset,
+      payloadKey,
+      index,
+      last: end === plaintext.length,
+      plaintext: plaintext.subarray(begin, end),
+      out,
+      outOffset,
     })
   }
   assert.equal(outOffset, out.length)
@@ -244,7 +284,8 @@ function sealPayload(
 }
 
 function openPayload(
-  { headBytes, payloadKey }: { headBytes: number; payloadKey: Buffer }, ciphertext: Uint8Array,
+  { headBytes, payloadKey }: { headBytes: number; payloadKey: Buffer },
+  ciphertext: Uint8Array,
 ): Buffer {
   const sizes = { headBytes, ciphertextBytes: ciphertext.length }
   const out = Buffer.allocUnsafe(ageLengths.plaintextBytes(sizes))
@@ -260,8 +301,14 @@ function openPayload(
 }
 
 /** Whether a chunk may hold so many bytes of plaintext. */
-function isChunkLength({ index, last, length }: {
-  index: number; last: boolean; length: number
+function isChunkLength({
+  index,
+  last,
+  length,
+}: {
+  index: number
+  last: boolean
+  length: number
 }): boolean {
   if (!last) return length === CHUNK_BYTES
   return length >= (index === 0 ? 0 : 1) && length <= CHUNK_BYTES
@@ -276,8 +323,14 @@ function chunkNonce(index: number, last: boolean): Buffer {
 }
 
 /** The plaintext of what ChaCha20-Poly1305 sealed; undefined when it does not authenticate. */
-function openSealed({ key, nonce, sealed }: {
-  key: Uint8Array; nonce: Uint8Array; sealed: Uint8Array
+function openSealed({
+  key,
+  nonce,
+  sealed,
+}: {
+  key: Uint8Array
+  nonce: Uint8Array
+  sealed: Uint8Array
 }): Buffer | undefined {
   const length = sealed.length - TAG_BYTES
   const decipher = createDecipheriv(CIPHER, key, nonce, CIPHER_OPTIONS)
@@ -291,9 +344,10 @@ function openSealed({ key, nonce, sealed }: {
   return plaintext
 }
 
-function buildHead({ fileKey, stanzas }: {
-  fileKey: Buffer; stanzas: readonly Stanza[]
-}): { head: Buffer; payloadKey: Buffer } {
+function buildHead({ fileKey, stanzas }: { fileKey: Buffer; stanzas: readonly Stanza[] }): {
+  head: Buffer
+  payloadKey: Buffer
+} {
   const text = `${VERSION_LINE}\n${stanzas.map(encodeStanza).join('')}---`
   const authenticated = Buffer.from(text, 'latin1')
   const mac = encodeBase64(headerMac({ fileKey, authenticated }))
@@ -323,8 +377,12 @@ function finishHead(header: Header, fileKey: Buffer): { headBytes: number; paylo
   return { headBytes: header.headBytes, payloadKey: payloadKeyOf({ fileKey, nonce: header.nonce }) }
 }
 
-function headerMac({ fileKey, authenticated }: {
-  fileKey: Buffer; authenticated: Uint8Array
+function headerMac({
+  fileKey,
+  authenticated,
+}: {
+  fileKey: Buffer
+  authenticated: Uint8Array
 }): Buffer {
   const key = hkdf({ secret: fileKey, salt: EMPTY, info: 'header' })
   return createHmac('sha256', key).update(authenticated).digest()
@@ -450,8 +508,16 @@ function unwrapX25519(header: Header, identities: readonly string[]): Buffer | u
 }
 
 /** The key that wraps the file key; undefined for a peer whose shared secret would be all zeros. */
-function x25519Key({ privateKey, peer, share, recipient }: {
-  privateKey: KeyObject; peer: Buffer; share: Buffer; recipient: Buffer
+function x25519Key({
+  privateKey,
+  peer,
+  share,
+  recipient,
+}: {
+  privateKey: KeyObject
+  peer: Buffer
+  share: Buffer
+  recipient: Buffer
 }): Buffer | undefined {
   let secret: Buffer
   try {
@@ -463,8 +529,14 @@ function x25519Key({ privateKey, peer, share, recipient }: {
   return hkdf({ secret, salt: Buffer.concat([share, recipient]), info: X25519_LABEL })
 }
 
-function scryptKey({ passphrase, salt, logN }: {
-  passphrase: string; salt: Buffer; logN: number
+function scryptKey({
+  passphrase,
+  salt,
+  logN,
+}: {
+  passphrase: string
+  salt: Buffer
+  logN: number
 }): Buffer {
   const N = 2 ** logN
   const maxmem = 128 * N * SCRYPT_BLOCKS + SCRYPT_SLACK_BYTES

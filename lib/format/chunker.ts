@@ -1,21 +1,24 @@
 // Content-defined chunking of large files and the ids of pieces (docs/format.md §4).
 //
-// cutPieces depends on nothing but the bytes and the parameter, so the same content gives the same pieces on every
-// machine and in every version: changing anything here is a new format.
+// cutPieces depends on nothing but the bytes and the parameter, so the same content gives the same
+// pieces on every machine and in every version: changing anything here is a new format.
 
 import { createHash, hash as hashOnce } from 'node:crypto'
 import type { Buffer } from 'node:buffer'
 
 /** Content up to this size is one piece. */
 export const SINGLE_PIECE_BYTES = 4 * 1024 * 1024
-/** Cutting starts anew at every multiple of this, so that segments can be cut apart from each other. */
+/**
+ * Cutting starts anew at every multiple of this, so that segments can be cut apart from each other.
+ */
 export const SEGMENT_BYTES = 32 * 1024 * 1024
 /** How many bytes the gear hash remembers. */
 const GEAR_WINDOW_BYTES = 32
 const GIB = 2 ** 30
 
 const GEAR = Uint32Array.from({ length: 256 }, (_, i) =>
-  createHash('blake2b512').update(`gear-${i}`).digest().readUInt32BE(0))
+  createHash('blake2b512').update(`gear-${i}`).digest().readUInt32BE(0),
+)
 
 /** How many bytes a piece's id, or any digest, has. */
 export const DIGEST_BYTES = 32

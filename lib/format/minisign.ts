@@ -49,7 +49,7 @@ export interface SigningKey extends PublicKey {
 
 /** A new key pair with a random key id. */
 export async function generateSigningKey(): Promise<SigningKey> {
-  return { keyId: randomBytes(KEY_ID_BYTES), ...await ed25519Generate() }
+  return { keyId: randomBytes(KEY_ID_BYTES), ...(await ed25519Generate()) }
 }
 
 /** minisign's unencrypted secret key file. The text is a secret. */
@@ -110,8 +110,16 @@ export function parsePublicKey(text: string): PublicKey {
 }
 
 /** The text of the `.minisig` for these bytes, which are `file` in `repository`. */
-export async function sign({ bytes, key, file, repository }: {
-  bytes: Uint8Array; key: SigningKey; file: string; repository: string
+export async function sign({
+  bytes,
+  key,
+  file,
+  repository,
+}: {
+  bytes: Uint8Array
+  key: SigningKey
+  file: string
+  repository: string
 }): Promise<string> {
   const comment = trustedComment({ file, repository })
   const message = prehash(bytes)
@@ -120,8 +128,11 @@ export async function sign({ bytes, key, file, repository }: {
   const globalSignature = await ed25519Sign({ message: globalMessage, secretKey: key.secretKey })
   const blob = Buffer.concat([Buffer.from('ED', 'latin1'), key.keyId, signature])
   return [
-    `${UNTRUSTED}signature from minisign secret key`, blob.toString('base64'),
-    `${TRUSTED}${comment}`, globalSignature.toString('base64'), '',
+    `${UNTRUSTED}signature from minisign secret key`,
+    blob.toString('base64'),
+    `${TRUSTED}${comment}`,
+    globalSignature.toString('base64'),
+    '',
   ].join('\n')
 }
 
@@ -130,7 +141,13 @@ export async function sign({ bytes, key, file, repository }: {
  * one that did.
  * Throws SIGNER_UNKNOWN, SIGNATURE_WRONG; CONFIG_INVALID when one of `publicKeys` is none.
  */
-export async function verify({ bytes, signature: text, publicKeys, file, repository }: {
+export async function verify({
+  bytes,
+  signature: text,
+  publicKeys,
+  file,
+  repository,
+}: {
   bytes: Uint8Array
   signature: string
   publicKeys: readonly string[]
@@ -178,14 +195,16 @@ function parseSignature(text: string, file: string): Signature {
   const isEnded = lines.length === 4 || (lines.length === 5 && end === '')
   const isFramed = isEnded && untrusted?.startsWith(UNTRUSTED) === true
   if (
-    !isFramed || trusted?.startsWith(TRUSTED) !== true
-    || blob?.length !== SIGNATURE_BLOB_BYTES || globalSignature?.length !== SIGNATURE_BYTES
+    !isFramed
+    || trusted?.startsWith(TRUSTED) !== true
+    || blob?.length !== SIGNATURE_BLOB_BYTES
+    || globalSignature?.length !== SIGNATURE_BYTES
   ) {
     throw wrongSignature(file, 'it is not a signature of minisign')
   }
   // `Ed` would be minisign's older kind, over the bytes themselves.
   if (blob.toString('latin1', 0, 2) !== 'ED') {
-    throw wrongSignature(file, 'it is not of minisign\'s prehashed kind')
+    throw wrongSignature(file, "it is not of minisign's prehashed kind")
   }
   return {
     keyId: blob.subarray(2, 2 + KEY_ID_BYTES),

@@ -27,9 +27,7 @@ export function paxRecordsBytes(records: readonly PaxRecord[]): number {
 }
 
 /** Writes records into `out`; returns the position after them. */
-export function writePaxRecords(
-  out: Buffer, records: readonly PaxRecord[], start: number,
-): number {
+export function writePaxRecords(out: Buffer, records: readonly PaxRecord[], start: number): number {
   let position = start
   for (const record of records) {
     const [keyword, value] = record

@@ -34,30 +34,50 @@ export async function ed25519FromSeed(seed: Uint8Array): Promise<Ed25519Pair> {
 }
 
 /** The 64-byte signature over `message`. */
-export async function ed25519Sign({ message, secretKey }: {
-  message: Uint8Array; secretKey: Uint8Array
+export async function ed25519Sign({
+  message,
+  secretKey,
+}: {
+  message: Uint8Array
+  secretKey: Uint8Array
 }): Promise<Buffer> {
   const sodium = await sodiumReady()
   return Buffer.from(sodium.crypto_sign_detached(message, secretKey))
 }
 
 /** Whether the signature over `message` verifies. */
-export async function ed25519Verify({ message, signature, publicKey }: {
-  message: Uint8Array; signature: Uint8Array; publicKey: Uint8Array
+export async function ed25519Verify({
+  message,
+  signature,
+  publicKey,
+}: {
+  message: Uint8Array
+  signature: Uint8Array
+  publicKey: Uint8Array
 }): Promise<boolean> {
   const sodium = await sodiumReady()
   return sodium.crypto_sign_verify_detached(signature, message, publicKey)
 }
 
 /** 32 bytes from a passphrase and 16 bytes of salt; takes about a second and 256 MiB. */
-export async function argon2id({ passphrase, salt }: {
-  passphrase: string; salt: Uint8Array
+export async function argon2id({
+  passphrase,
+  salt,
+}: {
+  passphrase: string
+  salt: Uint8Array
 }): Promise<Buffer> {
   const sodium = await sodiumReady()
-  return Buffer.from(sodium.crypto_pwhash(
-    ARGON2_KEY_BYTES, Buffer.from(passphrase, 'utf8'), salt, ARGON2_PASSES, ARGON2_MEMORY_BYTES,
-    sodium.crypto_pwhash_ALG_ARGON2ID13,
-  ))
+  return Buffer.from(
+    sodium.crypto_pwhash(
+      ARGON2_KEY_BYTES,
+      Buffer.from(passphrase, 'utf8'),
+      salt,
+      ARGON2_PASSES,
+      ARGON2_MEMORY_BYTES,
+      sodium.crypto_pwhash_ALG_ARGON2ID13,
+    ),
+  )
 }
 
 async function sodiumReady(): Promise<typeof Sodium> {
@@ -66,8 +86,12 @@ async function sodiumReady(): Promise<typeof Sodium> {
   return sodium
 }
 
-function pairOf({ publicKey, privateKey }: {
-  publicKey: Uint8Array; privateKey: Uint8Array
+function pairOf({
+  publicKey,
+  privateKey,
+}: {
+  publicKey: Uint8Array
+  privateKey: Uint8Array
 }): Ed25519Pair {
   return { publicKey: Buffer.from(publicKey), secretKey: Buffer.from(privateKey) }
 }

@@ -21,7 +21,8 @@ export type Segments = readonly (readonly [offset: number, length: number])[]
 
 /** Segments have to ascend, to have bytes and to be whole blocks but for the last one. */
 export function encodeSparseMap(
-  segments: Segments, { sizeBytes }: { readonly sizeBytes: number },
+  segments: Segments,
+  { sizeBytes }: { readonly sizeBytes: number },
 ): Buffer {
   assert(segments.length <= MAX_SPARSE_SEGMENTS, 'a sparse file has too many segments')
   const lines: number[] = []

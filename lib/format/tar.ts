@@ -13,12 +13,25 @@ import { type EntryMetadata, type EntryType, MAX_PATH_BYTES, dataBytes } from '.
 import { type RawPath, baseOf, rawPathFromText, rawPathToText } from '../model/raw-path.ts'
 import { numericAclText } from './acl.ts'
 import {
-  type PaxRecord, parsePaxNumber, parsePaxRecords, parsePaxTime, paxRecordsBytes, paxTime,
-  writePaxRecords, xattrKeyword, xattrName,
+  type PaxRecord,
+  parsePaxNumber,
+  parsePaxRecords,
+  parsePaxTime,
+  paxRecordsBytes,
+  paxTime,
+  writePaxRecords,
+  xattrKeyword,
+  xattrName,
 } from './pax.ts'
 import { type ParsedSparseMap, encodeSparseMap, parseSparseMap } from './sparse-map.ts'
 import {
-  BLOCK_BYTES, type UstarBlock, fitsId, fitsName, fitsSize, fitsUserName, parseUstarBlock,
+  BLOCK_BYTES,
+  type UstarBlock,
+  fitsId,
+  fitsName,
+  fitsSize,
+  fitsUserName,
+  parseUstarBlock,
   writeUstarBlock,
 } from './ustar-block.ts'
 
@@ -38,20 +51,46 @@ const BILLION = 1_000_000_000n
 const NO_XATTRS: ReadonlyMap<string, Buffer> = new Map()
 
 const FLAGS: Readonly<Record<Exclude<EntryType, 'socket'>, string>> = {
-  file: '0', link: '1', symlink: '2', char: '3', block: '4', directory: '5', fifo: '6',
+  file: '0',
+  link: '1',
+  symlink: '2',
+  char: '3',
+  block: '4',
+  directory: '5',
+  fifo: '6',
 }
 const TYPES: ReadonlyMap<string, EntryType> = new Map([
-  ['0', 'file'], ['\0', 'file'], ['7', 'file'], ['1', 'link'], ['2', 'symlink'],
-  ['3', 'char'], ['4', 'block'], ['5', 'directory'], ['6', 'fifo'],
+  ['0', 'file'],
+  ['\0', 'file'],
+  ['7', 'file'],
+  ['1', 'link'],
+  ['2', 'symlink'],
+  ['3', 'char'],
+  ['4', 'block'],
+  ['5', 'directory'],
+  ['6', 'fifo'],
 ])
 const [PAX_FLAG, GLOBAL_FLAG, GNU_LONG_NAME, GNU_LONG_LINK] = ['x', 'g', 'L', 'K'] as const
-const EXTENSION_FLAGS: ReadonlySet<string> =
-  new Set([PAX_FLAG, GLOBAL_FLAG, GNU_LONG_NAME, GNU_LONG_LINK])
+const EXTENSION_FLAGS: ReadonlySet<string> = new Set([
+  PAX_FLAG,
+  GLOBAL_FLAG,
+  GNU_LONG_NAME,
+  GNU_LONG_LINK,
+])
 
 /** The block before PAX records is the same for all but its size. */
 const PAX_BLOCK: UstarBlock = {
-  name: 'PaxHeaders.0/entry', mode: 0o600, uid: 0, gid: 0, sizeBytes: 0, mtimeSeconds: 0,
-  flag: PAX_FLAG, linkName: '', user: '', group: '', device: [0, 0],
+  name: 'PaxHeaders.0/entry',
+  mode: 0o600,
+  uid: 0,
+  gid: 0,
+  sizeBytes: 0,
+  mtimeSeconds: 0,
+  flag: PAX_FLAG,
+  linkName: '',
+  user: '',
+  group: '',
+  device: [0, 0],
 }
 
 /**
@@ -60,7 +99,8 @@ const PAX_BLOCK: UstarBlock = {
  * assertion.
  */
 export function encodeHeader(
-  entry: EntryMetadata, options: { readonly comment?: string } = {},
+  entry: EntryMetadata,
+  options: { readonly comment?: string } = {},
 ): Buffer {
   const { type, path, target, device, sparse, user = '', group = '', mtimeNs } = entry
   assert(type !== 'socket' && path !== '', 'no tar can hold this entry')
@@ -98,9 +138,13 @@ export function encodeHeader(
 }
 
 /** The header of a member of ours: a piece, an entry, a shard, an index, a manifest. */
-export function encodePlainHeader(
-  { path, sizeBytes }: { readonly path: RawPath; readonly sizeBytes: number },
-): Buffer {
+export function encodePlainHeader({
+  path,
+  sizeBytes,
+}: {
+  readonly path: RawPath
+  readonly sizeBytes: number
+}): Buffer {
   const ours = { type: 'file', mode: 0o600, uid: 0, gid: 0, mtimeNs: 0n } as const
   return encodeHeader({ ...ours, path, size: sizeBytes })
 }
@@ -151,10 +195,19 @@ export function parseHeader(bytes: Buffer, offset: number): ParsedHeader | 'end'
 
 /** What the ustar block cannot hold, in the order of the table in docs/format.md §3.3. */
 function recordsOf(
-  entry: EntryMetadata, fields: UstarBlock, comment: string | undefined,
+  entry: EntryMetadata,
+  fields: UstarBlock,
+  comment: string | undefined,
 ): PaxRecord[] {
   const { path, target = '', uid, gid, mtimeNs, xattrs, acl, defaultAcl, birthNs, sparse } = entry
-  const { name, sizeBytes, mtimeSeconds, user, group, device: [major, minor] } = fields
+  const {
+    name,
+    sizeBytes,
+    mtimeSeconds,
+    user,
+    group,
+    device: [major, minor],
+  } = fields
   const records: PaxRecord[] = []
   if (sparse === undefined && !(fitsName(name) && isAscii(name))) records.push(['path', name])
   if (!(fitsName(target) && isAscii(target))) records.push(['linkpath', target])
@@ -205,7 +258,8 @@ interface MemberContext {
 }
 
 function parseMember(
-  block: UstarBlock, { pax, rest, blocksBytes }: MemberContext,
+  block: UstarBlock,
+  { pax, rest, blocksBytes }: MemberContext,
 ): ParsedHeader | 'short' {
   const type = TYPES.get(block.flag)
   if (type === undefined) throw damaged('its type is unknown')
@@ -237,10 +291,11 @@ interface MetadataContext {
 }
 
 function parseMetadata(
-  block: UstarBlock, { type, pax, map, sizeBytes }: MetadataContext,
+  block: UstarBlock,
+  { type, pax, map, sizeBytes }: MetadataContext,
 ): EntryMetadata {
   const path = checkedPath(bytesOf(pax, 'GNU.sparse.name') ?? bytesOf(pax, 'path') ?? block.name)
-  const target = isLink(type) ? bytesOf(pax, 'linkpath') ?? block.linkName : undefined
+  const target = isLink(type) ? (bytesOf(pax, 'linkpath') ?? block.linkName) : undefined
   const user = bytesOf(pax, 'uname') ?? block.user
   const group = bytesOf(pax, 'gname') ?? block.group
   const mtime = valueOf(pax, 'mtime')
@@ -282,7 +337,8 @@ function withoutLastSlashes(path: RawPath): RawPath {
 }
 
 function deviceOf(
-  { device }: UstarBlock, pax: ReadonlyMap<string, Buffer>,
+  { device }: UstarBlock,
+  pax: ReadonlyMap<string, Buffer>,
 ): readonly [number, number] {
   const major = numberOf(pax, 'SCHILY.devmajor', MAX_DEVICE) ?? device[0]
   const minor = numberOf(pax, 'SCHILY.devminor', MAX_DEVICE) ?? device[1]
@@ -314,7 +370,9 @@ function bytesOf(pax: ReadonlyMap<string, Buffer>, keyword: string): RawPath | u
 }
 
 function numberOf(
-  pax: ReadonlyMap<string, Buffer>, keyword: string, most: number,
+  pax: ReadonlyMap<string, Buffer>,
+  keyword: string,
+  most: number,
 ): number | undefined {
   const value = valueOf(pax, keyword)
   return value === undefined ? undefined : parsePaxNumber(value, most)

@@ -84,7 +84,16 @@ export function fitsSize(size: number): boolean {
  * and groups empty, numbers 0 and ids those of nobody.
  */
 export function writeUstarBlock(out: Buffer, fields: UstarBlock, start: number): void {
-  const { mode, uid, gid, sizeBytes, mtimeSeconds, user, group, device: [major, minor] } = fields
+  const {
+    mode,
+    uid,
+    gid,
+    sizeBytes,
+    mtimeSeconds,
+    user,
+    group,
+    device: [major, minor],
+  } = fields
   out.write(fields.name, start, MAX_NAME_BYTES, 'latin1')
   writeOctal(out, MODE, { start, value: mode })
   writeOctal(out, UID, { start, value: fitsId(uid) ? uid : NOBODY })
@@ -127,7 +136,8 @@ export function parseUstarBlock(block: Buffer): UstarBlock | undefined {
     user: untilZero(textOf(block, USER)),
     group: untilZero(textOf(block, GROUP)),
     device: [
-      parseCount(block, DEVICE_MAJOR, MAX_DEVICE), parseCount(block, DEVICE_MINOR, MAX_DEVICE),
+      parseCount(block, DEVICE_MAJOR, MAX_DEVICE),
+      parseCount(block, DEVICE_MINOR, MAX_DEVICE),
     ],
   }
 }
@@ -136,7 +146,9 @@ const ZEROS = Buffer.alloc(BLOCK_BYTES)
 
 /** Digits in all of the field but its last byte, which stays zero. */
 function writeOctal(
-  out: Buffer, [offset, lengthBytes]: Field, { start, value }: { start: number; value: number },
+  out: Buffer,
+  [offset, lengthBytes]: Field,
+  { start, value }: { start: number; value: number },
 ): void {
   let rest = value
   for (let i = start + offset + lengthBytes - 2; i >= start + offset; i--) {

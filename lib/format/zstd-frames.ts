@@ -1,8 +1,8 @@
 // The zstd layer of a bundle: independent frames, padding, seek table (docs/format.md §3.2).
 //
-// FrameCompressor and decompressFrame are inverses; encodeTrailer and parseSeekTable too. All synchronous, for
-// worker loops. A frame is never trusted about its own size: callers say how much they expect.
-// Throws ZSTD_DAMAGED for anything that is not what was expected.
+// FrameCompressor and decompressFrame are inverses; encodeTrailer and parseSeekTable too. All
+// synchronous, for worker loops. A frame is never trusted about its own size: callers say how much
+// they expect. Throws ZSTD_DAMAGED for anything that is not what was expected.
 
 import { Buffer } from 'node:buffer'
 import assert from 'node:assert/strict'
@@ -10,8 +10,9 @@ import { createRequire } from 'node:module'
 import { BackupError } from '../errors.ts'
 
 // CommonJS without named exports that an import could see.
-const zstd: typeof import('zstd-napi/binding.js') =
-  createRequire(import.meta.url)('zstd-napi/binding.js')
+const zstd: typeof import('zstd-napi/binding.js') = createRequire(import.meta.url)(
+  'zstd-napi/binding.js',
+)
 type CCtx = import('zstd-napi/binding.js').CCtx
 type DCtx = import('zstd-napi/binding.js').DCtx
 const { CParameter, DParameter, compressBound } = zstd
@@ -170,7 +171,8 @@ export interface SeekEntry {
 }
 
 /**
- * What follows the data frames: the padding frame and the seek table. With them the payload has a Padmé length.
+ * What follows the data frames: the padding frame and the seek table. With them the payload has a
+ * Padmé length.
  */
 export function encodeTrailer(frames: readonly SeekEntry[]): Buffer {
   const dataBytes = frames.reduce((sum, frame) => sum + frame.compressedBytes, 0)
@@ -204,7 +206,8 @@ function encodeSeekTable(entries: readonly SeekEntry[]): Buffer {
 }
 
 /**
- * The seek table that a payload ends with. Give it as many of the last bytes as there are, or are handy.
+ * The seek table that a payload ends with. Give it as many of the last bytes as there are, or are
+ * handy.
  * @returns the entries and the table's own length; 'short' when more of the end is needed.
  * @throws BackupError ZSTD_DAMAGED
  */
@@ -219,7 +222,10 @@ export function parseSeekTable(
   const tableBytes = SKIPPABLE_HEAD_BYTES + contentBytes
   if (end.length < tableBytes) return 'short'
   const start = end.length - tableBytes
-  if (end.readUInt32LE(start) !== SEEK_TABLE_MAGIC || end.readUInt32LE(start + 4) !== contentBytes) {
+  if (
+    end.readUInt32LE(start) !== SEEK_TABLE_MAGIC
+    || end.readUInt32LE(start + 4) !== contentBytes
+  ) {
     throw damaged('the seek table is malformed')
   }
   const entries: SeekEntry[] = []
@@ -235,7 +241,8 @@ export function parseSeekTable(
 }
 
 /**
- * Padmé: rounds a length up so that it tells little (at most 12 % more; PURBs, Nikitin et al. 2019).
+ * Padmé: rounds a length up so that it tells little (at most 12 % more; PURBs, Nikitin et al.
+ * 2019).
  */
 export function padmeLength(lengthBytes: number): number {
   assert(lengthBytes >= 0 && lengthBytes < 2 ** 52)

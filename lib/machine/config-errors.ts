@@ -56,12 +56,14 @@ export function describeSchemaErrors(errors: readonly SchemaError[]): ConfigProb
 function describeSchemaError(error: SchemaError): ConfigProblem {
   const path = pathFromPointer(error.instancePath)
   switch (error.keyword) {
-    case 'additionalProperties': return describeUnknownProperty(error, path)
+    case 'additionalProperties':
+      return describeUnknownProperty(error, path)
     case 'required': {
       const missing = String(error.params['missingProperty'])
       return { path, message: `expected ${expectedOf(error)}, but ${missing} is missing` }
     }
-    case 'enum': return describeChoice(error, path)
+    case 'enum':
+      return describeChoice(error, path)
     default: {
       const message = `expected ${expectedOf(error)}, found ${describeValue(error)}`
       return { path, message, ...hintFor(error, path) }
@@ -72,9 +74,10 @@ function describeSchemaError(error: SchemaError): ConfigProblem {
 function describeUnknownProperty(error: SchemaError, path: ConfigPath): ConfigProblem {
   const property = String(error.params['additionalProperty'])
   const meant = meantProperty(error)
-  const hint = meant === undefined
-    ? `properties here are ${knownProperties(error).join(', ')}`
-    : `did you mean ${meant}?`
+  const hint =
+    meant === undefined
+      ? `properties here are ${knownProperties(error).join(', ')}`
+      : `did you mean ${meant}?`
   return { path: [...path, property], message: 'unknown property', hint }
 }
 
@@ -98,7 +101,8 @@ function expectedOf(error: SchemaError): string {
 function hintFor(error: SchemaError, path: ConfigPath): { hint?: string } {
   if (typeof error.data !== 'string') return {}
   if (/^age-secret-key-/i.test(error.data)) {
-    const hint = 'that is the secret identity: take it out of this file, '
+    const hint =
+      'that is the secret identity: take it out of this file, '
       + 'and put its public key (age1…) here'
     return { hint }
   }

@@ -92,23 +92,27 @@ const MAX_BUNDLE_BYTES = 2 ** 30
  * @throws through `fail`, with the place in the file; CONFIG_INVALID where `$BACKUP_RETENTION` is
  * wrong
  */
-export function readConfiguration(raw: RawConfiguration, options: {
-  readonly path: string
-  readonly hostName: string
-} & Surroundings, fail: FailAt): Configuration {
+export function readConfiguration(
+  raw: RawConfiguration,
+  options: { readonly path: string; readonly hostName: string } & Surroundings,
+  fail: FailAt,
+): Configuration {
   const { path, environment } = options
-  const at = (place: ConfigPath): Fail => (message, hint) => {
-    return fail({ path: place, message, ...(hint === undefined ? {} : { hint }) })
-  }
+  const at =
+    (place: ConfigPath): Fail =>
+    (message, hint) => {
+      return fail({ path: place, message, ...(hint === undefined ? {} : { hint }) })
+    }
   const pathAt = (text: string, ...place: ConfigPath) => {
     return normalizePath(expandPath(text, options, at(place)))
   }
 
   checkNames(raw.backup_sets, 'backup_sets', at)
   checkNames(raw.targets, 'targets', at)
-  const signingKey = raw.signing_key === undefined
-    ? join(dirname(path), 'signing.key')
-    : pathAt(raw.signing_key, 'signing_key')
+  const signingKey =
+    raw.signing_key === undefined
+      ? join(dirname(path), 'signing.key')
+      : pathAt(raw.signing_key, 'signing_key')
 
   return {
     path,

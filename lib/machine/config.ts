@@ -49,7 +49,12 @@ export function defaultConfigurationPath(home: string): string {
  * @throws CONFIG_ABSENT where none of the last two exists; whether one that was named exists shows
  * when it is read.
  */
-export async function findConfiguration({ option, environment, home, system }: {
+export async function findConfiguration({
+  option,
+  environment,
+  home,
+  system,
+}: {
   readonly option: string | undefined
   readonly system: string
 } & Surroundings): Promise<string> {
@@ -67,20 +72,21 @@ export async function findConfiguration({ option, environment, home, system }: {
  * Reads the configuration at `path` (absolute). `hostName` is the machine's name where the file
  * gives none.
  */
-export async function loadConfiguration(options: {
-  readonly path: string
-  readonly hostName: string
-} & Surroundings): Promise<Configuration> {
+export async function loadConfiguration(
+  options: { readonly path: string; readonly hostName: string } & Surroundings,
+): Promise<Configuration> {
   const text = decode(await readConfigurationFile(options.path), options.path)
   return parseConfiguration({ ...options, text })
 }
 
 /** The configuration in `text`, which is or will be the content of the file at `path`. */
-export async function parseConfiguration(options: {
-  readonly path: string
-  readonly text: string
-  readonly hostName: string
-} & Surroundings): Promise<Configuration> {
+export async function parseConfiguration(
+  options: {
+    readonly path: string
+    readonly text: string
+    readonly hostName: string
+  } & Surroundings,
+): Promise<Configuration> {
   const { path, text } = options
   const lines = new LineCounter()
   const document = parseYaml({ path, text, lines })
@@ -128,7 +134,11 @@ function decode(bytes: Buffer, path: string): string {
   }
 }
 
-function parseYaml({ path, text, lines }: {
+function parseYaml({
+  path,
+  text,
+  lines,
+}: {
   readonly path: string
   readonly text: string
   readonly lines: LineCounter
@@ -231,7 +241,14 @@ function offsetOf(path: ConfigPath, document: Document): number | undefined {
   return isNode(node) ? node.range?.[0] : undefined
 }
 
-function invalid({ path, line, column, message, hint, facts }: {
+function invalid({
+  path,
+  line,
+  column,
+  message,
+  hint,
+  facts,
+}: {
   readonly path: string
   readonly line: number
   readonly column: number

@@ -72,7 +72,13 @@ export function generatePassphrase(): string {
  * Throws ALREADY_THERE when either file exists, USAGE for a passphrase that the recipe could not
  * take.
  */
-export async function createIdentityFile({ path, identity, signingKeys, passphrase, created }: {
+export async function createIdentityFile({
+  path,
+  identity,
+  signingKeys,
+  passphrase,
+  created,
+}: {
   path: RawPath
   identity: string
   signingKeys: readonly MachineKey[]
@@ -102,8 +108,12 @@ export async function createIdentityFile({ path, identity, signingKeys, passphra
  * Throws IDENTITY_ABSENT, IDENTITY_WRONG, PASSPHRASE_WRONG; AGE_HEADER or AGE_PAYLOAD when the file
  * is damaged.
  */
-export async function readIdentityFile({ path, askPassphrase }: {
-  path: RawPath; askPassphrase: () => Promise<string> | string
+export async function readIdentityFile({
+  path,
+  askPassphrase,
+}: {
+  path: RawPath
+  askPassphrase: () => Promise<string> | string
 }): Promise<IdentityFile> {
   const bytes = await readSmall(path)
   if (bytes === undefined) {
@@ -123,8 +133,14 @@ export async function readIdentityFile({ path, askPassphrase }: {
   return parseIdentityText(path, opened.toString('utf8'))
 }
 
-function encodeIdentity({ identity, signingKeys, created }: {
-  identity: string; signingKeys: readonly MachineKey[]; created: string
+function encodeIdentity({
+  identity,
+  signingKeys,
+  created,
+}: {
+  identity: string
+  signingKeys: readonly MachineKey[]
+  created: string
 }): string {
   assert.match(created, /^[\x20-\x7e]+$/, 'a date')
   const lines = [`# created: ${created}`, `# public key: ${recipientOf(identity)}`]
@@ -169,8 +185,16 @@ function checkLine(path: RawPath, index: number, parse: () => unknown): void {
   }
 }
 
-async function openProtected({ path, bytes, saltText, passphrase }: {
-  path: RawPath; bytes: Buffer; saltText: Buffer | undefined; passphrase: string
+async function openProtected({
+  path,
+  bytes,
+  saltText,
+  passphrase,
+}: {
+  path: RawPath
+  bytes: Buffer
+  saltText: Buffer | undefined
+  passphrase: string
 }): Promise<Buffer> {
   const name = displayPath(path)
   const salt = SALT_LINE.exec(saltText?.toString('latin1') ?? '')?.[1]
@@ -183,9 +207,10 @@ async function openProtected({ path, bytes, saltText, passphrase }: {
     return decryptWithPassphrase(bytes, stretched)
   } catch (error) {
     if (!(error instanceof BackupError) || error.code !== 'PASSPHRASE_WRONG') throw error
-    const hint = salt === undefined
-      ? `${name}.salt is not there: put it beside the file, for the passphrase may need it`
-      : 'mind the dashes; it was shown once, when the identity was made'
+    const hint =
+      salt === undefined
+        ? `${name}.salt is not there: put it beside the file, for the passphrase may need it`
+        : 'mind the dashes; it was shown once, when the identity was made'
     throw new BackupError('PASSPHRASE_WRONG', `the passphrase does not open ${name}`, { hint })
   }
 }
@@ -198,8 +223,12 @@ function checkPassphrase(passphrase: string): void {
   throw new BackupError('USAGE', 'this passphrase cannot be used', { hint })
 }
 
-async function stretch({ passphrase, salt }: {
-  passphrase: string; salt: string
+async function stretch({
+  passphrase,
+  salt,
+}: {
+  passphrase: string
+  salt: string
 }): Promise<string> {
   const key = await argon2id({ passphrase, salt: Buffer.from(salt, 'latin1') })
   return key.toString('hex')

@@ -1,6 +1,8 @@
-// Gives a restored path its owner, mode, xattrs, ACLs and time: the inverse of what lib/work/seal.ts reads.
+// Gives a restored path its owner, mode, xattrs, ACLs and time: the inverse of what
+// lib/work/seal.ts reads.
 //
-// What this user or this file system cannot hold is not an error but an answer: the caller lists it (invariant 10).
+// What this user or this file system cannot hold is not an error but an answer: the caller lists it
+// (invariant 10).
 
 import { Buffer } from 'node:buffer'
 import { chmodSync, lchownSync } from 'node:fs'
@@ -13,7 +15,10 @@ import { setTimes, setXattr } from './posix.ts'
 /** What could not be set: `owner`, `mode`, `acl`, `time` or `xattr <name>`. */
 export type LostMetadata = string
 
-/** Sets everything but the type. Never follows a symbolic link. @throws the system's error for broken disks */
+/**
+ * Sets everything but the type. Never follows a symbolic link. @throws the system's error for
+ * broken disks
+ */
 export function applyMetadata(path: RawPath, metadata: EntryMetadata): LostMetadata[] {
   const lost: LostMetadata[] = []
   const attempt = (what: LostMetadata, action: () => void) => {
@@ -32,7 +37,8 @@ export function applyMetadata(path: RawPath, metadata: EntryMetadata): LostMetad
     attempt(`xattr ${name}`, () => setXattr(path, name, Buffer.from(value)))
   }
   const { acl, defaultAcl } = metadata
-  if (acl !== undefined) attempt('acl', () => setXattr(path, 'system.posix_acl_access', aclFromText(acl)))
+  if (acl !== undefined)
+    attempt('acl', () => setXattr(path, 'system.posix_acl_access', aclFromText(acl)))
   if (defaultAcl !== undefined) {
     attempt('acl', () => setXattr(path, 'system.posix_acl_default', aclFromText(defaultAcl)))
   }
@@ -41,5 +47,12 @@ export function applyMetadata(path: RawPath, metadata: EntryMetadata): LostMetad
 }
 
 const REFUSALS: ReadonlySet<string> = new Set([
-  'EPERM', 'EACCES', 'ENOTSUP', 'EOPNOTSUPP', 'EINVAL', 'ENOSYS', 'E2BIG', 'ERANGE',
+  'EPERM',
+  'EACCES',
+  'ENOTSUP',
+  'EOPNOTSUPP',
+  'EINVAL',
+  'ENOSYS',
+  'E2BIG',
+  'ERANGE',
 ])

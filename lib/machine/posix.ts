@@ -199,9 +199,18 @@ export function syncFilesystem(fd: number): void {
  * Asks the kernel to begin writing a run of a file to the medium, so that a later fsync has little
  * left to wait for. Only a hint: failures, and systems without it, do not matter.
  */
-export function beginWriteback(fd: number, { offset, length }: { offset: number; length: number }): void {
+export function beginWriteback(
+  fd: number,
+  { offset, length }: { offset: number; length: number },
+): void {
   if (process.platform !== 'linux') return
-  number('int sync_file_range(int, int64, int64, unsigned int)', fd, offset, length, SYNC_FILE_RANGE_WRITE)
+  number(
+    'int sync_file_range(int, int64, int64, unsigned int)',
+    fd,
+    offset,
+    length,
+    SYNC_FILE_RANGE_WRITE,
+  )
 }
 
 /**

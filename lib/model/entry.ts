@@ -1,15 +1,24 @@
 // One path of a catalog: its metadata and, in an export, where its bytes are (docs/format.md §5).
 //
-// encodeEntry and parseEntry are inverses; parseEntry distrusts every property, for a catalog may come from a drive.
+// encodeEntry and parseEntry are inverses; parseEntry distrusts every property, for a catalog may
+// come from a drive.
 
 import { Buffer } from 'node:buffer'
 import { BackupError } from '../errors.ts'
 import { type RawPath, rawPathFromText, rawPathToBytes, rawPathToText } from './raw-path.ts'
 
-export type EntryType = 'file' | 'directory' | 'symlink' | 'link' | 'fifo' | 'char' | 'block' | 'socket'
+export type EntryType =
+  'file' | 'directory' | 'symlink' | 'link' | 'fifo' | 'char' | 'block' | 'socket'
 
 const ENTRY_TYPES: ReadonlySet<string> = new Set<EntryType>([
-  'file', 'directory', 'symlink', 'link', 'fifo', 'char', 'block', 'socket',
+  'file',
+  'directory',
+  'symlink',
+  'link',
+  'fifo',
+  'char',
+  'block',
+  'socket',
 ])
 
 /** Nanoseconds since 1970, possibly negative. */
@@ -48,7 +57,10 @@ export type Piece = readonly [id: string, bundle: number, offset: number, length
 
 /** Where a data frame is: in the uncompressed tar of its bundle and in the age payload. Bytes. */
 export type FrameRange = readonly [
-  tarOffset: number, tarLength: number, offset: number, length: number,
+  tarOffset: number,
+  tarLength: number,
+  offset: number,
+  length: number,
 ]
 
 export interface Entry extends EntryMetadata {
@@ -75,15 +87,19 @@ export function encodeTime(timeNs: TimeNs): string {
 }
 
 export function parseTime(text: unknown): TimeNs {
-  if (typeof text !== 'string' || !/^-?\d{1,12}\.\d{9}$/.test(text)) throw damaged('a time is malformed')
+  if (typeof text !== 'string' || !/^-?\d{1,12}\.\d{9}$/.test(text))
+    throw damaged('a time is malformed')
   const negative = text.startsWith('-')
   const absolute = BigInt(text.replace('-', '').replace('.', ''))
   return negative ? -absolute : absolute
 }
 
-/** One line of JSON, without the newline. Written by hand: it is the hottest line of every export. */
+/**
+ * One line of JSON, without the newline. Written by hand: it is the hottest line of every export.
+ */
 export function encodeEntry(entry: Entry): string {
-  let out = `{${pathProperty('path', entry.path)},"type":"${entry.type}","mode":${entry.mode}`
+  let out =
+    `{${pathProperty('path', entry.path)},"type":"${entry.type}","mode":${entry.mode}`
     + `,"uid":${entry.uid},"gid":${entry.gid}`
   if (entry.user !== undefined) out += `,"user":${JSON.stringify(entry.user)}`
   if (entry.group !== undefined) out += `,"group":${JSON.stringify(entry.group)}`
@@ -106,7 +122,8 @@ export function encodeEntry(entry: Entry): string {
 
 function pathProperty(name: string, path: RawPath): string {
   const text = rawPathToText(path)
-  return text === undefined ? `"${name}64":"${rawPathToBytes(path).toString('base64')}"`
+  return text === undefined
+    ? `"${name}64":"${rawPathToBytes(path).toString('base64')}"`
     : `"${name}":${JSON.stringify(text)}`
 }
 
@@ -115,21 +132,33 @@ function encodePiece([id, bundle, offset, length]: Piece): string {
 }
 
 /** Puts `name`, or `name64` where the path is not UTF-8, into a JSON object. */
-export function putPath(out: Record<string, unknown>, { name, path }: { name: string; path: RawPath }): void {
+export function putPath(
+  out: Record<string, unknown>,
+  { name, path }: { name: string; path: RawPath },
+): void {
   const text = rawPathToText(path)
   if (text === undefined) out[`${name}64`] = rawPathToBytes(path).toString('base64')
   else out[name] = text
 }
 
 /** @throws BackupError CATALOG_DAMAGED when the property is there but malformed. */
-export function takePath(object: Readonly<Record<string, unknown>>, name: string): RawPath | undefined {
+export function takePath(
+  object: Readonly<Record<string, unknown>>,
+  name: string,
+): RawPath | undefined {
   const text = object[name]
   const base64 = object[`${name}64`]
-  const path = typeof text === 'string' ? rawPathFromText(text)
-    : typeof base64 === 'string' ? fromBase64(base64).toString('latin1') : undefined
-  if (path === undefined && (text !== undefined || base64 !== undefined)) throw damaged(`${name} is no path`)
+  const path =
+    typeof text === 'string'
+      ? rawPathFromText(text)
+      : typeof base64 === 'string'
+        ? fromBase64(base64).toString('latin1')
+        : undefined
+  if (path === undefined && (text !== undefined || base64 !== undefined))
+    throw damaged(`${name} is no path`)
   if (text !== undefined && base64 !== undefined) throw damaged(`${name} is there twice`)
-  if (path !== undefined && (path === '' || path.length > MAX_PATH_BYTES || path.includes('\0'))) throw damaged(`${name} is no path`)
+  if (path !== undefined && (path === '' || path.length > MAX_PATH_BYTES || path.includes('\0')))
+    throw damaged(`${name} is no path`)
   return path
 }
 
@@ -139,7 +168,8 @@ export function parseEntry(line: string): Entry {
   const path = takePath(object, 'path')
   const type = object['type']
   if (path === undefined) throw damaged('an entry has no path')
-  if (typeof type !== 'string' || !ENTRY_TYPES.has(type)) throw damaged('an entry has an unknown type')
+  if (typeof type !== 'string' || !ENTRY_TYPES.has(type))
+    throw damaged('an entry has an unknown type')
   const entry: Mutable<Entry> = {
     path,
     type: type as EntryType,
@@ -150,7 +180,20 @@ export function parseEntry(line: string): Entry {
   }
   const target = takePath(object, 'target')
   const {
-    user, group, size, device, xattrs, acl, default_acl: defaultAcl, sparse, birth, chunk, header, pieces, inode, born,
+    user,
+    group,
+    size,
+    device,
+    xattrs,
+    acl,
+    default_acl: defaultAcl,
+    sparse,
+    birth,
+    chunk,
+    header,
+    pieces,
+    inode,
+    born,
   } = object
   if (user !== undefined) entry.user = text(user)
   if (group !== undefined) entry.group = text(group)

@@ -1,12 +1,22 @@
-// The record that makes an export exist (docs/format.md §9). encodeManifest and parseManifest are inverses.
+// The record that makes an export exist (docs/format.md §9). encodeManifest and parseManifest are
+// inverses.
 //
-// Parse only what verified: the signature comes first. parseManifest throws MANIFEST_DAMAGED, or TARGET_FORMAT
-// for one that a newer version wrote.
+// Parse only what verified: the signature comes first. parseManifest throws MANIFEST_DAMAGED, or
+// TARGET_FORMAT for one that a newer version wrote.
 
 import { Buffer } from 'node:buffer'
 import { BackupError } from '../errors.ts'
 import type { MissingPath, SourceRecord } from './collection.ts'
-import { type FrameRange, count, list, parseObject, putPath, record, takePath, text } from './entry.ts'
+import {
+  type FrameRange,
+  count,
+  list,
+  parseObject,
+  putPath,
+  record,
+  takePath,
+  text,
+} from './entry.ts'
 import type { RawPath } from './raw-path.ts'
 import { parseBundleName, parseDigest, parseFrames } from './shard.ts'
 
@@ -63,12 +73,31 @@ export function encodeManifest(manifest: Manifest): Buffer {
   const { repository, machine, set, stamp, previous, complete, index, statistics } = manifest
   const missing = manifest.missing.map(encodePlace)
   const sources = manifest.sources.map(encodePlace)
-  const bundles = manifest.bundles.map(({ name, sizeBytes, sha256 }) =>
-    ({ name, size: sizeBytes, sha256 }))
-  return Buffer.from(`${JSON.stringify({
-    format: FORMAT, repository, machine, set, stamp, previous, complete, missing, sources, index,
-    bundles, statistics,
-  }, null, 1)}\n`)
+  const bundles = manifest.bundles.map(({ name, sizeBytes, sha256 }) => ({
+    name,
+    size: sizeBytes,
+    sha256,
+  }))
+  return Buffer.from(
+    `${JSON.stringify(
+      {
+        format: FORMAT,
+        repository,
+        machine,
+        set,
+        stamp,
+        previous,
+        complete,
+        missing,
+        sources,
+        index,
+        bundles,
+        statistics,
+      },
+      null,
+      1,
+    )}\n`,
+  )
 }
 
 /** @throws BackupError MANIFEST_DAMAGED or TARGET_FORMAT */
@@ -88,25 +117,34 @@ function readManifest(object: Readonly<Record<string, unknown>>): Manifest {
   const index = record(object['index'])
   const [offset, length] = list(index['tar'])
   return {
-    repository: text(object['repository']), machine: text(object['machine']),
-    set: text(object['set']), stamp: text(object['stamp']),
+    repository: text(object['repository']),
+    machine: text(object['machine']),
+    set: text(object['set']),
+    stamp: text(object['stamp']),
     previous: readPrevious(object['previous']),
     complete: yesOrNo(object['complete']),
-    missing: list(object['missing']).map((item) =>
-      ({ path: place(record(item)), why: text(record(item)['why']) })),
+    missing: list(object['missing']).map((item) => ({
+      path: place(record(item)),
+      why: text(record(item)['why']),
+    })),
     sources: list(object['sources']).map(readSource),
     index: {
-      digest: parseDigest(index['digest']), bundle: parseBundleName(index['bundle']),
-      tar: [count(offset, 'index'), count(length, 'index')], frames: parseFrames(index['frames']),
+      digest: parseDigest(index['digest']),
+      bundle: parseBundleName(index['bundle']),
+      tar: [count(offset, 'index'), count(length, 'index')],
+      frames: parseFrames(index['frames']),
       shards: count(index['shards'], 'shards'),
     },
     bundles: list(object['bundles']).map((item) => ({
-      name: parseBundleName(record(item)['name']), sizeBytes: count(record(item)['size'], 'size'),
+      name: parseBundleName(record(item)['name']),
+      sizeBytes: count(record(item)['size'], 'size'),
       sha256: parseDigest(record(item)['sha256']),
     })),
     statistics: {
-      entries: count(statistics['entries'], 'entries'), files: count(statistics['files'], 'files'),
-      bytes: count(statistics['bytes'], 'bytes'), newBytes: count(statistics['newBytes'], 'newBytes'),
+      entries: count(statistics['entries'], 'entries'),
+      files: count(statistics['files'], 'files'),
+      bytes: count(statistics['bytes'], 'bytes'),
+      newBytes: count(statistics['newBytes'], 'newBytes'),
       storedBytes: count(statistics['storedBytes'], 'storedBytes'),
     },
   }
@@ -144,7 +182,8 @@ function place(object: Readonly<Record<string, unknown>>): RawPath {
 function readSource(value: unknown): SourceRecord {
   const source = record(value)
   const { snapshot } = source
-  if (snapshot === 'btrfs' || snapshot === 'none') return { path: place(source), snapshot, time: text(source['time']) }
+  if (snapshot === 'btrfs' || snapshot === 'none')
+    return { path: place(source), snapshot, time: text(source['time']) }
   throw new BackupError('CATALOG_DAMAGED', 'a source has an unknown snapshot')
 }
 

@@ -17,7 +17,10 @@ export function isValidName(name: string): boolean {
 
 /** The nearest valid name to any text; undefined where nothing of it can be kept. */
 export function cleanName(text: string): string | undefined {
-  const cleaned = text.toLowerCase().replace(/[^a-z0-9_-]+/g, '-').replace(/^[^a-z0-9]+/, '')
+  const cleaned = text
+    .toLowerCase()
+    .replace(/[^a-z0-9_-]+/g, '-')
+    .replace(/^[^a-z0-9]+/, '')
   const name = cleaned.slice(0, MAX_NAME_LENGTH).replace(/-+$/, '')
   if (DEVICE_NAME.test(name)) return `${name}-1`
   return isValidName(name) ? name : undefined

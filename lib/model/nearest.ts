@@ -9,7 +9,10 @@ const MAX_WORD_LENGTH = 64
  * The known word with the fewest edits from `word`; undefined where none is near (a third of the
  * word).
  */
-export function nearestWord({ word, known }: {
+export function nearestWord({
+  word,
+  known,
+}: {
   readonly word: string
   readonly known: readonly string[]
 }): string | undefined {

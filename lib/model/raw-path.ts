@@ -1,7 +1,9 @@
-// Paths as the bytes they are. Linux names are bytes, not text; a JavaScript string cannot hold every one of them.
+// Paths as the bytes they are. Linux names are bytes, not text; a JavaScript string cannot hold
+// every one of them.
 //
-// A RawPath is a string with one character (0–255) for each byte: Buffer.from(path, 'latin1') is the name to open.
-// Everything inside lib/ speaks RawPath; text appears only where people or JSON read it (docs/format.md §1).
+// A RawPath is a string with one character (0–255) for each byte: Buffer.from(path, 'latin1') is
+// the name to open. Everything inside lib/ speaks RawPath; text appears only where people or JSON
+// read it (docs/format.md §1).
 
 import { Buffer, isUtf8 } from 'node:buffer'
 
@@ -33,9 +35,15 @@ export function displayPath(path: RawPath): string {
   return displayText(text)
 }
 
-/** Text from outside, made safe for a terminal: control and direction-changing characters as `\xNN` or `\u{…}`. */
+/**
+ * Text from outside, made safe for a terminal: control and direction-changing characters as `\xNN`
+ * or `\u{…}`.
+ */
 export function displayText(text: string): string {
-  return text.replace(/[\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]/g, escapeCharacter)
+  return text.replace(
+    /[\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]/g,
+    escapeCharacter,
+  )
 }
 
 function escapeCharacter(character: string): string {
@@ -59,7 +67,10 @@ export function comparePaths(a: RawPath, b: RawPath): number {
   return a.length - b.length
 }
 
-/** Whether `path` is `directory` or lies below it, by components: `data/pro` does not hold `data/projects`. */
+/**
+ * Whether `path` is `directory` or lies below it, by components: `data/pro` does not hold
+ * `data/projects`.
+ */
 export function isWithin({ path, directory }: { path: RawPath; directory: RawPath }): boolean {
   if (directory === '') return true
   return path === directory || path.startsWith(`${directory}/`)

@@ -1,14 +1,26 @@
-// Shards: runs of catalog entries that exports share while they are unchanged (docs/format.md §6), and their index (§7).
+// Shards: runs of catalog entries that exports share while they are unchanged (docs/format.md §6),
+// and their index (§7).
 //
-// encodeShard and parseShard are inverses, encodeIndex and parseIndex too. A shard depends on nothing but its entries,
-// so equal runs give equal bytes. The parsers distrust every property and throw CATALOG_DAMAGED.
+// encodeShard and parseShard are inverses, encodeIndex and parseIndex too. A shard depends on
+// nothing but its entries, so equal runs give equal bytes. The parsers distrust every property and
+// throw CATALOG_DAMAGED.
 
 import { Buffer } from 'node:buffer'
 import { createHash } from 'node:crypto'
 import { BackupError } from '../errors.ts'
 import {
-  type Entry, type FrameRange, type Range, count, encodeEntry, list, parseEntry, parseObject, putPath,
-  record, takePath, text,
+  type Entry,
+  type FrameRange,
+  type Range,
+  count,
+  encodeEntry,
+  list,
+  parseEntry,
+  parseObject,
+  putPath,
+  record,
+  takePath,
+  text,
 } from './entry.ts'
 import { type RawPath, comparePaths, parentOf, rawPathToBytes } from './raw-path.ts'
 
@@ -18,7 +30,9 @@ const MIN_ENTRIES = 128
 const LONG_ENTRIES = 400
 /** … and is cut anywhere here. */
 export const MAX_SHARD_ENTRIES = 512
-/** A new directory begins a shard when the first byte of its path's digest is below this: 1 in 32. */
+/**
+ * A new directory begins a shard when the first byte of its path's digest is below this: 1 in 32.
+ */
 const CUT_BELOW = 8
 
 /** What a shard needs to know of the bundles that its entries name by number. */
@@ -52,8 +66,8 @@ function isCut(entries: readonly Entry[], { start, at }: { start: number; at: nu
   if (length < MIN_ENTRIES) return false
   if (length >= MAX_SHARD_ENTRIES) return true
   const entry = entries[at]!
-  const newDirectory = entry.type === 'directory'
-    || parentOf(entry.path) !== parentOf(entries[at - 1]!.path)
+  const newDirectory =
+    entry.type === 'directory' || parentOf(entry.path) !== parentOf(entries[at - 1]!.path)
   if (!newDirectory) return false
   return length >= LONG_ENTRIES || firstDigestByte(entry.path) < CUT_BELOW
 }
@@ -64,7 +78,8 @@ function firstDigestByte(path: RawPath): number {
 
 /** The bytes of a shard. Ranges of `entries` name bundles by number, which `placeOf` explains. */
 export function encodeShard(
-  entries: readonly Entry[], placeOf: (bundle: number) => BundlePlace,
+  entries: readonly Entry[],
+  placeOf: (bundle: number) => BundlePlace,
 ): Buffer {
   const numbers = new Map<number, { readonly local: number; readonly frames: Set<FrameRange> }>()
   const localRange = ([bundle, offset, length]: Range): Range => {
@@ -75,7 +90,8 @@ export function encodeShard(
   }
   const lines = entries.map((entry) => encodeEntry(withRanges(entry, localRange)))
   const bundles = [...numbers].map(([bundle, { frames }]) => ({
-    name: placeOf(bundle).name, frames: [...frames].sort((a, b) => a[0] - b[0]),
+    name: placeOf(bundle).name,
+    frames: [...frames].sort((a, b) => a[0] - b[0]),
   }))
   return Buffer.from(`${[JSON.stringify({ bundles }), ...lines].join('\n')}\n`)
 }
@@ -86,18 +102,21 @@ function withRanges(entry: Entry, map: (range: Range) => Range): Entry {
   return {
     ...rest,
     ...(header === undefined ? {} : { header: map(header) }),
-    ...(pieces === undefined || pieces.length === 0 ? {} : {
-      pieces: pieces.map(([id, bundle, offset, length]) => {
-        const [local] = map([bundle, offset, length])
-        return [id, local, offset, length] as const
-      }),
-    }),
+    ...(pieces === undefined || pieces.length === 0
+      ? {}
+      : {
+          pieces: pieces.map(([id, bundle, offset, length]) => {
+            const [local] = map([bundle, offset, length])
+            return [id, local, offset, length] as const
+          }),
+        }),
   }
 }
 
 /** The frames, of those of one bundle in order, that hold a run of its tar. */
 export function framesOf(
-  frames: readonly FrameRange[], { offset, length }: { offset: number; length: number },
+  frames: readonly FrameRange[],
+  { offset, length }: { offset: number; length: number },
 ): readonly FrameRange[] {
   let low = 0
   let high = frames.length
@@ -158,15 +177,16 @@ export function parseBundleName(value: unknown): string {
   return name
 }
 
-const BUNDLE_NAME =
-  /^[a-z0-9][a-z0-9_-]{0,63}\/\d{4}-\d\d-\d\dT\d{6}Z\/(data|catalog)-\d{4,9}$/
+const BUNDLE_NAME = /^[a-z0-9][a-z0-9_-]{0,63}\/\d{4}-\d\d-\d\dT\d{6}Z\/(data|catalog)-\d{4,9}$/
 
 /** Frames in ascending order that do not overlap. @throws BackupError CATALOG_DAMAGED */
 export function parseFrames(value: unknown): FrameRange[] {
   const frames = list(value).map((item) => {
     const [tarOffset, tarLength, offset, length] = list(item)
     return [
-      count(tarOffset, 'frame'), count(tarLength, 'frame', MAX_FRAME_BYTES), count(offset, 'frame'),
+      count(tarOffset, 'frame'),
+      count(tarLength, 'frame', MAX_FRAME_BYTES),
+      count(offset, 'frame'),
       count(length, 'frame', MAX_FRAME_BYTES * 2),
     ] as const
   })
@@ -207,9 +227,12 @@ export function parseIndex(bytes: Buffer): ShardPlace[] {
     const first = takePath(object, 'first')
     if (first === undefined) throw damaged('a shard has no first path')
     return {
-      digest: parseDigest(object['shard']), bundle: parseBundleName(object['bundle']),
+      digest: parseDigest(object['shard']),
+      bundle: parseBundleName(object['bundle']),
       tar: [count(offset, 'tar'), count(length, 'tar', MAX_SHARD_BYTES)],
-      frames: parseFrames(object['frames']), entries: count(object['entries'], 'entries'), first,
+      frames: parseFrames(object['frames']),
+      entries: count(object['entries'], 'entries'),
+      first,
     }
   })
 }

@@ -1,7 +1,9 @@
-// verification.sha256: which files an export needs, and their SHA-256 (docs/format.md §10). `sha256sum -c` reads it.
+// verification.sha256: which files an export needs, and their SHA-256 (docs/format.md §10).
+// `sha256sum -c` reads it.
 //
-// encodeVerification and parseVerification are inverses. Reference counting needs nothing but these files, so a line
-// that is not strictly ours makes the whole file damaged: nothing may be deleted on its account.
+// encodeVerification and parseVerification are inverses. Reference counting needs nothing but these
+// files, so a line that is not strictly ours makes the whole file damaged: nothing may be deleted
+// on its account.
 
 import { BackupError } from '../errors.ts'
 import { parseBundleName } from './shard.ts'
@@ -28,7 +30,8 @@ export function bundleFile(name: string): string {
 }
 
 export function encodeVerification(verification: Verification, { set, stamp }: Place): string {
-  const lines = [...verification.bundles].sort(([a], [b]) => (a < b ? -1 : 1))
+  const lines = [...verification.bundles]
+    .sort(([a], [b]) => (a < b ? -1 : 1))
     .map(([name, sha256]) => `${sha256}  ${relativeName(name, { set, stamp })}${BUNDLE_SUFFIX}\n`)
   return `${lines.join('')}${verification.manifestSha256}  ${MANIFEST}\n`
 }
@@ -64,13 +67,19 @@ export function parseVerification(text: string, { set, stamp }: Place): Verifica
 function absoluteName(relative: string, { set, stamp }: Place): string {
   if (!relative.endsWith(BUNDLE_SUFFIX)) throw damaged('names a file that is no bundle')
   const name = relative.slice(0, -BUNDLE_SUFFIX.length)
-  const absolute = name.startsWith('../../') ? name.slice(6)
-    : name.startsWith('../') ? `${set}/${name.slice(3)}` : `${set}/${stamp}/${name}`
-  if (relativeName(absolute, { set, stamp }) !== name) throw damaged('names a bundle by a way round')
+  const absolute = name.startsWith('../../')
+    ? name.slice(6)
+    : name.startsWith('../')
+      ? `${set}/${name.slice(3)}`
+      : `${set}/${stamp}/${name}`
+  if (relativeName(absolute, { set, stamp }) !== name)
+    throw damaged('names a bundle by a way round')
   try {
     return parseBundleName(absolute)
   } catch (cause) {
-    throw new BackupError('BUNDLE_DAMAGED', `${VERIFICATION} names a file that is no bundle`, { cause })
+    throw new BackupError('BUNDLE_DAMAGED', `${VERIFICATION} names a file that is no bundle`, {
+      cause,
+    })
   }
 }
 

@@ -1,24 +1,43 @@
 // A target that is a directory: a mounted drive or a plain folder.
 //
-// Implements target.ts. openDirectoryTarget decides whether the directory is really there: an empty mount point whose
-// drive is not mounted must never be written to (X.13). Links are never followed below the directory.
-// Throws TARGET_ABSENT, and what target-error.ts makes of system errors.
+// Implements target.ts. openDirectoryTarget decides whether the directory is really there: an empty
+// mount point whose drive is not mounted must never be written to (X.13). Links are never followed
+// below the directory. Throws TARGET_ABSENT, and what target-error.ts makes of system errors.
 
 import { Buffer } from 'node:buffer'
 import {
-  closeSync, constants, existsSync, fstatSync, lstatSync, mkdirSync, openSync, readFileSync,
-  readSync, readdirSync, rmdirSync, statSync, statfsSync, unlinkSync,
+  closeSync,
+  constants,
+  existsSync,
+  fstatSync,
+  lstatSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  readSync,
+  readdirSync,
+  rmdirSync,
+  statSync,
+  statfsSync,
+  unlinkSync,
 } from 'node:fs'
 import { dirname } from 'node:path'
 import { BackupError, systemCode } from '../errors.ts'
 import { publish, readBack, syncDirectory, writeDurably } from '../machine/durable-file.ts'
 import {
-  type RawPath, displayPath, parentOf, rawPathFromText, rawPathToBytes,
+  type RawPath,
+  displayPath,
+  parentOf,
+  rawPathFromText,
+  rawPathToBytes,
 } from '../model/raw-path.ts'
 import { targetError } from './target-error.ts'
 import type { Target, TargetFile } from './target.ts'
 
-/** Where systems mount removable drives: a directory there that is on no file system of its own is a bare mount point. */
+/**
+ * Where systems mount removable drives: a directory there that is on no file system of its own is a
+ * bare mount point.
+ */
 const MOUNT_PLACES = ['/media', '/run/media', '/mnt', '/Volumes']
 
 export interface DirectoryTargetOptions {
@@ -37,7 +56,8 @@ export function openDirectoryTarget(options: DirectoryTargetOptions): Target {
   const what = whatIsAt(path)
   if (what !== 'directory') throw absent(options, `${path} is ${what}`)
   const bare = bareMountPoint(options)
-  if (bare !== undefined) throw absent(options, `nothing is mounted at ${bare}: it is a bare mount point`)
+  if (bare !== undefined)
+    throw absent(options, `nothing is mounted at ${bare}: it is a bare mount point`)
   return new DirectoryTarget(name, path)
 }
 
@@ -54,8 +74,11 @@ function whatIsAt(path: string): 'directory' | 'no directory' | 'not there' {
 
 function absent({ name, path }: DirectoryTargetOptions, message: string): BackupError {
   return new BackupError('TARGET_ABSENT', `target ${name}: ${message}`, {
-    hint: `plug in and mount the drive, or make the directory (mkdir "${path}"); collections are unharmed`,
-    facts: { target: name, path }, retry: 'later',
+    hint:
+      `plug in and mount the drive, or make the directory (mkdir "${path}"); `
+      + 'collections are unharmed',
+    facts: { target: name, path },
+    retry: 'later',
   })
 }
 
@@ -69,21 +92,29 @@ function bareMountPoint({ path, mustBeMounted }: DirectoryTargetOptions): string
   return isOnMountBelow(path, place ?? '/') ? undefined : path
 }
 
-/** The deepest directory at or above the path (other than the root) that fstab mounts something at. */
+/**
+ * The deepest directory at or above the path (other than the root) that fstab mounts something at.
+ */
 function fstabMount(path: string): string | undefined {
   if (!existsSync('/etc/fstab')) return undefined
-  const mounts = readFileSync('/etc/fstab', 'utf8').split('\n').flatMap((line) => {
-    const [, place] = line.trim().startsWith('#') ? [] : line.trim().split(/\s+/)
-    const mount = place?.replace(/\\040/g, ' ').replace(/(.)\/+$/, '$1')
-    const isAbove = mount !== undefined && mount !== '/' && mount.startsWith('/')
-      && (path === mount || path.startsWith(`${mount}/`))
-    return isAbove ? [mount] : []
-  })
+  const mounts = readFileSync('/etc/fstab', 'utf8')
+    .split('\n')
+    .flatMap((line) => {
+      const [, place] = line.trim().startsWith('#') ? [] : line.trim().split(/\s+/)
+      const mount = place?.replace(/\\040/g, ' ').replace(/(.)\/+$/, '$1')
+      const isAbove =
+        mount !== undefined
+        && mount !== '/'
+        && mount.startsWith('/')
+        && (path === mount || path.startsWith(`${mount}/`))
+      return isAbove ? [mount] : []
+    })
   return mounts.sort((a, b) => b.length - a.length)[0]
 }
 
 function isOnMountBelow(path: string, place: string): boolean {
-  for (let at = path; at !== place && dirname(at) !== at; at = dirname(at)) if (isMountPoint(at)) return true
+  for (let at = path; at !== place && dirname(at) !== at; at = dirname(at))
+    if (isMountPoint(at)) return true
   return false
 }
 
@@ -109,11 +140,13 @@ class DirectoryTarget implements Target {
       const stat = lstatSync(rawPathToBytes(path), { throwIfNoEntry: false })
       if (stat === undefined) return undefined
       if (!stat.isDirectory()) throw inTheWay(path)
-      return readdirSync(rawPathToBytes(path)).sort().map((name) => {
-        const entry = lstatSync(rawPathToBytes(`${path}/${rawPathFromText(name)}`))
-        const kind = entry.isFile() ? 'file' : entry.isDirectory() ? 'directory' : 'other'
-        return { name, kind, sizeBytes: entry.size } as const
-      })
+      return readdirSync(rawPathToBytes(path))
+        .sort()
+        .map((name) => {
+          const entry = lstatSync(rawPathToBytes(`${path}/${rawPathFromText(name)}`))
+          const kind = entry.isFile() ? 'file' : entry.isDirectory() ? 'directory' : 'other'
+          return { name, kind, sizeBytes: entry.size } as const
+        })
     })
   }
 
@@ -257,9 +290,11 @@ function readWhole(fd: number, { path, maxBytes }: { path: RawPath; maxBytes: nu
   const { size } = stat
   if (!stat.isFile()) throw new BackupError('TARGET_FAILED', `${displayPath(path)} is no file`)
   if (size > maxBytes) {
-    throw new BackupError('TARGET_FAILED', `${displayPath(path)} is larger than it can be: ${size} bytes`, {
-      hint: 'it was not written by this program; nothing was changed',
-    })
+    throw new BackupError(
+      'TARGET_FAILED',
+      `${displayPath(path)} is larger than it can be: ${size} bytes`,
+      { hint: 'it was not written by this program; nothing was changed' },
+    )
   }
   const out = Buffer.allocUnsafe(size)
   let done = 0
@@ -276,9 +311,13 @@ function prove(path: RawPath, bytes: Uint8Array): void {
   const parts: Buffer[] = []
   readBack({ path, onBlock: (block) => parts.push(Buffer.from(block)) })
   if (Buffer.concat(parts).equals(bytes)) return
-  throw new BackupError('READ_BACK', `the medium does not hold what was written to ${displayPath(path)}`, {
-    hint: 'the export was not made, earlier exports are unharmed; check the drive and its cable',
-  })
+  throw new BackupError(
+    'READ_BACK',
+    `the medium does not hold what was written to ${displayPath(path)}`,
+    {
+      hint: 'the export was not made, earlier exports are unharmed; check the drive and its cable',
+    },
+  )
 }
 
 function inTheWay(path: RawPath): BackupError {

@@ -1,10 +1,14 @@
 // What a target can do: the one interface between the procedures and wherever exports go.
 //
-// Paths are relative to the repository, joined by `/`, made of the characters of docs/format.md §2 only. The contract:
-//  - nothing is overwritten but by replace(); write() and publish() throw TARGET_FAILED where a name is taken;
-//  - when write() or publish() returns, the bytes were proven on the medium (invariant 2) and will survive a power cut;
-//  - "not there" is undefined, "broken" is a throw (TARGET_ABSENT, TARGET_FULL, TARGET_READ_ONLY, TARGET_FAILED).
-// Implemented by directory.ts. Bundles are written by worker threads into workDirectory() and then published.
+// Paths are relative to the repository, joined by `/`, made of the characters of docs/format.md §2
+// only. The contract:
+// - nothing is overwritten but by replace(); write() and publish() throw TARGET_FAILED where a name
+// is taken;
+// - when write() or publish() returns, the bytes were proven on the medium (invariant 2) and will
+// survive a power cut;
+// - "not there" is undefined, "broken" is a throw (TARGET_ABSENT, TARGET_FULL, TARGET_READ_ONLY,
+// TARGET_FAILED). Implemented by directory.ts. Bundles are written by worker threads into
+// workDirectory() and then published.
 
 import type { Buffer } from 'node:buffer'
 import type { RawPath } from '../model/raw-path.ts'

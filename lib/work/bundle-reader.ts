@@ -1,14 +1,21 @@
-// Reads runs of a bundle's tar without reading the bundle: age chunk → zstd frame → bytes (docs/format.md §3).
+// Reads runs of a bundle's tar without reading the bundle: age chunk → zstd frame → bytes
+// (docs/format.md §3).
 //
-// The inverse of bundle-writer.ts. Synchronous, for worker loops and for the main thread's small reads. What comes out has
-// been authenticated by age, but age does not say by whom: callers compare it with a digest from a signed manifest.
-// Throws BUNDLE_MISSING, BUNDLE_DAMAGED, AGE_HEADER, AGE_PAYLOAD, ZSTD_DAMAGED, IDENTITY_WRONG.
+// The inverse of bundle-writer.ts. Synchronous, for worker loops and for the main thread's small
+// reads. What comes out has been authenticated by age, but age does not say by whom: callers
+// compare it with a digest from a signed manifest. Throws BUNDLE_MISSING, BUNDLE_DAMAGED,
+// AGE_HEADER, AGE_PAYLOAD, ZSTD_DAMAGED, IDENTITY_WRONG.
 
 import { Buffer } from 'node:buffer'
 import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs'
 import { BackupError, systemCode } from '../errors.ts'
 import {
-  CHUNK_BYTES, MAX_HEAD_BYTES, TAG_BYTES, ageLengths, openAgeHead, openChunk,
+  CHUNK_BYTES,
+  MAX_HEAD_BYTES,
+  TAG_BYTES,
+  ageLengths,
+  openAgeHead,
+  openChunk,
 } from '../format/age.ts'
 import { FRAME_MAX_BYTES, decompressFrameInto, parseSeekTable } from '../format/zstd-frames.ts'
 import type { FrameRange } from '../model/entry.ts'
@@ -20,7 +27,10 @@ const CACHED_FRAMES = 2
 /** The first read of the end of a bundle: a seek table of 5,000 frames. */
 const SEEK_TABLE_GUESS_BYTES = 60 * 1024
 
-/** Reused by all readers of a thread: what readPayload() returns is good until any of them is called again. */
+/**
+ * Reused by all readers of a thread: what readPayload() returns is good until any of them is called
+ * again.
+ */
 const scratch = { ciphertext: Buffer.alloc(0), payload: Buffer.alloc(0) }
 
 export class BundleReader {
@@ -57,7 +67,8 @@ export class BundleReader {
 
   /** Bytes of the payload, decrypted and authenticated; good until the next call. */
   readPayload(offset: number, length: number): Buffer {
-    if (offset + length > this.payloadBytes) throw damaged(this.path, 'is shorter than its catalog says')
+    if (offset + length > this.payloadBytes)
+      throw damaged(this.path, 'is shorter than its catalog says')
     if (length === 0) return Buffer.alloc(0)
     const first = Math.floor(offset / CHUNK_BYTES)
     const last = Math.floor((offset + length - 1) / CHUNK_BYTES)
@@ -89,12 +100,19 @@ export class BundleReader {
     return Buffer.from(frame.buffer, 0, FRAME_MAX_BYTES)
   }
 
-  /** A run of tar bytes, by the frames (of this bundle, in order) that hold it; good until the next call. */
-  readTar(frames: readonly FrameRange[], { offset, length }: { offset: number; length: number }): Buffer {
+  /**
+   * A run of tar bytes, by the frames (of this bundle, in order) that hold it; good until the next
+   * call.
+   */
+  readTar(
+    frames: readonly FrameRange[],
+    { offset, length }: { offset: number; length: number },
+  ): Buffer {
     let whole: Buffer | undefined
     let done = 0
     this.forEachPart(frames, { offset, length }, (part) => {
-      // One part is used where it is; of several each is copied at once, for its memory is used again.
+      // One part is used where it is; of several each is copied at once, for its memory is used
+      // again.
       if (part.length === length) whole = part
       else done += part.copy((whole ??= Buffer.allocUnsafe(length)), done)
     })
@@ -103,7 +121,8 @@ export class BundleReader {
 
   /** The same, part by part without a copy; a part is only good until the next call. */
   forEachPart(
-    frames: readonly FrameRange[], { offset, length }: { offset: number; length: number },
+    frames: readonly FrameRange[],
+    { offset, length }: { offset: number; length: number },
     visit: (part: Buffer) => void,
   ): void {
     let position = offset
@@ -129,8 +148,10 @@ export class BundleReader {
   }
 
   /**
-   * The chunks of ciphertext of a whole bundle have to be opened in order, as they come from the medium.
-   * @returns how to open one; `index` counts from 0, the last one is told by the length of the file.
+   * The chunks of ciphertext of a whole bundle have to be opened in order, as they come from the
+   * medium.
+   * @returns how to open one; `index` counts from 0, the last one is told by the length of the
+   * file.
    */
   openChunkAt(index: number, ciphertext: Uint8Array): Buffer {
     const last = index === this.#lastChunk
@@ -145,11 +166,18 @@ export class BundleReader {
     return Math.max(0, Math.ceil(this.payloadBytes / CHUNK_BYTES) - 1)
   }
 
-  #openChunks(
-    { first, last, plainBytes }: { first: number; last: number; plainBytes: number },
-  ): void {
+  #openChunks({
+    first,
+    last,
+    plainBytes,
+  }: {
+    first: number
+    last: number
+    plainBytes: number
+  }): void {
     const sealedBytes = plainBytes + (last - first + 1) * TAG_BYTES
-    if (scratch.ciphertext.length < sealedBytes) scratch.ciphertext = Buffer.allocUnsafeSlow(sealedBytes)
+    if (scratch.ciphertext.length < sealedBytes)
+      scratch.ciphertext = Buffer.allocUnsafeSlow(sealedBytes)
     if (scratch.payload.length < plainBytes) scratch.payload = Buffer.allocUnsafeSlow(plainBytes)
     const sealed = scratch.ciphertext.subarray(0, sealedBytes)
     this.#readInto(sealed, ageLengths.chunkOffset({ headBytes: this.#headBytes, index: first }))
@@ -178,7 +206,8 @@ export class BundleReader {
     let done = 0
     while (done < out.length) {
       const read = guarded(this.path, () =>
-        readSync(this.#fd, out, done, out.length - done, position + done))
+        readSync(this.#fd, out, done, out.length - done, position + done),
+      )
       if (read === 0) throw damaged(this.path, 'is cut short')
       done += read
     }
@@ -189,7 +218,8 @@ export class BundleReader {
 const HEAD_GUESS_BYTES = 4096
 
 function frameRanges(
-  table: Exclude<ReturnType<typeof parseSeekTable>, 'short'>, reader: BundleReader,
+  table: Exclude<ReturnType<typeof parseSeekTable>, 'short'>,
+  reader: BundleReader,
 ): FrameRange[] {
   const frames: FrameRange[] = []
   let tarOffset = 0
@@ -212,15 +242,20 @@ function guarded<T>(path: RawPath, action: () => T): T {
     if (cause instanceof BackupError) throw cause
     if (systemCode(cause) === 'ENOENT') {
       throw new BackupError('BUNDLE_MISSING', `a bundle is missing: ${displayPath(path)}`, {
-        hint: 'files with content in it cannot be read from this target; use another target', cause,
+        hint: 'files with content in it cannot be read from this target; use another target',
+        cause,
       })
     }
     throw new BackupError('BUNDLE_DAMAGED', `a bundle cannot be read: ${displayPath(path)}`, {
-      hint: 'check the drive; everything outside this bundle is unaffected', cause, facts: { path: displayPath(path) },
+      hint: 'check the drive; everything outside this bundle is unaffected',
+      cause,
+      facts: { path: displayPath(path) },
     })
   }
 }
 
 function damaged(path: RawPath, what: string): BackupError {
-  return new BackupError('BUNDLE_DAMAGED', `a bundle ${what}: ${displayPath(path)}`, { facts: { path: displayPath(path) } })
+  return new BackupError('BUNDLE_DAMAGED', `a bundle ${what}: ${displayPath(path)}`, {
+    facts: { path: displayPath(path) },
+  })
 }

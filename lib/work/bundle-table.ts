@@ -1,12 +1,16 @@
-// The bundles that the entries of an export can name, by number: those of the state, then those it makes itself.
+// The bundles that the entries of an export can name, by number: those of the state, then those it
+// makes itself.
 //
-// Knows which are on the target with the right size (only those are referred to), and which are so little needed that their
-// content is better written anew (design §3, space). Used by export.ts.
+// Knows which are on the target with the right size (only those are referred to), and which are so
+// little needed that their content is better written anew (design §3, space). Used by export.ts.
 
 import assert from 'node:assert/strict'
 import type { State, StateBundle } from './state.ts'
 
-/** Less than this is not worth a new bundle: what a small bundle spends on headers of its own would count as waste. */
+/**
+ * Less than this is not worth a new bundle: what a small bundle spends on headers of its own would
+ * count as waste.
+ */
 const MIN_WASTE_BYTES = 64 * 1024
 
 /** The bundles that entries can name, by number: those of the state, then those of this export. */
@@ -20,8 +24,9 @@ export class BundleTable {
   constructor(state: State | undefined, sizes: ReadonlyMap<string, number>) {
     this.#bundles = [...(state?.bundles ?? [])]
     // Only what was just listed with the right size is referred to.
-    this.#present = this.#bundles.map((bundle) =>
-      bundle !== undefined && sizes.get(bundle.name) === bundle.sizeBytes)
+    this.#present = this.#bundles.map(
+      (bundle) => bundle !== undefined && sizes.get(bundle.name) === bundle.sizeBytes,
+    )
     this.#usable = [...this.#present]
     this.first = this.#bundles.length
   }
@@ -33,7 +38,9 @@ export class BundleTable {
 
   /** For the state: what is no longer on the target leaves a gap, so that numbers stay. */
   get present(): readonly (StateBundle | undefined)[] {
-    return this.#bundles.map((bundle, number) => this.#present[number] === true ? bundle : undefined)
+    return this.#bundles.map((bundle, number) =>
+      this.#present[number] === true ? bundle : undefined,
+    )
   }
 
   isUsable(bundle: number): boolean {
@@ -64,8 +71,9 @@ export class BundleTable {
   }
 
   /**
-   * Takes data bundles out of use of which the last exports of all sets (`usages`, bytes of tar by bundle name) together
-   * need less than half: so that they can go with the exports that need them (design §3).
+   * Takes data bundles out of use of which the last exports of all sets (`usages`, bytes of tar by
+   * bundle name) together need less than half: so that they can go with the exports that need them
+   * (design §3).
    */
   retireLittleNeeded(usages: readonly Readonly<Record<string, number>>[]): void {
     for (const [number, bundle] of this.#bundles.entries()) {

@@ -1,8 +1,9 @@
 // Writes one bundle: tar in, age( zstd frames ) out, to a partial name (docs/format.md §3, §12).
 //
-// Its inverse is bundle-reader.ts. Synchronous, over buffers that are kept from bundle to bundle: one BundleWriter a
-// worker thread. What finish() returns counts for nothing until prove() has read it back from the medium (prove.ts, invariant 2).
-// Throws TARGET_FULL, TARGET_READ_ONLY, TARGET_FAILED; after abort() the partial file is gone if it can be.
+// Its inverse is bundle-reader.ts. Synchronous, over buffers that are kept from bundle to bundle:
+// one BundleWriter a worker thread. What finish() returns counts for nothing until prove() has read
+// it back from the medium (prove.ts, invariant 2). Throws TARGET_FULL, TARGET_READ_ONLY,
+// TARGET_FAILED; after abort() the partial file is gone if it can be.
 
 import { Buffer } from 'node:buffer'
 import { createHash, type Hash } from 'node:crypto'
@@ -12,8 +13,13 @@ import { crc32 } from 'node:zlib'
 import { CHUNK_BYTES, TAG_BYTES, createAgeHead, sealChunk } from '../format/age.ts'
 import { END_OF_ARCHIVE } from '../format/tar.ts'
 import {
-  FRAME_MAX_BYTES, FRAME_TARGET_BYTES, FrameCompressor, type SeekEntry, compressedBound,
-  encodeTrailer, frameChecksum,
+  FRAME_MAX_BYTES,
+  FRAME_TARGET_BYTES,
+  FrameCompressor,
+  type SeekEntry,
+  compressedBound,
+  encodeTrailer,
+  frameChecksum,
 } from '../format/zstd-frames.ts'
 import { beginWriteback } from '../machine/posix.ts'
 import type { FrameRange } from '../model/entry.ts'
@@ -21,7 +27,10 @@ import { type RawPath, rawPathToBytes } from '../model/raw-path.ts'
 import { targetError } from '../target/target-error.ts'
 import { BLOCK_BYTES, type WrittenFile } from './prove.ts'
 
-/** The kernel is told to begin writing to the medium after this much, so that the fsync at the end is short. */
+/**
+ * The kernel is told to begin writing to the medium after this much, so that the fsync at the end
+ * is short.
+ */
 const WRITEBACK_BYTES = 8 * BLOCK_BYTES
 
 /** What is known of a bundle. */
@@ -78,10 +87,21 @@ export class BundleWriter {
     assert(!this.isOpen)
     const { O_CREAT, O_EXCL, O_NOFOLLOW, O_WRONLY } = constants
     const { head, payloadKey } = createAgeHead(this.#recipients)
-    const fd = guarded(path, () => openSync(rawPathToBytes(path), O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW, 0o600))
+    const fd = guarded(path, () =>
+      openSync(rawPathToBytes(path), O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW, 0o600),
+    )
     this.#open = {
-      path, fd, payloadKey, chunks: 0, tarBytes: 0, payloadBytes: 0, writtenBytes: 0,
-      hash: createHash('sha256'), sums: [], frames: [], seek: [],
+      path,
+      fd,
+      payloadKey,
+      chunks: 0,
+      tarBytes: 0,
+      payloadBytes: 0,
+      writtenBytes: 0,
+      hash: createHash('sha256'),
+      sums: [],
+      frames: [],
+      seek: [],
     }
     this.#frameBytes = 0
     this.#plainBytes = 0
@@ -115,7 +135,9 @@ export class BundleWriter {
     const frame = this.#compressed.subarray(0, length)
     bundle.frames.push([bundle.tarBytes - tar.length, tar.length, bundle.payloadBytes, length])
     bundle.seek.push({
-      compressedBytes: length, tarBytes: tar.length, checksum: frameChecksum(frame),
+      compressedBytes: length,
+      tarBytes: tar.length,
+      checksum: frameChecksum(frame),
     })
     this.#frameBytes = 0
     this.#encrypt(frame)
@@ -132,7 +154,10 @@ export class BundleWriter {
     this.#open = undefined
     const { path, fd, sums, writtenBytes } = bundle
     return {
-      sizeBytes: writtenBytes, sha256: bundle.hash.digest('hex'), tarBytes: bundle.tarBytes, frames: bundle.frames,
+      sizeBytes: writtenBytes,
+      sha256: bundle.hash.digest('hex'),
+      tarBytes: bundle.tarBytes,
+      frames: bundle.frames,
       file: { path, fd, sums, lengthBytes: writtenBytes },
     }
   }
@@ -142,7 +167,10 @@ export class BundleWriter {
     const bundle = this.#open
     if (bundle === undefined) return
     this.#open = undefined
-    for (const release of [() => closeSync(bundle.fd), () => unlinkSync(rawPathToBytes(bundle.path))]) {
+    for (const release of [
+      () => closeSync(bundle.fd),
+      () => unlinkSync(rawPathToBytes(bundle.path)),
+    ]) {
       try {
         release()
       } catch {
@@ -180,8 +208,12 @@ export class BundleWriter {
   #seal(plaintext: Uint8Array, last: boolean): void {
     const bundle = this.#bundle
     this.#blockBytes += sealChunk({
-      payloadKey: bundle.payloadKey, index: bundle.chunks++, last, plaintext,
-      out: this.#block, outOffset: this.#blockBytes,
+      payloadKey: bundle.payloadKey,
+      index: bundle.chunks++,
+      last,
+      plaintext,
+      out: this.#block,
+      outOffset: this.#blockBytes,
     })
     if (this.#blockBytes >= BLOCK_BYTES) this.#flush(BLOCK_BYTES)
   }
@@ -196,7 +228,10 @@ export class BundleWriter {
     while (done < length) done += guarded(bundle.path, () => writeSync(bundle.fd, block, done))
     bundle.writtenBytes += length
     if (bundle.writtenBytes % WRITEBACK_BYTES === 0) {
-      beginWriteback(bundle.fd, { offset: bundle.writtenBytes - WRITEBACK_BYTES, length: WRITEBACK_BYTES })
+      beginWriteback(bundle.fd, {
+        offset: bundle.writtenBytes - WRITEBACK_BYTES,
+        length: WRITEBACK_BYTES,
+      })
     }
     this.#block.copyWithin(0, length, this.#blockBytes)
     this.#blockBytes -= length

@@ -533,9 +533,6 @@ function noSnapshot(set: SetConfiguration, others: readonly Source[]): BackupErr
   return new BackupError(
     'SNAPSHOT_FAILED',
     `${set.name} requires a snapshot, and ${named(paths)}: not on btrfs`,
-    {
-      hint: 'set snapshot to auto or none for this set',
-      facts: { set: set.name },
-    },
+    { hint: 'set snapshot to auto or none for this set', facts: { set: set.name } },
   )
 }

@@ -1,4 +1,5 @@
-// The header range that an entry has in every export: what pack-worker.ts writes and verify.ts expects to find.
+// The header range that an entry has in every export: what pack-worker.ts writes and verify.ts
+// expects to find.
 //
 // One function for both, so that the two cannot drift apart (docs/format.md §3.3).
 
@@ -7,8 +8,12 @@ import { encodeHeader } from '../format/tar.ts'
 import type { EntryMetadata } from '../model/entry.ts'
 
 /** PAX blocks, ustar block and sparse map of an entry; `chunk` as in its catalog entry. */
-export function entryHeader(
-  { metadata, chunk }: { readonly metadata: EntryMetadata; readonly chunk?: number | undefined },
-): Buffer {
+export function entryHeader({
+  metadata,
+  chunk,
+}: {
+  readonly metadata: EntryMetadata
+  readonly chunk?: number | undefined
+}): Buffer {
   return encodeHeader(metadata, chunk === undefined ? {} : { comment: `chunk=${chunk}` })
 }

@@ -1,7 +1,9 @@
-// What an export has to pack: a collection's entries beside the last export's, path by path. Pure, and so testable.
+// What an export has to pack: a collection's entries beside the last export's, path by path. Pure,
+// and so testable.
 //
-// Content is known when the staging inode is the one that was exported (same inode, birth, size and time: link-dest
-// made it so, docs/architecture.md), and every bundle that holds it is usable. What is not known is read and hashed by the workers.
+// Content is known when the staging inode is the one that was exported (same inode, birth, size and
+// time: link-dest made it so, docs/architecture.md), and every bundle that holds it is usable. What
+// is not known is read and hashed by the workers.
 
 import type { Entry, EntryMetadata } from '../model/entry.ts'
 import { dataBytes } from '../model/entry.ts'
@@ -20,7 +22,11 @@ export interface PlannedEntry {
 }
 
 /** Plans every entry of a collection; `last` is the set's last export, in catalog order too. */
-export function planExport({ collected, last, isUsable }: {
+export function planExport({
+  collected,
+  last,
+  isUsable,
+}: {
   readonly collected: readonly Entry[]
   readonly last: readonly Entry[]
   readonly isUsable: (bundle: number) => boolean
@@ -37,7 +43,13 @@ export function planExport({ collected, last, isUsable }: {
   })
 }
 
-function planEntry({ entry, index, before, byInode, isUsable }: {
+function planEntry({
+  entry,
+  index,
+  before,
+  byInode,
+  isUsable,
+}: {
   readonly entry: Entry
   readonly index: number
   readonly before: Entry | undefined
@@ -45,12 +57,19 @@ function planEntry({ entry, index, before, byInode, isUsable }: {
   readonly isUsable: (bundle: number) => boolean
 }): PlannedEntry {
   const sizeBytes = dataBytes(entry)
-  const chunk = chunkParameter(sizeBytes) === undefined ? undefined
-    : before?.chunk ?? chunkParameter(sizeBytes)
+  const chunk =
+    chunkParameter(sizeBytes) === undefined
+      ? undefined
+      : (before?.chunk ?? chunkParameter(sizeBytes))
   if (entry.type === 'socket') return { entry, chunk, item: undefined, kept: entry }
   const metadata: EntryMetadata = metadataOf(entry)
-  const usableHeader = before?.header !== undefined && isUsable(before.header[0])
-    && before.chunk === chunk && sameMetadata(entry, before) ? before.header : undefined
+  const usableHeader =
+    before?.header !== undefined
+    && isUsable(before.header[0])
+    && before.chunk === chunk
+    && sameMetadata(entry, before)
+      ? before.header
+      : undefined
   if (sizeBytes === 0) {
     if (usableHeader !== undefined) return { entry, chunk, item: undefined, kept: before }
     return { entry, chunk, item: { kind: 'member', index, metadata }, kept: undefined }
@@ -67,7 +86,13 @@ function planEntry({ entry, index, before, byInode, isUsable }: {
 }
 
 /** The entry of the last export whose content this one surely has. */
-function knownContent({ entry, chunk, before, byInode, isUsable }: {
+function knownContent({
+  entry,
+  chunk,
+  before,
+  byInode,
+  isUsable,
+}: {
   readonly entry: Entry
   readonly chunk: number | undefined
   readonly before: Entry | undefined
@@ -77,27 +102,53 @@ function knownContent({ entry, chunk, before, byInode, isUsable }: {
   const twin = entry.inode === undefined ? undefined : byInode.get(entry.inode)
   for (const candidate of [before, twin]) {
     if (candidate === undefined || candidate.type !== 'file') continue
-    const same = candidate.inode === entry.inode && candidate.bornNs === entry.bornNs
-      && candidate.size === entry.size && candidate.mtimeNs === entry.mtimeNs
-      && candidate.chunk === chunk && sameSegments(candidate, entry)
+    const same =
+      candidate.inode === entry.inode
+      && candidate.bornNs === entry.bornNs
+      && candidate.size === entry.size
+      && candidate.mtimeNs === entry.mtimeNs
+      && candidate.chunk === chunk
+      && sameSegments(candidate, entry)
     const { pieces } = candidate
-    if (same && pieces !== undefined && pieces.every(([, bundle]) => isUsable(bundle))) return candidate
+    if (same && pieces !== undefined && pieces.every(([, bundle]) => isUsable(bundle)))
+      return candidate
   }
   return undefined
 }
 
 function metadataOf(entry: Entry): EntryMetadata {
-  const { chunk: _chunk, header: _header, pieces: _pieces, inode: _inode, bornNs: _born, ...metadata } = entry
+  const {
+    chunk: _chunk,
+    header: _header,
+    pieces: _pieces,
+    inode: _inode,
+    bornNs: _born,
+    ...metadata
+  } = entry
   return metadata
 }
 
 /** Whether two entries would have the same header. */
 export function sameMetadata(a: EntryMetadata, b: EntryMetadata): boolean {
-  return a.path === b.path && a.type === b.type && a.mode === b.mode && a.uid === b.uid
-    && a.gid === b.gid && a.user === b.user && a.group === b.group && a.mtimeNs === b.mtimeNs
-    && a.size === b.size && a.target === b.target && a.acl === b.acl && a.defaultAcl === b.defaultAcl
-    && a.device?.[0] === b.device?.[0] && a.device?.[1] === b.device?.[1] && a.birthNs === b.birthNs
-    && sameXattrs(a, b) && sameSegments(a, b)
+  return (
+    a.path === b.path
+    && a.type === b.type
+    && a.mode === b.mode
+    && a.uid === b.uid
+    && a.gid === b.gid
+    && a.user === b.user
+    && a.group === b.group
+    && a.mtimeNs === b.mtimeNs
+    && a.size === b.size
+    && a.target === b.target
+    && a.acl === b.acl
+    && a.defaultAcl === b.defaultAcl
+    && a.device?.[0] === b.device?.[0]
+    && a.device?.[1] === b.device?.[1]
+    && a.birthNs === b.birthNs
+    && sameXattrs(a, b)
+    && sameSegments(a, b)
+  )
 }
 
 function sameXattrs({ xattrs: a }: EntryMetadata, { xattrs: b }: EntryMetadata): boolean {
@@ -109,11 +160,15 @@ function sameXattrs({ xattrs: a }: EntryMetadata, { xattrs: b }: EntryMetadata):
 
 function sameSegments({ sparse: a }: EntryMetadata, { sparse: b }: EntryMetadata): boolean {
   if (a === undefined || b === undefined) return a === b
-  return a.length === b.length
+  return (
+    a.length === b.length
     && a.every(([offset, length], i) => offset === b[i]![0] && length === b[i]![1])
+  )
 }
 
-/** How many bytes of each bundle's tar some entries need; what several of them share counts once. */
+/**
+ * How many bytes of each bundle's tar some entries need; what several of them share counts once.
+ */
 export function usageOf(entries: readonly Entry[]): Map<number, number> {
   const seen = new Map<number, Set<number>>()
   const usage = new Map<number, number>()

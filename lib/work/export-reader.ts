@@ -1,7 +1,9 @@
-// Reads the catalog of one export from its repository: manifest → index → shards → entries (docs/format.md §5–§9).
+// Reads the catalog of one export from its repository: manifest → index → shards → entries
+// (docs/format.md §5–§9).
 //
-// Used by verify.ts and restore.ts. Every shard is compared with the digest that the signed manifest leads to before it is
-// parsed. Keeps few shards in memory. Throws CATALOG_DAMAGED, BUNDLE_*, AGE_*, ZSTD_DAMAGED, IDENTITY_WRONG.
+// Used by verify.ts and restore.ts. Every shard is compared with the digest that the signed
+// manifest leads to before it is parsed. Keeps few shards in memory. Throws CATALOG_DAMAGED,
+// BUNDLE_*, AGE_*, ZSTD_DAMAGED, IDENTITY_WRONG.
 
 import type { Buffer } from 'node:buffer'
 import { BackupError } from '../errors.ts'
@@ -26,11 +28,15 @@ export class ExportReader {
   readonly #open = new Map<string, BundleReader>()
   #index: readonly ShardPlace[] | undefined
 
-  constructor(
-    { repository, manifest, identities }: {
-      repository: Repository; manifest: Manifest; identities: readonly string[]
-    },
-  ) {
+  constructor({
+    repository,
+    manifest,
+    identities,
+  }: {
+    repository: Repository
+    manifest: Manifest
+    identities: readonly string[]
+  }) {
     this.#repository = repository
     this.manifest = manifest
     this.#identities = identities
@@ -50,7 +56,8 @@ export class ExportReader {
     const index = this.index()
     return index.filter(({ first }, i) => {
       const next = index[i + 1]?.first
-      const beginsAfter = comparePaths(first, path) > 0 && path !== '' && !first.startsWith(`${path}/`)
+      const beginsAfter =
+        comparePaths(first, path) > 0 && path !== '' && !first.startsWith(`${path}/`)
       const endsBefore = next !== undefined && comparePaths(next, path) <= 0
       return !beginsAfter && !endsBefore
     })
@@ -58,7 +65,9 @@ export class ExportReader {
 
   /** A local path to read a bundle from, by bundle name. */
   bundlePath(name: string): RawPath {
-    return this.#repository.target.localPath(`machines/${this.manifest.machine}/${bundleFile(name)}`)
+    return this.#repository.target.localPath(
+      `machines/${this.manifest.machine}/${bundleFile(name)}`,
+    )
   }
 
   close(): void {
@@ -67,7 +76,9 @@ export class ExportReader {
   }
 
   #read(place: {
-    readonly digest: string; readonly bundle: string; readonly tar: readonly [number, number]
+    readonly digest: string
+    readonly bundle: string
+    readonly tar: readonly [number, number]
     readonly frames: readonly FrameRange[]
   }): Buffer {
     const [offset, length] = place.tar

@@ -1,8 +1,10 @@
-// Exports the newest collection of a set to a repository: plan, pack, catalog, verification, manifest, retention.
+// Exports the newest collection of a set to a repository: plan, pack, catalog, verification,
+// manifest, retention.
 //
-// The order is that of docs/format.md §12 and upholds invariants 1–3, 5 and 7: the manifest is published last, after every
-// byte it names was read back, and only then may old exports go (prune.ts). What a killed run left of this very export is
-// swept first. Throws TARGET_*, READ_BACK, STAGING_FAILED, SIGNER_UNKNOWN, INTERRUPTED; nothing exists then that did not before.
+// The order is that of docs/format.md §12 and upholds invariants 1–3, 5 and 7: the manifest is
+// published last, after every byte it names was read back, and only then may old exports go
+// (prune.ts). What a killed run left of this very export is swept first. Throws TARGET_*,
+// READ_BACK, STAGING_FAILED, SIGNER_UNKNOWN, INTERRUPTED; nothing exists then that did not before.
 
 import { Buffer } from 'node:buffer'
 import { availableParallelism } from 'node:os'
@@ -10,11 +12,19 @@ import { encodePlainHeader, tarPadding } from '../format/tar.ts'
 import type { Configuration, TargetConfiguration } from '../machine/config.ts'
 import type { CollectionHeader, MissingPath } from '../model/collection.ts'
 import { type Entry, dataBytes } from '../model/entry.ts'
-import { type ExportStatistics, type Manifest, encodeManifest, exportName } from '../model/manifest.ts'
+import {
+  type ExportStatistics,
+  type Manifest,
+  encodeManifest,
+  exportName,
+} from '../model/manifest.ts'
 import { rawPathFromText } from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
 import {
-  MANIFEST, VERIFICATION, VERIFICATION_SIGNATURE, encodeVerification,
+  MANIFEST,
+  VERIFICATION,
+  VERIFICATION_SIGNATURE,
+  encodeVerification,
 } from '../model/verification.ts'
 import { BundleTable } from './bundle-table.ts'
 import { BundleWriter } from './bundle-writer.ts'
@@ -27,13 +37,24 @@ import type { PieceIndex } from './piece-index.ts'
 import { prove } from './prove.ts'
 import { type PruneOutcome, pruneExports, sweepUnfinished } from './prune.ts'
 import {
-  type ExportPlace, type Repository, type StampDirectory, directoryOf, exportsOf, listStamps,
+  type ExportPlace,
+  type Repository,
+  type StampDirectory,
+  directoryOf,
+  exportsOf,
+  listStamps,
   sha256OfFile,
 } from './repository.ts'
 import type { Signer } from './signing.ts'
 import { collectionDirectory, listCollections, readCollection } from './staging.ts'
 import {
-  EMPTY_STATE, type State, type StateBundle, adoptPending, encodePieces, loadState, stateDirectory,
+  EMPTY_STATE,
+  type State,
+  type StateBundle,
+  adoptPending,
+  encodePieces,
+  loadState,
+  stateDirectory,
   writePending,
 } from './state.ts'
 
@@ -51,18 +72,18 @@ export type ExportOutcome =
   | { readonly kind: 'nothing collected' }
   | { readonly kind: 'already there'; readonly stamp: string }
   | {
-    readonly kind: 'exported'
-    readonly stamp: string
-    readonly complete: boolean
-    readonly missing: readonly MissingPath[]
-    readonly statistics: ExportStatistics
-    readonly dataBytes: number
-    readonly catalogBytes: number
-    readonly manifestBytes: number
-    readonly full: boolean
-    readonly readBack: string
-    readonly pruned: PruneOutcome
-  }
+      readonly kind: 'exported'
+      readonly stamp: string
+      readonly complete: boolean
+      readonly missing: readonly MissingPath[]
+      readonly statistics: ExportStatistics
+      readonly dataBytes: number
+      readonly catalogBytes: number
+      readonly manifestBytes: number
+      readonly full: boolean
+      readonly readBack: string
+      readonly pruned: PruneOutcome
+    }
 
 /** Exports the newest collection of one set, unless the repository has it or a newer one. */
 export async function exportSet(options: ExportOptions): Promise<ExportOutcome> {
@@ -71,7 +92,9 @@ export async function exportSet(options: ExportOptions): Promise<ExportOutcome> 
   const newest = listCollections({ staging, set }).at(-1)
   if (newest === undefined) return { kind: 'nothing collected' }
   const stamps = await listStamps(repository, machine)
-  const lastThere = exportsOf(stamps).filter((place) => place.set === set).at(-1)
+  const lastThere = exportsOf(stamps)
+    .filter((place) => place.set === set)
+    .at(-1)
   if (lastThere !== undefined && lastThere.stamp >= newest.stamp) {
     return { kind: 'already there', stamp: lastThere.stamp }
   }
@@ -88,9 +111,11 @@ class Export {
 
   constructor(
     options: ExportOptions,
-    { stamp, stamps, previous }: {
-      stamp: string; stamps: readonly StampDirectory[]; previous: StampDirectory | undefined
-    },
+    {
+      stamp,
+      stamps,
+      previous,
+    }: { stamp: string; stamps: readonly StampDirectory[]; previous: StampDirectory | undefined },
   ) {
     this.#options = options
     this.#place = { machine: options.configuration.machine, set: options.set, stamp }
@@ -107,18 +132,29 @@ class Export {
     report({ kind: 'phase', name: `exporting ${set}` })
     const packed = await this.#packEntries(entries, { state: state ?? EMPTY_STATE, bundles })
     const catalog = await this.#writeCatalog(packed.finished, { state, bundles })
-    return await this.#commit({ header, ...packed, catalog, state, bundles, usage: usageOf(packed.finished) })
+    return await this.#commit({
+      header,
+      ...packed,
+      catalog,
+      state,
+      bundles,
+      usage: usageOf(packed.finished),
+    })
   }
 
-  /** Packs what is new. What only that needs (plan, answers of the workers) is gone when it returns. */
+  /**
+   * Packs what is new. What only that needs (plan, answers of the workers) is gone when it returns.
+   */
   async #packEntries(
-    collected: readonly Entry[], { state, bundles }: { state: State; bundles: BundleTable },
+    collected: readonly Entry[],
+    { state, bundles }: { state: State; bundles: BundleTable },
   ): Promise<PackedEntries> {
     const plan = this.#plan(collected, { state, bundles })
     await this.#warnSpace(plan)
     const index = pieceIndexFor(plan, { state, bundles })
     const packed = await this.#pack(plan, { index, bundles })
-    for (const bundle of packed.bundles) bundles.add(bundle.bundle, this.#bundleOf(bundle.bundle, bundles, bundle))
+    for (const bundle of packed.bundles)
+      bundles.add(bundle.bundle, this.#bundleOf(bundle.bundle, bundles, bundle))
     return { ...finishEntries(plan, { packed, index }), newBundles: packed.bundles, index }
   }
 
@@ -145,19 +181,27 @@ class Export {
     const isThere = new Set(exportsOf(this.#stamps).map(({ set, stamp }) => `${set}/${stamp}`))
     const state = await loadState(stateDirectory({ staging, id: repository.id }), async (of) =>
       isThere.has(`${of.set}/${of.stamp}`)
-        ? await sha256OfFile(repository.target, `${directoryOf({ machine, ...of })}/${MANIFEST}`) : undefined)
+        ? await sha256OfFile(repository.target, `${directoryOf({ machine, ...of })}/${MANIFEST}`)
+        : undefined,
+    )
     if (state === undefined && isThere.size > 0) {
       report({
-        kind: 'notice', level: 'warning', code: 'STATE_LOST',
-        message: `what was known of the repository on ${repository.target.name} is lost: this export is a full one`,
+        kind: 'notice',
+        level: 'warning',
+        code: 'STATE_LOST',
+        message: `what was known of ${repository.target.name} is lost: this export is a full one`,
       })
     }
     return state
   }
 
-  /** Bundles that the last exports need less than half of are not referred to: what is needed of them is packed anew. */
+  /**
+   * Bundles that the last exports need less than half of are not referred to: what is needed of
+   * them is packed anew.
+   */
   #plan(
-    collected: readonly Entry[], { state, bundles }: { state: State; bundles: BundleTable },
+    collected: readonly Entry[],
+    { state, bundles }: { state: State; bundles: BundleTable },
   ): PlannedEntry[] {
     bundles.retireLittleNeeded([...state.sets.values()].map(({ usage }) => usage))
     const last = state.sets.get(this.#options.set)?.entries ?? []
@@ -167,63 +211,100 @@ class Export {
   async #warnSpace(plan: readonly PlannedEntry[]): Promise<void> {
     const { repository, report } = this.#options
     const freeBytes = await repository.target.freeBytes()
-    const needBytes = plan.reduce((sum, { item }) => sum + (item?.kind === 'file' ? dataBytes(item.metadata) : 0), 0)
+    const needBytes = plan.reduce(
+      (sum, { item }) => sum + (item?.kind === 'file' ? dataBytes(item.metadata) : 0),
+      0,
+    )
     if (freeBytes === undefined || freeBytes >= needBytes) return
     report({
-      kind: 'notice', level: 'warning', code: 'SPACE_MAY_NOT_DO',
-      message: `${repository.target.name} has less free space than this export has new data before compression`,
+      kind: 'notice',
+      level: 'warning',
+      code: 'SPACE_MAY_NOT_DO',
+      message: `${repository.target.name} has less free space than there is new data to compress`,
       facts: { freeBytes, needBytes },
     })
   }
 
   async #pack(
-    plan: readonly PlannedEntry[], { index, bundles }: { index: PieceIndex; bundles: BundleTable },
+    plan: readonly PlannedEntry[],
+    { index, bundles }: { index: PieceIndex; bundles: BundleTable },
   ): Promise<Packed> {
     const { configuration, targetConfiguration, repository, set, report, signal } = this.#options
     const items = plan.flatMap(({ item }) => item ?? [])
-    const bytesTotal = items.reduce((sum, item) => sum + (item.kind === 'file' ? item.metadata.size ?? 0 : 0), 0)
+    const bytesTotal = items.reduce(
+      (sum, item) => sum + (item.kind === 'file' ? (item.metadata.size ?? 0) : 0),
+      0,
+    )
     const bytesSkipped = plan.reduce((sum, { entry }) => sum + (entry.size ?? 0), 0) - bytesTotal
     return await packAll({
-      items, signal, cores: availableParallelism(),
+      items,
+      signal,
+      cores: availableParallelism(),
       settings: {
-        recipients: configuration.recipients, level: targetConfiguration.compressionLevel,
+        recipients: configuration.recipients,
+        level: targetConfiguration.compressionLevel,
         bundleBytes: targetConfiguration.bundleSizeBytes,
-        tree: rawPathFromText(collectionDirectory({ staging: configuration.staging, set, stamp: this.#place.stamp })),
+        tree: rawPathFromText(
+          collectionDirectory({ staging: configuration.staging, set, stamp: this.#place.stamp }),
+        ),
         outputDirectory: await repository.target.workDirectory(this.#directory),
-        pieceIndex: index.memory, bundlesBegun: new SharedArrayBuffer(4), firstBundle: bundles.first,
+        pieceIndex: index.memory,
+        bundlesBegun: new SharedArrayBuffer(4),
+        firstBundle: bundles.first,
       },
-      publish: (bundle) => repository.target.publish(
-        `${this.#directory}/${dataBundleFile(bundle.bundle - bundles.first + 1)}`),
-      onProgress: ({ filesDone, bytesDone, bytesWritten, current }) => report({
-        kind: 'progress', phase: `exporting ${set}`, filesDone, filesTotal: items.length, bytesDone, bytesTotal,
-        bytesSkipped, bytesWritten, ...(current === undefined ? {} : { current }),
-      }),
+      publish: (bundle) =>
+        repository.target.publish(
+          `${this.#directory}/${dataBundleFile(bundle.bundle - bundles.first + 1)}`,
+        ),
+      onProgress: ({ filesDone, bytesDone, bytesWritten, current }) =>
+        report({
+          kind: 'progress',
+          phase: `exporting ${set}`,
+          filesDone,
+          filesTotal: items.length,
+          bytesDone,
+          bytesTotal,
+          bytesSkipped,
+          bytesWritten,
+          ...(current === undefined ? {} : { current }),
+        }),
     })
   }
 
   #bundleOf(number: number, bundles: BundleTable, facts: Omit<StateBundle, 'name'>): StateBundle {
     const { sizeBytes, sha256, tarBytes, frames } = facts
     const file = dataBundleFile(number - bundles.first + 1).replace(/\.tar\.zst\.age$/, '')
-    return { name: `${this.#place.set}/${this.#place.stamp}/${file}`, sizeBytes, sha256, tarBytes, frames }
+    return {
+      name: `${this.#place.set}/${this.#place.stamp}/${file}`,
+      sizeBytes,
+      sha256,
+      tarBytes,
+      frames,
+    }
   }
 
   #writer(): BundleWriter {
     const { configuration, targetConfiguration } = this.#options
     return new BundleWriter({
-      recipients: configuration.recipients, level: targetConfiguration.compressionLevel,
+      recipients: configuration.recipients,
+      level: targetConfiguration.compressionLevel,
     })
   }
 
   async #writeCatalog(
-    entries: readonly Entry[], { state, bundles }: { state: State | undefined; bundles: BundleTable },
+    entries: readonly Entry[],
+    { state, bundles }: { state: State | undefined; bundles: BundleTable },
   ): Promise<WrittenCatalog> {
     const { repository } = this.#options
     const name = `${this.#place.set}/${this.#place.stamp}/catalog-0001`
     const directory = await repository.target.workDirectory(this.#directory)
     const catalog = writeCatalog({
-      entries, placeOf: (bundle) => bundles.get(bundle), last: state?.sets.get(this.#place.set),
+      entries,
+      placeOf: (bundle) => bundles.get(bundle),
+      last: state?.sets.get(this.#place.set),
       usableTarBytes: (bundle) => bundles.usableTarBytes(bundle),
-      writer: this.#writer(), bundle: { name, partial: `${directory}/catalog-0001.tar.zst.age.partial` },
+      writer: this.#writer(),
+      bundle: { name, partial: `${directory}/catalog-0001.tar.zst.age.partial` },
     })
     if (catalog.bundle !== undefined) {
       await repository.target.publish(`${this.#directory}/catalog-0001.tar.zst.age`)
@@ -240,14 +321,26 @@ class Export {
     const complete = done.header.complete && done.missing.length === 0
     const missing = [...done.header.missing, ...done.missing]
     const manifest: Manifest = {
-      repository: id, ...this.#place, previous: await this.#previousManifest(), complete, missing,
-      sources: done.header.sources, index: done.catalog.index,
-      bundles: needed.map(({ name, sizeBytes, sha256 }) => ({ name, sizeBytes, sha256 })), statistics,
+      repository: id,
+      ...this.#place,
+      previous: await this.#previousManifest(),
+      complete,
+      missing,
+      sources: done.header.sources,
+      index: done.catalog.index,
+      bundles: needed.map(({ name, sizeBytes, sha256 }) => ({ name, sizeBytes, sha256 })),
+      statistics,
     }
     const written = await this.#writeManifest(manifest)
-    const verification = Buffer.from(encodeVerification({
-      bundles: new Map(needed.map(({ name, sha256 }) => [name, sha256])), manifestSha256: written.sha256,
-    }, this.#place))
+    const verification = Buffer.from(
+      encodeVerification(
+        {
+          bundles: new Map(needed.map(({ name, sha256 }) => [name, sha256])),
+          manifestSha256: written.sha256,
+        },
+        this.#place,
+      ),
+    )
     const file = `${exportName(this.#place)}/${VERIFICATION}`
     const signature = await signer.sign(verification, { file, repository: id })
     await target.write(`${this.#directory}/${VERIFICATION}`, verification)
@@ -255,13 +348,23 @@ class Export {
     await this.#commitState(done, { manifestSha256: written.sha256, complete, statistics })
     if (complete) await this.#moveLatest()
     const pruned = await this.#prune(done, complete)
-    const ours = (kind: string) => needed
-      .filter(({ name }) => name.startsWith(`${this.#place.set}/${this.#place.stamp}/${kind}`))
-      .reduce((sum, { sizeBytes }) => sum + sizeBytes, 0)
+    const ours = (kind: string) =>
+      needed
+        .filter(({ name }) => name.startsWith(`${this.#place.set}/${this.#place.stamp}/${kind}`))
+        .reduce((sum, { sizeBytes }) => sum + sizeBytes, 0)
     return {
-      kind: 'exported', stamp: this.#place.stamp, complete, missing, statistics, dataBytes: ours('data-'),
-      catalogBytes: ours('catalog-'), manifestBytes: written.sizeBytes, full: done.state === undefined,
-      readBack: done.newBundles.some(({ readBack }) => readBack === 'advised') ? 'advised' : written.readBack,
+      kind: 'exported',
+      stamp: this.#place.stamp,
+      complete,
+      missing,
+      statistics,
+      dataBytes: ours('data-'),
+      catalogBytes: ours('catalog-'),
+      manifestBytes: written.sizeBytes,
+      full: done.state === undefined,
+      readBack: done.newBundles.some(({ readBack }) => readBack === 'advised')
+        ? 'advised'
+        : written.readBack,
       pruned,
     }
   }
@@ -278,7 +381,10 @@ class Export {
     const writer = this.#writer()
     try {
       writer.open(`${directory}/${MANIFEST}.partial`)
-      for (const [name, bytes] of [['manifest.json', json], ['manifest.json.minisig', Buffer.from(signature)]] as const) {
+      for (const [name, bytes] of [
+        ['manifest.json', json],
+        ['manifest.json.minisig', Buffer.from(signature)],
+      ] as const) {
         writer.append(encodePlainHeader({ path: rawPathFromText(name), sizeBytes: bytes.length }))
         writer.append(bytes)
         writer.append(Buffer.alloc(tarPadding(bytes.length)))
@@ -294,36 +400,51 @@ class Export {
   async #previousManifest(): Promise<Manifest['previous']> {
     if (this.#previous === undefined) return null
     const path = `${directoryOf(this.#previous)}/${MANIFEST}`
-    return { stamp: this.#previous.stamp, sha256: await sha256OfFile(this.#options.repository.target, path) }
+    return {
+      stamp: this.#previous.stamp,
+      sha256: await sha256OfFile(this.#options.repository.target, path),
+    }
   }
 
-  /** The state is pending, the manifest makes the export exist, the state is adopted: in this order. */
+  /**
+   * The state is pending, the manifest makes the export exist, the state is adopted: in this order.
+   */
   async #commitState(
     done: FinishedExport,
-    { manifestSha256, complete, statistics }: {
-      manifestSha256: string; complete: boolean; statistics: ExportStatistics
-    },
+    {
+      manifestSha256,
+      complete,
+      statistics,
+    }: { manifestSha256: string; complete: boolean; statistics: ExportStatistics },
   ): Promise<void> {
     const { configuration, repository } = this.#options
     const { set, stamp } = this.#place
     const { state, bundles, catalog, finished, index } = done
-    const usage = Object.fromEntries([...done.usage].map(([bundle, bytes]) => [bundles.get(bundle).name, bytes]))
+    const usage = Object.fromEntries(
+      [...done.usage].map(([bundle, bytes]) => [bundles.get(bundle).name, bytes]),
+    )
     const { index: indexPlace, shards } = catalog
     const sets = new Map(state?.sets ?? [])
     sets.set(set, { stamp, manifestSha256, entries: finished, index: indexPlace, shards, usage })
     const there = new Set(exportsOf(this.#stamps).map((place) => `${place.set}/${place.stamp}`))
-    const exports = new Map([...state?.exports ?? []].filter(([name]) => there.has(name)))
+    const exports = new Map([...(state?.exports ?? [])].filter(([name]) => there.has(name)))
     exports.set(`${set}/${stamp}`, { complete, statistics })
     const next: State = { bundles: bundles.present, sets, pieces: encodePieces(index), exports }
     const directory = stateDirectory({ staging: configuration.staging, id: repository.id })
-    writePending(directory, next, { commit: { set, stamp, sha256: manifestSha256 }, shardBytes: catalog.shardBytes })
+    writePending(directory, next, {
+      commit: { set, stamp, sha256: manifestSha256 },
+      shardBytes: catalog.shardBytes,
+    })
     await repository.target.publish(`${this.#directory}/${MANIFEST}`)
     adoptPending(directory)
   }
 
   async #moveLatest(): Promise<void> {
     const { machine, set, stamp } = this.#place
-    await this.#options.repository.target.replace(`machines/${machine}/${set}/latest`, Buffer.from(`${stamp}\n`))
+    await this.#options.repository.target.replace(
+      `machines/${machine}/${set}/latest`,
+      Buffer.from(`${stamp}\n`),
+    )
   }
 
   /** Retention belongs to a proven, complete run; an incomplete one freezes it (invariant 5). */
@@ -331,9 +452,13 @@ class Export {
     const { configuration, repository, set, signer, report } = this.#options
     if (!complete) return { removedExports: [], removedBundles: 0, freedBytes: 0 }
     return await pruneExports(repository, {
-      machine: configuration.machine, set, keep: configuration.retention.external,
-      publicKeys: [signer.publicKey], report,
-      isComplete: (stamp) => stamp === this.#place.stamp || state?.exports.get(`${set}/${stamp}`)?.complete,
+      machine: configuration.machine,
+      set,
+      keep: configuration.retention.external,
+      publicKeys: [signer.publicKey],
+      report,
+      isComplete: (stamp) =>
+        stamp === this.#place.stamp || state?.exports.get(`${set}/${stamp}`)?.complete,
     })
   }
 }
@@ -364,8 +489,10 @@ function neededBundles({ usage, catalog, bundles }: FinishedExport): StateBundle
 
 function statisticsOf({ finished, newBundles, catalog }: FinishedExport): ExportStatistics {
   const files = finished.filter(({ type }) => type === 'file')
-  const storedBytes = [...newBundles, ...(catalog.bundle === undefined ? [] : [catalog.bundle])]
-    .reduce((sum, { sizeBytes }) => sum + sizeBytes, 0)
+  const storedBytes = [
+    ...newBundles,
+    ...(catalog.bundle === undefined ? [] : [catalog.bundle]),
+  ].reduce((sum, { sizeBytes }) => sum + sizeBytes, 0)
   const newBytes = newBundles.reduce((sum, { tarBytes }) => sum + tarBytes, 0)
   const bytes = files.reduce((sum, { size }) => sum + (size ?? 0), 0)
   return { entries: finished.length, files: files.length, bytes, newBytes, storedBytes }

@@ -1,7 +1,8 @@
-// The second phase: every target × every set, each with an outcome of its own (design §6, style rule 18).
+// The second phase: every target × every set, each with an outcome of its own (design §6, style
+// rule 18).
 //
-// Calls export.ts for each pair; one failed target or set never hides another's success. Throws only what concerns the
-// run as a whole: LOCKED, CONFIG_INVALID, CONFIG_ABSENT, INTERRUPTED.
+// Calls export.ts for each pair; one failed target or set never hides another's success. Throws
+// only what concerns the run as a whole: LOCKED, CONFIG_INVALID, CONFIG_ABSENT, INTERRUPTED.
 
 import { mkdirSync } from 'node:fs'
 import { BackupError, type ExitCode } from '../errors.ts'
@@ -41,7 +42,7 @@ export async function exportAll(options: ExternalOptions): Promise<readonly Exte
   try {
     const outcomes: ExternalOutcome[] = []
     for (const target of options.targets) {
-      outcomes.push(...await exportToTarget(options, { targetConfiguration: target, signer }))
+      outcomes.push(...(await exportToTarget(options, { targetConfiguration: target, signer })))
     }
     return outcomes
   } finally {
@@ -49,7 +50,10 @@ export async function exportAll(options: ExternalOptions): Promise<readonly Exte
   }
 }
 
-/** One export phase per staging directory: two would write the same state. @throws BackupError LOCKED */
+/**
+ * One export phase per staging directory: two would write the same state. @throws BackupError
+ * LOCKED
+ */
 function lockExternal(staging: string): Lock {
   mkdirSync(stateRoot(staging), { recursive: true, mode: 0o700 })
   const path = rawPathFromText(`${stateRoot(staging)}/external.lock`)
@@ -59,7 +63,7 @@ function lockExternal(staging: string): Lock {
 function checkRecipients({ recipients, path }: Configuration): void {
   if (recipients.length > 0) return
   throw new BackupError('CONFIG_INVALID', `no recipients are configured in ${path}`, {
-    hint: 'exports are encrypted to `recipients`; `backup init` makes an identity and prints its recipient',
+    hint: 'exports are encrypted to `recipients`; `backup init` makes an identity for them',
   })
 }
 
@@ -75,19 +79,32 @@ async function exportToTarget(
     await enterMachine(repository, { machine: configuration.machine, signer })
     const outcomes: ExternalOutcome[] = []
     for (const set of sets) {
-      outcomes.push(...await withOutcome({ target, set }, async () => {
-        // So that no collection of the set comes or goes meanwhile.
-        const { staging } = configuration
-        const lock = acquireSetLock({ staging, set, description: `backup-external to ${target}`, waitMs: 0 })
-        try {
-          const outcome = await exportSet({
-            configuration, targetConfiguration, repository, set, signer, report, signal,
+      outcomes.push(
+        ...(await withOutcome({ target, set }, async () => {
+          // So that no collection of the set comes or goes meanwhile.
+          const { staging } = configuration
+          const lock = acquireSetLock({
+            staging,
+            set,
+            description: `backup-external to ${target}`,
+            waitMs: 0,
           })
-          return [{ target, set, exitCode: exitCodeOf(outcome), outcome, error: undefined }]
-        } finally {
-          lock.release()
-        }
-      }))
+          try {
+            const outcome = await exportSet({
+              configuration,
+              targetConfiguration,
+              repository,
+              set,
+              signer,
+              report,
+              signal,
+            })
+            return [{ target, set, exitCode: exitCodeOf(outcome), outcome, error: undefined }]
+          } finally {
+            lock.release()
+          }
+        })),
+      )
     }
     return outcomes
   })
@@ -95,7 +112,8 @@ async function exportToTarget(
 
 /** Turns a BackupError into an outcome, unless it ends the whole run. */
 async function withOutcome(
-  of: { target: string; set: string | undefined }, action: () => Promise<readonly ExternalOutcome[]>,
+  of: { target: string; set: string | undefined },
+  action: () => Promise<readonly ExternalOutcome[]>,
 ): Promise<readonly ExternalOutcome[]> {
   try {
     return await action()
@@ -121,17 +139,25 @@ export interface ExternalPreview {
 }
 
 /** What exportAll() would export: reads the target, writes nothing. @throws BackupError TARGET_* */
-export async function previewAll(
-  { configuration, targets, sets }: Pick<ExternalOptions, 'configuration' | 'targets' | 'sets'>,
-): Promise<readonly ExternalPreview[]> {
+export async function previewAll({
+  configuration,
+  targets,
+  sets,
+}: Pick<ExternalOptions, 'configuration' | 'targets' | 'sets'>): Promise<
+  readonly ExternalPreview[]
+> {
   const previews: ExternalPreview[] = []
   for (const { name: target, ...rest } of targets) {
     const repository = await findRepository(openTarget({ name: target, ...rest }))
-    const stamps = repository === undefined ? [] : exportsOf(await listStamps(repository, configuration.machine))
+    const stamps =
+      repository === undefined ? [] : exportsOf(await listStamps(repository, configuration.machine))
     for (const set of sets) {
       const newest = listCollections({ staging: configuration.staging, set }).at(-1)
-      const isThere = newest !== undefined && stamps.some((place) => place.set === set && place.stamp >= newest.stamp)
-      const action = newest === undefined ? 'nothing collected' : isThere ? 'already there' : 'export'
+      const isThere =
+        newest !== undefined
+        && stamps.some((place) => place.set === set && place.stamp >= newest.stamp)
+      const action =
+        newest === undefined ? 'nothing collected' : isThere ? 'already there' : 'export'
       previews.push({ target, set, stamp: newest?.stamp, entries: newest?.entries ?? 0, action })
     }
   }

@@ -1,11 +1,18 @@
-// Which exports somebody means: `--set`, `--date` and the machine, resolved against what a repository has.
+// Which exports somebody means: `--set`, `--date` and the machine, resolved against what a
+// repository has.
 //
-// Used by the commands that read repositories. Throws NOTHING_FOUND where nothing matches, USAGE where a date is ambiguous.
+// Used by the commands that read repositories. Throws NOTHING_FOUND where nothing matches, USAGE
+// where a date is ambiguous.
 
 import { BackupError } from '../errors.ts'
 import { matchStamps } from '../model/stamp.ts'
 import {
-  type ExportPlace, type Repository, type StampDirectory, exportsOf, listMachines, listStamps,
+  type ExportPlace,
+  type Repository,
+  type StampDirectory,
+  exportsOf,
+  listMachines,
+  listStamps,
 } from './repository.ts'
 
 export interface ExportQuery {
@@ -16,30 +23,46 @@ export interface ExportQuery {
   readonly date: string | undefined
 }
 
-/** The exports of a machine, oldest first in each set. @throws BackupError NOTHING_FOUND when it has none here */
+/**
+ * The exports of a machine, oldest first in each set. @throws BackupError NOTHING_FOUND when it has
+ * none here
+ */
 export async function findExports(
-  repository: Repository, { machine, set }: Pick<ExportQuery, 'machine' | 'set'>,
+  repository: Repository,
+  { machine, set }: Pick<ExportQuery, 'machine' | 'set'>,
 ): Promise<readonly StampDirectory[]> {
   const all = exportsOf(await listStamps(repository, machine))
   const found = all.filter((place) => set === undefined || place.set === set)
   if (found.length > 0) return found
   const machines = await listMachines(repository)
-  const hint = all.length > 0 ? `sets there: ${[...new Set(all.map((place) => place.set))].join(', ')}`
-    : machines.length === 0 ? 'it is empty so far: backup-external writes exports'
-      : `machines there: ${machines.join(', ')} (--machine NAME)`
+  const hint =
+    all.length > 0
+      ? `sets there: ${[...new Set(all.map((place) => place.set))].join(', ')}`
+      : machines.length === 0
+        ? 'it is empty so far: backup-external writes exports'
+        : `machines there: ${machines.join(', ')} (--machine NAME)`
   const what = set === undefined ? `of ${machine}` : `of set ${set} of ${machine}`
-  throw new BackupError('NOTHING_FOUND', `${repository.target.place} has no export ${what}`, { hint })
+  throw new BackupError('NOTHING_FOUND', `${repository.target.place} has no export ${what}`, {
+    hint,
+  })
 }
 
 /**
  * One export a set: the newest for `latest` or no date, else the one that the date names.
- * @throws BackupError USAGE when a date fits several exports of a set, NOTHING_FOUND when it fits none
+ * @throws BackupError USAGE when a date fits several exports of a set, NOTHING_FOUND when it fits
+ * none
  */
 export function pickExports<T extends { readonly set: string; readonly stamp: string }>(
-  places: readonly T[], date: string | undefined,
+  places: readonly T[],
+  date: string | undefined,
 ): readonly T[] {
   const sets = [...new Set(places.map(({ set }) => set))]
-  const picked = sets.flatMap((set) => pickOne(places.filter((place) => place.set === set), date))
+  const picked = sets.flatMap((set) =>
+    pickOne(
+      places.filter((place) => place.set === set),
+      date,
+    ),
+  )
   if (picked.length > 0) return picked
   const stamps = places.map(({ set, stamp }) => `${set} ${stamp}`)
   throw new BackupError('NOTHING_FOUND', `there is nothing of ${date}`, {
@@ -48,14 +71,17 @@ export function pickExports<T extends { readonly set: string; readonly stamp: st
 }
 
 function pickOne<T extends { readonly set: string; readonly stamp: string }>(
-  places: readonly T[], date: string | undefined,
+  places: readonly T[],
+  date: string | undefined,
 ): readonly T[] {
   if (date === undefined || date === 'latest') return places.slice(-1)
   const stamps = matchStamps({ prefix: date, stamps: places.map(({ stamp }) => stamp) })
   if (stamps.length > 1) {
-    throw new BackupError('USAGE', `${date} fits ${stamps.length} generations of ${places[0]!.set}`, {
-      hint: `give more of it: ${stamps.join(', ')}`,
-    })
+    throw new BackupError(
+      'USAGE',
+      `${date} fits ${stamps.length} generations of ${places[0]!.set}`,
+      { hint: `give more of it: ${stamps.join(', ')}` },
+    )
   }
   return places.filter(({ stamp }) => stamp === stamps[0])
 }

@@ -1,10 +1,18 @@
-// What there is to restore: the collections in staging, the exports on a target, with what is known of each.
+// What there is to restore: the collections in staging, the exports on a target, with what is known
+// of each.
 //
-// Without an identity manifests cannot be read: then the state tells, where this machine made the export, or nobody.
+// Without an identity manifests cannot be read: then the state tells, where this machine made the
+// export, or nobody.
 
 import type { Configuration } from '../machine/config.ts'
 import { BackupError } from '../errors.ts'
-import { type ExportPlace, type Repository, exportsOf, listStamps, readManifest } from './repository.ts'
+import {
+  type ExportPlace,
+  type Repository,
+  exportsOf,
+  listStamps,
+  readManifest,
+} from './repository.ts'
 import { listCollections, listStagedSets } from './staging.ts'
 import { loadState, stateDirectory } from './state.ts'
 
@@ -21,12 +29,27 @@ export interface ListedExport {
 
 export function listLocal({ staging }: Configuration, set: string | undefined): ListedExport[] {
   const sets = set === undefined ? listStagedSets(staging) : [set]
-  return sets.flatMap((name) => listCollections({ staging, set: name }).map(({ stamp, complete, files, bytes }) =>
-    ({ set: name, stamp, files, bytes, costBytes: undefined, complete })))
+  return sets.flatMap((name) =>
+    listCollections({ staging, set: name }).map(({ stamp, complete, files, bytes }) => ({
+      set: name,
+      stamp,
+      files,
+      bytes,
+      costBytes: undefined,
+      complete,
+    })),
+  )
 }
 
 /** @throws BackupError TARGET_* */
-export async function listExternal({ configuration, repository, machine, set, identities, publicKeys }: {
+export async function listExternal({
+  configuration,
+  repository,
+  machine,
+  set,
+  identities,
+  publicKeys,
+}: {
   readonly configuration: Configuration
   readonly repository: Repository
   readonly machine: string
@@ -35,22 +58,31 @@ export async function listExternal({ configuration, repository, machine, set, id
   readonly publicKeys: readonly string[]
 }): Promise<ListedExport[]> {
   const directory = stateDirectory({ staging: configuration.staging, id: repository.id })
-  const state = machine === configuration.machine ? await loadState(directory, async () => undefined) : undefined
+  const state =
+    machine === configuration.machine
+      ? await loadState(directory, async () => undefined)
+      : undefined
   const listed: ListedExport[] = []
   for (const place of exportsOf(await listStamps(repository, machine))) {
     if (set !== undefined && place.set !== set) continue
-    const known = state?.exports.get(`${place.set}/${place.stamp}`)
-      ?? await fromManifest(repository, place, { identities, publicKeys })
+    const known =
+      state?.exports.get(`${place.set}/${place.stamp}`)
+      ?? (await fromManifest(repository, place, { identities, publicKeys }))
     listed.push({
-      set: place.set, stamp: place.stamp, files: known?.statistics.files, bytes: known?.statistics.bytes,
-      costBytes: [...place.files.values()].reduce((sum, size) => sum + size, 0), complete: known?.complete,
+      set: place.set,
+      stamp: place.stamp,
+      files: known?.statistics.files,
+      bytes: known?.statistics.bytes,
+      costBytes: [...place.files.values()].reduce((sum, size) => sum + size, 0),
+      complete: known?.complete,
     })
   }
   return listed
 }
 
 async function fromManifest(
-  repository: Repository, place: ExportPlace,
+  repository: Repository,
+  place: ExportPlace,
   keys: { readonly identities: readonly string[]; readonly publicKeys: readonly string[] },
 ) {
   if (keys.identities.length === 0) return undefined

@@ -1,7 +1,9 @@
-// Runs the pack workers of one export: deals out batches, publishes finished bundles, gathers where everything is.
+// Runs the pack workers of one export: deals out batches, publishes finished bundles, gathers where
+// everything is.
 //
-// Neighbour of pack-worker.ts, called by export.ts. Throws what a worker failed with, or INTERRUPTED; then all workers have
-// ended and no bundle of theirs is half written under a final name.
+// Neighbour of pack-worker.ts, called by export.ts. Throws what a worker failed with, or
+// INTERRUPTED; then all workers have ended and no bundle of theirs is half written under a final
+// name.
 
 import { Worker } from 'node:worker_threads'
 import { BackupError, unpackError } from '../errors.ts'
@@ -9,12 +11,21 @@ import { dataBytes } from '../model/entry.ts'
 import type { RawPath } from '../model/raw-path.ts'
 import type { BundleFacts } from './bundle-writer.ts'
 import type {
-  PackFailure, PackItem, PackReply, PackRequest, PackSettings, PackedBundle, PackedEntry,
+  PackFailure,
+  PackItem,
+  PackReply,
+  PackRequest,
+  PackSettings,
+  PackedBundle,
+  PackedEntry,
 } from './pack-worker.ts'
 import type { ProveReply, ProveRequest } from './prove-worker.ts'
 import { WORKER_LIMITS } from './worker-pool.ts'
 
-/** Small enough to end together, large enough that neighbours in the catalog stay neighbours in a bundle. */
+/**
+ * Small enough to end together, large enough that neighbours in the catalog stay neighbours in a
+ * bundle.
+ */
 const BATCH_BYTES = 16 * 1024 * 1024
 const BATCH_ITEMS = 512
 /** Batches a worker has at hand, so that it never waits for the main thread. */
@@ -43,7 +54,8 @@ export interface ProvenBundle extends BundleFacts {
 
 /**
  * Packs all items.
- * @param options.publish gives a proven bundle its name on the target; it is awaited before this returns
+ * @param options.publish gives a proven bundle its name on the target; it is awaited before this
+ * returns
  */
 export async function packAll(options: {
   readonly items: readonly PackItem[]
@@ -70,24 +82,34 @@ function workerCount({ items, cores }: { items: readonly PackItem[]; cores: numb
 }
 
 function startWorkers(workers: number, settings: PackSettings): Worker[] {
-  return Array.from({ length: workers }, () =>
-    new Worker(new URL('./pack-worker.js', import.meta.url), {
-      workerData: settings, resourceLimits: WORKER_LIMITS,
-      // The prover closes what a pack worker opened, maybe after that one has ended.
-      trackUnmanagedFds: false,
-    }))
+  return Array.from(
+    { length: workers },
+    () =>
+      new Worker(new URL('./pack-worker.js', import.meta.url), {
+        workerData: settings,
+        resourceLimits: WORKER_LIMITS,
+        // The prover closes what a pack worker opened, maybe after that one has ended.
+        trackUnmanagedFds: false,
+      }),
+  )
 }
 
 function startProver(): Worker {
   return new Worker(new URL('./prove-worker.js', import.meta.url), {
-    resourceLimits: WORKER_LIMITS, trackUnmanagedFds: false,
+    resourceLimits: WORKER_LIMITS,
+    trackUnmanagedFds: false,
   })
 }
 
-/** Large files first and alone, so that all workers end at about the same time; then the rest in catalog order. */
+/**
+ * Large files first and alone, so that all workers end at about the same time; then the rest in
+ * catalog order.
+ */
 function makeBatches(items: readonly PackItem[]): (readonly PackItem[])[] {
-  const large = items.filter((item) => itemBytes(item) > BATCH_BYTES)
-    .sort((a, b) => itemBytes(b) - itemBytes(a)).map((item) => [item])
+  const large = items
+    .filter((item) => itemBytes(item) > BATCH_BYTES)
+    .sort((a, b) => itemBytes(b) - itemBytes(a))
+    .map((item) => [item])
   const batches: PackItem[][] = []
   let bytes = Infinity
   for (const item of items) {
@@ -126,9 +148,11 @@ class Pool {
 
   constructor(
     options: Parameters<typeof packAll>[0],
-    { batches, workers, prover }: {
-      batches: (readonly PackItem[])[]; workers: readonly Worker[]; prover: Worker
-    },
+    {
+      batches,
+      workers,
+      prover,
+    }: { batches: (readonly PackItem[])[]; workers: readonly Worker[]; prover: Worker },
   ) {
     this.#options = options
     this.#batches = batches
@@ -139,9 +163,12 @@ class Pool {
   async run(): Promise<Packed> {
     await new Promise<void>((resolve, reject) => {
       const { signal } = this.#options
-      const onAbort = () => reject(new BackupError('INTERRUPTED', 'the export was interrupted', {
-        hint: 'earlier exports are unharmed; the next run starts this one again',
-      }))
+      const onAbort = () =>
+        reject(
+          new BackupError('INTERRUPTED', 'the export was interrupted', {
+            hint: 'earlier exports are unharmed; the next run starts this one again',
+          }),
+        )
       if (signal.aborted) onAbort()
       signal.addEventListener('abort', onAbort, { once: true })
       this.#prover.on('error', reject)
@@ -186,7 +213,8 @@ class Pool {
   }
 
   #takeProof(
-    { bundle, readBack }: ProveReply & { kind: 'proven' }, reject: (error: unknown) => void,
+    { bundle, readBack }: ProveReply & { kind: 'proven' },
+    reject: (error: unknown) => void,
   ): void {
     const { file: _file, ...facts } = this.#written.get(bundle)!
     const proven = { ...facts, readBack }
@@ -201,14 +229,17 @@ class Pool {
 
   #tell(): void {
     this.#options.onProgress({
-      filesDone: this.#filesDone, bytesDone: this.#bytesDone, bytesWritten: this.#bytesWritten,
+      filesDone: this.#filesDone,
+      bytesDone: this.#bytesDone,
+      bytesWritten: this.#bytesWritten,
       current: this.#batches[this.#next]?.[0]?.metadata.path,
     })
   }
 
   #deal(worker: Worker): void {
     const batch = this.#batches[this.#next++]
-    const request: PackRequest = batch === undefined ? { kind: 'finish' } : { kind: 'batch', items: batch }
+    const request: PackRequest =
+      batch === undefined ? { kind: 'finish' } : { kind: 'batch', items: batch }
     worker.postMessage(request)
   }
 }

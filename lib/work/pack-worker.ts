@@ -1,8 +1,10 @@
-// The worker thread of an export: read | hash | tar | zstd | age, a whole bundle of its own at a time.
+// The worker thread of an export: read | hash | tar | zstd | age, a whole bundle of its own at a
+// time.
 //
-// export.ts sends batches of items and gets back where each entry's header and pieces are. All file access is synchronous, buffers are
-// reused, nothing costs a promise. A file that cannot be read, or is not what its catalog says, is reported as
-// missing; a failure of the target ends the worker with the error. docs/format.md §3.3 and §4.
+// export.ts sends batches of items and gets back where each entry's header and pieces are. All file
+// access is synchronous, buffers are reused, nothing costs a promise. A file that cannot be read,
+// or is not what its catalog says, is reported as missing; a failure of the target ends the worker
+// with the error. docs/format.md §3.3 and §4.
 
 import { Buffer } from 'node:buffer'
 import { parentPort, workerData } from 'node:worker_threads'
@@ -33,17 +35,24 @@ export interface PackSettings {
   readonly firstBundle: number
 }
 
-/** What is to be packed: a header alone, a file to read, or a new header for pieces that are known. */
+/**
+ * What is to be packed: a header alone, a file to read, or a new header for pieces that are known.
+ */
 export type PackItem =
   | { readonly kind: 'member'; readonly index: number; readonly metadata: EntryMetadata }
   | {
-    readonly kind: 'file'; readonly index: number; readonly metadata: EntryMetadata
-    readonly chunk: number | undefined
-  }
+      readonly kind: 'file'
+      readonly index: number
+      readonly metadata: EntryMetadata
+      readonly chunk: number | undefined
+    }
   | {
-    readonly kind: 'header'; readonly index: number; readonly metadata: EntryMetadata
-    readonly chunk: number | undefined; readonly pieces: readonly PieceLength[]
-  }
+      readonly kind: 'header'
+      readonly index: number
+      readonly metadata: EntryMetadata
+      readonly chunk: number | undefined
+      readonly pieces: readonly PieceLength[]
+    }
 
 export type PieceLength = readonly [id: string, length: number]
 
@@ -54,7 +63,12 @@ export interface PackedEntry {
   readonly index: number
   readonly header: Range
   /** Of a file that was read. */
-  readonly pieces: readonly (readonly [id: string, bundle: number, offset: number, length: number])[]
+  readonly pieces: readonly (readonly [
+    id: string,
+    bundle: number,
+    offset: number,
+    length: number,
+  ])[]
 }
 
 export interface PackFailure {
@@ -68,14 +82,15 @@ export interface PackedBundle extends WrittenBundle {
 }
 
 export type PackRequest =
-  | { readonly kind: 'batch'; readonly items: readonly PackItem[] }
-  | { readonly kind: 'finish' }
+  { readonly kind: 'batch'; readonly items: readonly PackItem[] } | { readonly kind: 'finish' }
 
 export type PackReply =
   | {
-    readonly kind: 'packed'; readonly entries: readonly PackedEntry[]
-    readonly failures: readonly PackFailure[]; readonly bytesRead: number
-  }
+      readonly kind: 'packed'
+      readonly entries: readonly PackedEntry[]
+      readonly failures: readonly PackFailure[]
+      readonly bytesRead: number
+    }
   | { readonly kind: 'bundle'; readonly bundle: PackedBundle }
   | { readonly kind: 'finished' }
   | { readonly kind: 'failed'; readonly error: PlainError }
@@ -85,7 +100,10 @@ export function dataBundleFile(number: number): string {
   return `data-${String(number).padStart(4, '0')}.tar.zst.age`
 }
 
-/** A bundle is closed when its tar has grown to this many times the bundle size, however well it compresses. */
+/**
+ * A bundle is closed when its tar has grown to this many times the bundle size, however well it
+ * compresses.
+ */
 const MAX_TAR_FACTOR = 4
 const ZEROS = Buffer.alloc(512)
 /** Names that bundles use for themselves (docs/format.md §3.3). */
@@ -197,15 +215,20 @@ class Packer {
       } catch (error) {
         return { index, why: reason(error) }
       }
-      const inPlace = cut.allNew && file.dataBytes <= this.#settings.bundleBytes
-        && !RESERVED.test(metadata.path)
-      return inPlace ? this.#packInPlace(item, { file, cut }) : this.#packPieces(item, { file, cut })
+      const inPlace =
+        cut.allNew && file.dataBytes <= this.#settings.bundleBytes && !RESERVED.test(metadata.path)
+      return inPlace
+        ? this.#packInPlace(item, { file, cut })
+        : this.#packPieces(item, { file, cut })
     } finally {
       file.close()
     }
   }
 
-  /** Reads a file once, cuts it, and claims what is new. Nothing is claimed of a file that cannot be read. */
+  /**
+   * Reads a file once, cuts it, and claims what is new. Nothing is claimed of a file that cannot be
+   * read.
+   */
   #cut(file: StagedFile, chunk: number | undefined): CutFile {
     const ids: Buffer[] = []
     const lengths: number[] = []
@@ -262,8 +285,15 @@ class Packer {
 
   /** New pieces as members of their own, and the header beside them. */
   #packPieces(item: PackItem & { kind: 'file' }, { file, cut }: OpenFile): PackedEntry {
-    const pieces = cut.ids.map((id, i) =>
-      [id.toString('hex'), NOT_HERE, 0, cut.lengths[i]!] as readonly [string, number, number, number])
+    const pieces = cut.ids.map(
+      (id, i) =>
+        [id.toString('hex'), NOT_HERE, 0, cut.lengths[i]!] as readonly [
+          string,
+          number,
+          number,
+          number,
+        ],
+    )
     this.#forEachPiece({ file, cut }, (bytes, i) => {
       if (!cut.mine[i]!) return
       const id = pieces[i]![0]
@@ -284,7 +314,8 @@ class Packer {
     for (let offset = 0; offset < file.dataBytes; offset += SEGMENT_BYTES) {
       // A file of one segment still is in the buffer from the first reading.
       const whole = file.dataBytes <= SEGMENT_BYTES
-      const segment = whole ? this.#segment.subarray(0, file.dataBytes)
+      const segment = whole
+        ? this.#segment.subarray(0, file.dataBytes)
         : this.#readAgain(file, offset, cut.segmentSums[offset / SEGMENT_BYTES]!)
       for (let start = 0; start < segment.length; piece++) {
         const length = cut.lengths[piece]!
@@ -338,8 +369,9 @@ class Packer {
   #isFull(): boolean {
     if (!this.#writer.isOpen) return false
     const { bundleBytes } = this.#settings
-    return this.#writer.sizeBytes >= bundleBytes
-      || this.#writer.tarBytes >= bundleBytes * MAX_TAR_FACTOR
+    return (
+      this.#writer.sizeBytes >= bundleBytes || this.#writer.tarBytes >= bundleBytes * MAX_TAR_FACTOR
+    )
   }
 
   #pad(lengthBytes: number): void {
@@ -359,7 +391,9 @@ interface EntryItem {
 }
 
 function reason(error: unknown): string {
-  return error instanceof Error ? error.message.replace(/,? *(open|read|lstat) '.*'$/, '') : String(error)
+  return error instanceof Error
+    ? error.message.replace(/,? *(open|read|lstat) '.*'$/, '')
+    : String(error)
 }
 
 // Last, for classes are not hoisted. Imported for its types alone, this file starts nothing.

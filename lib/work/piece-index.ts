@@ -1,8 +1,10 @@
-// Which pieces a repository has of this machine, and where: one open-addressing hash table in shared memory.
+// Which pieces a repository has of this machine, and where: one open-addressing hash table in
+// shared memory.
 //
-// The main thread fills it from the state; worker threads claim what is new, so that each piece is packed once
-// (docs/format.md §4), and say where they put it. A slot goes empty → taken → claimed → located and never back.
-// When it is full, claim() says so by 'untracked': the piece is packed again, which costs space and harms nothing.
+// The main thread fills it from the state; worker threads claim what is new, so that each piece is
+// packed once (docs/format.md §4), and say where they put it. A slot goes empty → taken → claimed →
+// located and never back. When it is full, claim() says so by 'untracked': the piece is packed
+// again, which costs space and harms nothing.
 
 import { Buffer } from 'node:buffer'
 import assert from 'node:assert/strict'
@@ -71,7 +73,9 @@ export class PieceIndex {
     return 'untracked'
   }
 
-  /** Says where a claimed piece is. Nothing happens for one that is untracked, or located already. */
+  /**
+   * Says where a claimed piece is. Nothing happens for one that is untracked, or located already.
+   */
   locate(id: Buffer, { bundle, offset, length }: PieceLocation): void {
     const at = this.#find(id)
     if (at === undefined || Atomics.load(this.#words, at + STATE) === LOCATED) return

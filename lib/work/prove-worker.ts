@@ -1,4 +1,5 @@
-// The thread that waits for the medium while the pack workers go on: syncs and reads back one bundle after another.
+// The thread that waits for the medium while the pack workers go on: syncs and reads back one
+// bundle after another.
 //
 // pack-pool.ts sends it what pack-worker.ts wrote; prove.ts does it.
 

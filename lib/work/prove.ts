@@ -1,8 +1,10 @@
-// Proves that a written file is on the medium: fsync, then every byte read back past the page cache (invariant 2).
+// Proves that a written file is on the medium: fsync, then every byte read back past the page cache
+// (invariant 2).
 //
-// bundle-writer.ts writes and sums; this compares. It waits for the medium, so exports do it in a thread of its own
-// (prove-worker.ts) while the others compress. A failed fsync is never tried again: the pages may be gone.
-// Throws READ_BACK, TARGET_FULL, TARGET_FAILED; the partial file is removed then, if it can be.
+// bundle-writer.ts writes and sums; this compares. It waits for the medium, so exports do it in a
+// thread of its own (prove-worker.ts) while the others compress. A failed fsync is never tried
+// again: the pages may be gone. Throws READ_BACK, TARGET_FULL, TARGET_FAILED; the partial file is
+// removed then, if it can be.
 
 import { closeSync, fsyncSync, unlinkSync } from 'node:fs'
 import { crc32 } from 'node:zlib'
@@ -45,10 +47,14 @@ function compareWithMedium({ path, lengthBytes, sums }: WrittenFile): 'direct' |
   found.finish()
   const wrong = sums.findIndex((sum, i) => sum !== found.sums[i])
   if (found.lengthBytes === lengthBytes && wrong === -1) return how
-  throw new BackupError('READ_BACK', `the medium does not hold what was written to ${displayPath(path)}`, {
-    hint: 'the export was not made, earlier exports are unharmed; check the drive and its cable',
-    facts: { path: displayPath(path), offset: Math.max(0, wrong) * BLOCK_BYTES },
-  })
+  throw new BackupError(
+    'READ_BACK',
+    `the medium does not hold what was written to ${displayPath(path)}`,
+    {
+      hint: 'the export was not made, earlier exports are unharmed; check the drive and its cable',
+      facts: { path: displayPath(path), offset: Math.max(0, wrong) * BLOCK_BYTES },
+    },
+  )
 }
 
 function remove(path: RawPath): void {

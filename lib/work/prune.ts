@@ -1,7 +1,8 @@
 // Lets old exports go, and sweeps what killed runs left: the only code that deletes on a target.
 //
-// Upholds invariants 1, 4, 5 and 7: the manifest goes first; bundles go only when every remaining export's signed
-// verification file was read and none needs them; a damaged one stops all deleting. Nothing whose name is not ours is touched.
+// Upholds invariants 1, 4, 5 and 7: the manifest goes first; bundles go only when every remaining
+// export's signed verification file was read and none needs them; a damaged one stops all deleting.
+// Nothing whose name is not ours is touched.
 
 import { BackupError } from '../errors.ts'
 import { exportName } from '../model/manifest.ts'
@@ -9,7 +10,12 @@ import type { Report } from '../model/report.ts'
 import { planRetention } from '../model/retention.ts'
 import { MANIFEST, VERIFICATION, VERIFICATION_SIGNATURE } from '../model/verification.ts'
 import {
-  type Repository, type StampDirectory, directoryOf, exportsOf, listStamps, readVerification,
+  type Repository,
+  type StampDirectory,
+  directoryOf,
+  exportsOf,
+  listStamps,
+  readVerification,
 } from './repository.ts'
 
 export interface PruneOutcome {
@@ -31,20 +37,30 @@ export interface PruneOptions {
 }
 
 /**
- * Removes the exports of a set that retention does not keep, then every bundle that no export of the machine needs.
- * @throws BackupError TARGET_FAILED, TARGET_READ_ONLY; what is half deleted is finished by the next run
+ * Removes the exports of a set that retention does not keep, then every bundle that no export of
+ * the machine needs.
+ * @throws BackupError TARGET_FAILED, TARGET_READ_ONLY; what is half deleted is finished by the next
+ * run
  */
-export async function pruneExports(repository: Repository, options: PruneOptions): Promise<PruneOutcome> {
+export async function pruneExports(
+  repository: Repository,
+  options: PruneOptions,
+): Promise<PruneOutcome> {
   const { machine, set, keep, isComplete } = options
   const stamps = await listStamps(repository, machine)
   const exports = exportsOf(stamps)
-  const items = exports.filter((place) => place.set === set)
+  const items = exports
+    .filter((place) => place.set === set)
     .map(({ stamp }) => ({ stamp, complete: isComplete(stamp) === true }))
   const remove = new Set(planRetention({ items, keep }).remove)
   const goes = (place: StampDirectory) => place.set === set && remove.has(place.stamp)
-  const needed = await neededBundles(repository, { exports: exports.filter((place) => !goes(place)), options })
+  const needed = await neededBundles(repository, {
+    exports: exports.filter((place) => !goes(place)),
+    options,
+  })
   if (needed === undefined) return { removedExports: [], removedBundles: 0, freedBytes: 0 }
-  for (const place of exports.filter(goes)) await repository.target.remove(`${directoryOf(place)}/${MANIFEST}`)
+  for (const place of exports.filter(goes))
+    await repository.target.remove(`${directoryOf(place)}/${MANIFEST}`)
   const freed = await sweepUnneeded(repository, { stamps, needed, goes })
   return { removedExports: exports.filter(goes).map(exportName), ...freed }
 }
@@ -62,8 +78,12 @@ async function neededBundles(
     } catch (error) {
       if (!(error instanceof BackupError)) throw error
       options.report({
-        kind: 'notice', level: 'warning', code: 'RETENTION_FROZEN',
-        message: `nothing is removed from ${repository.target.name}: ${exportName(place)} cannot be checked (${error.message})`,
+        kind: 'notice',
+        level: 'warning',
+        code: 'RETENTION_FROZEN',
+        message:
+          `nothing is removed from ${repository.target.name}: `
+          + `${exportName(place)} cannot be checked (${error.message})`,
       })
       return undefined
     }
@@ -73,8 +93,14 @@ async function neededBundles(
 
 async function sweepUnneeded(
   repository: Repository,
-  { stamps, needed, goes }: {
-    stamps: readonly StampDirectory[]; needed: ReadonlySet<string>; goes: (place: StampDirectory) => boolean
+  {
+    stamps,
+    needed,
+    goes,
+  }: {
+    stamps: readonly StampDirectory[]
+    needed: ReadonlySet<string>
+    goes: (place: StampDirectory) => boolean
   },
 ): Promise<{ removedBundles: number; freedBytes: number }> {
   let removedBundles = 0
@@ -98,20 +124,26 @@ function isBundle(name: string): boolean {
 }
 
 /**
- * Sweeps what killed runs left of a set: stamps newer than its newest export (nothing can need their bundles), and
- * partial files anywhere in it.
+ * Sweeps what killed runs left of a set: stamps newer than its newest export (nothing can need
+ * their bundles), and partial files anywhere in it.
  */
 export async function sweepUnfinished(
   repository: Repository,
-  { stamps, set, after }: {
-    stamps: readonly StampDirectory[]; set: string; after: string | undefined
-  },
+  {
+    stamps,
+    set,
+    after,
+  }: { stamps: readonly StampDirectory[]; set: string; after: string | undefined },
 ): Promise<void> {
   for (const place of stamps) {
     if (place.set !== set || place.exists) continue
     const isNewer = after === undefined || place.stamp > after
     for (const name of place.files.keys()) {
-      const isLeft = isNewer || name.endsWith('.partial') || name === VERIFICATION || name === VERIFICATION_SIGNATURE
+      const isLeft =
+        isNewer
+        || name.endsWith('.partial')
+        || name === VERIFICATION
+        || name === VERIFICATION_SIGNATURE
       if (isLeft) await repository.target.remove(`${directoryOf(place)}/${name}`)
     }
     if (isNewer) await repository.target.removeDirectory(directoryOf(place))

@@ -1,20 +1,30 @@
-// What we keep on one target: repository.json, this machine's place in it, and the exports there (docs/format.md §2).
+// What we keep on one target: repository.json, this machine's place in it, and the exports there
+// (docs/format.md §2).
 //
-// openRepository finds or makes the repository; listExports tells which exports exist, by their manifests alone
-// (invariant 1); readVerification and readManifest read what they say, signatures first. Throws TARGET_FOREIGN,
-// TARGET_FORMAT, TARGET_ABSENT, SIGNATURE_WRONG, SIGNER_UNKNOWN, MANIFEST_DAMAGED, BUNDLE_DAMAGED.
+// openRepository finds or makes the repository; listExports tells which exports exist, by their
+// manifests alone (invariant 1); readVerification and readManifest read what they say, signatures
+// first. Throws TARGET_FOREIGN, TARGET_FORMAT, TARGET_ABSENT, SIGNATURE_WRONG, SIGNER_UNKNOWN,
+// MANIFEST_DAMAGED, BUNDLE_DAMAGED.
 
 import { Buffer } from 'node:buffer'
 import { createHash, randomBytes } from 'node:crypto'
 import { BackupError } from '../errors.ts'
 import { parseHeader, tarPadding } from '../format/tar.ts'
 import {
-  MAX_MANIFEST_BYTES, type Manifest, checkFormat, exportName, parseManifest,
+  MAX_MANIFEST_BYTES,
+  type Manifest,
+  checkFormat,
+  exportName,
+  parseManifest,
 } from '../model/manifest.ts'
 import { isValidName } from '../model/names.ts'
 import { formatStamp, parseStamp } from '../model/stamp.ts'
 import {
-  MANIFEST, VERIFICATION, VERIFICATION_SIGNATURE, type Verification, parseVerification,
+  MANIFEST,
+  VERIFICATION,
+  VERIFICATION_SIGNATURE,
+  type Verification,
+  parseVerification,
 } from '../model/verification.ts'
 import type { Target } from '../target/target.ts'
 import { BundleReader } from './bundle-reader.ts'
@@ -50,7 +60,8 @@ export interface StampDirectory extends ExportPlace {
 /**
  * The repository on a target.
  * @returns undefined where there is none and the directory is empty
- * @throws BackupError TARGET_FOREIGN where something else lies there, TARGET_FORMAT for a newer format
+ * @throws BackupError TARGET_FOREIGN where something else lies there, TARGET_FORMAT for a newer
+ * format
  */
 export async function findRepository(target: Target): Promise<Repository | undefined> {
   const bytes = await target.read(REPOSITORY, MAX_SMALL_FILE_BYTES)
@@ -58,21 +69,32 @@ export async function findRepository(target: Target): Promise<Repository | undef
   const files = await target.list('')
   const strangers = (files ?? []).filter(({ name }) => !IGNORED.has(name) && !isUnfinished(name))
   if (strangers.length === 0) return undefined
-  throw new BackupError('TARGET_FOREIGN', `${target.place} holds something else, and no repository`, {
-    hint: `name an empty directory in it instead, for example ${target.place}/backups; nothing was written`,
-    facts: { found: strangers.slice(0, 5).map(({ name }) => name) },
-  })
+  throw new BackupError(
+    'TARGET_FOREIGN',
+    `${target.place} holds something else, and no repository`,
+    {
+      hint: `name an empty directory in it, say ${target.place}/backups; nothing was written`,
+      facts: { found: strangers.slice(0, 5).map(({ name }) => name) },
+    },
+  )
 }
 
 /** What file systems and systems put on an empty drive by themselves. */
 const IGNORED: ReadonlySet<string> = new Set([
-  'lost+found', '.Trashes', '.Spotlight-V100', '.fseventsd', 'System Volume Information',
+  'lost+found',
+  '.Trashes',
+  '.Spotlight-V100',
+  '.fseventsd',
+  'System Volume Information',
 ])
 
 /** What a run that was killed while it made the repository leaves. */
 function isUnfinished(name: string): boolean {
-  return RECOVERY_FILES.some(({ name: ours }) => name === ours) || name === `${REPOSITORY}.partial`
+  return (
+    RECOVERY_FILES.some(({ name: ours }) => name === ours)
+    || name === `${REPOSITORY}.partial`
     || RECOVERY_FILES.some(({ name: ours }) => name === `${ours}.partial`)
+  )
 }
 
 function parseRepository(target: Target, bytes: Buffer): Repository {
@@ -88,7 +110,10 @@ function parseRepository(target: Target, bytes: Buffer): Repository {
 }
 
 /** Makes a new repository: the recovery files first, repository.json last. */
-export async function createRepository(target: Target, { nowMs }: { nowMs: number }): Promise<Repository> {
+export async function createRepository(
+  target: Target,
+  { nowMs }: { nowMs: number },
+): Promise<Repository> {
   for (const { name, bytes } of RECOVERY_FILES) {
     await target.remove(`${name}.partial`)
     const there = await target.read(name, MAX_SMALL_FILE_BYTES)
@@ -107,7 +132,8 @@ export async function createRepository(target: Target, { nowMs }: { nowMs: numbe
  * @throws BackupError SIGNER_UNKNOWN when another machine of the same name is there
  */
 export async function enterMachine(
-  { target, id }: Repository, { machine, signer }: { machine: string; signer: Signer },
+  { target, id }: Repository,
+  { machine, signer }: { machine: string; signer: Signer },
 ): Promise<void> {
   const path = `machines/${machine}/machine.json`
   const there = await target.read(path, MAX_SMALL_FILE_BYTES)
@@ -124,38 +150,50 @@ export async function enterMachine(
   }
   const keys = parseJson(there, path)['signing_keys']
   if (Array.isArray(keys) && keys.includes(signer.publicKey)) return
-  throw new BackupError('SIGNER_UNKNOWN', `${target.place} already has a machine named ${machine}, with another key`, {
-    hint: 'set another `machine` in the configuration, or put back the signing key; nothing was written',
-  })
+  throw new BackupError(
+    'SIGNER_UNKNOWN',
+    `${target.place} already has a machine named ${machine}, with another key`,
+    { hint: 'configure another `machine`, or put back the signing key; nothing was written' },
+  )
 }
 
 /** The machines that have exports here. */
 export async function listMachines({ target }: Repository): Promise<readonly string[]> {
-  const files = await target.list('machines') ?? []
-  return files.filter(({ name, kind }) => kind === 'directory' && isValidName(name)).map(({ name }) => name)
+  const files = (await target.list('machines')) ?? []
+  return files
+    .filter(({ name, kind }) => kind === 'directory' && isValidName(name))
+    .map(({ name }) => name)
 }
 
-/** Every stamp's directory of a machine, oldest first within each set. Names that are not ours are passed over. */
+/**
+ * Every stamp's directory of a machine, oldest first within each set. Names that are not ours are
+ * passed over.
+ */
 export async function listStamps(
-  { target }: Repository, machine: string,
+  { target }: Repository,
+  machine: string,
 ): Promise<readonly StampDirectory[]> {
   const stamps: StampDirectory[] = []
-  for (const set of await target.list(`machines/${machine}`) ?? []) {
+  for (const set of (await target.list(`machines/${machine}`)) ?? []) {
     if (set.kind !== 'directory' || !isValidName(set.name)) continue
-    for (const stamp of await target.list(`machines/${machine}/${set.name}`) ?? []) {
+    for (const stamp of (await target.list(`machines/${machine}/${set.name}`)) ?? []) {
       if (stamp.kind !== 'directory' || parseStamp(stamp.name) === undefined) continue
       const place = { machine, set: set.name, stamp: stamp.name }
-      const files = new Map((await target.list(directoryOf(place)) ?? [])
-        .filter(({ name, kind }) => kind === 'file' && OUR_FILE.test(name))
-        .map(({ name, sizeBytes }) => [name, sizeBytes]))
+      const files = new Map(
+        ((await target.list(directoryOf(place))) ?? [])
+          .filter(({ name, kind }) => kind === 'file' && OUR_FILE.test(name))
+          .map(({ name, sizeBytes }) => [name, sizeBytes]),
+      )
       stamps.push({ ...place, exists: files.has(MANIFEST), files })
     }
   }
   return stamps
 }
 
-const OUR_FILE =
-  /^((data|catalog)-\d{4,9}\.tar\.zst\.age|manifest\.tar\.zst\.age|verification\.sha256(\.minisig)?)(\.partial)?$/
+const BUNDLE_OR_MANIFEST = String.raw`((data|catalog)-\d{4,9}|manifest)\.tar\.zst\.age`
+const OUR_FILE = new RegExp(
+  String.raw`^(${BUNDLE_OR_MANIFEST}|verification\.sha256(\.minisig)?)(\.partial)?$`,
+)
 
 /** Of those, the exports: what has a manifest (invariant 1). */
 export function exportsOf(stamps: readonly StampDirectory[]): readonly StampDirectory[] {
@@ -168,15 +206,19 @@ export function directoryOf({ machine, set, stamp }: ExportPlace): string {
 
 /**
  * An export's verification file, its signature checked.
- * @throws BackupError SIGNATURE_WRONG, SIGNER_UNKNOWN, BUNDLE_DAMAGED when it is missing or malformed
+ * @throws BackupError SIGNATURE_WRONG, SIGNER_UNKNOWN, BUNDLE_DAMAGED when it is missing or
+ * malformed
  */
 export async function readVerification(
-  { target, id }: Repository, place: ExportPlace, publicKeys: readonly string[],
+  { target, id }: Repository,
+  place: ExportPlace,
+  publicKeys: readonly string[],
 ): Promise<Verification> {
   const path = `${directoryOf(place)}/${VERIFICATION}`
   const bytes = await required(target, { path, maxBytes: MAX_VERIFICATION_BYTES })
   const signature = await required(target, {
-    path: `${directoryOf(place)}/${VERIFICATION_SIGNATURE}`, maxBytes: MAX_SMALL_FILE_BYTES,
+    path: `${directoryOf(place)}/${VERIFICATION_SIGNATURE}`,
+    maxBytes: MAX_SMALL_FILE_BYTES,
   })
   const file = `${exportName(place)}/${VERIFICATION}`
   await verifySigned({ bytes, signature: signature.toString(), publicKeys, file, repository: id })
@@ -185,7 +227,8 @@ export async function readVerification(
 
 /** Reads an export's manifest: checksum and both signatures first. */
 export async function readManifest(
-  repository: Repository, place: ExportPlace,
+  repository: Repository,
+  place: ExportPlace,
   { publicKeys, identities }: { publicKeys: readonly string[]; identities: readonly string[] },
 ): Promise<Manifest> {
   const { target, id } = repository
@@ -198,7 +241,13 @@ export async function readManifest(
   const signature = members.get('manifest.json.minisig')
   if (json === undefined || signature === undefined) throw manifestDamaged(place, 'lacks a member')
   const file = `${exportName(place)}/manifest.json`
-  await verifySigned({ bytes: json, signature: signature.toString(), publicKeys, file, repository: id })
+  await verifySigned({
+    bytes: json,
+    signature: signature.toString(),
+    publicKeys,
+    file,
+    repository: id,
+  })
   const manifest = parseManifest(json)
   if (manifest.repository !== id || exportName(manifest) !== exportName(place)) {
     throw manifestDamaged(place, 'belongs to another export')
@@ -217,7 +266,8 @@ function readMembers(path: string, identities: readonly string[]): ReadonlyMap<s
   try {
     const frames = reader.readFrames()
     const tarBytes = frames.reduce((sum, [, length]) => sum + length, 0)
-    if (tarBytes > MAX_MANIFEST_BYTES) throw new BackupError('MANIFEST_DAMAGED', 'a manifest is too large')
+    if (tarBytes > MAX_MANIFEST_BYTES)
+      throw new BackupError('MANIFEST_DAMAGED', 'a manifest is too large')
     const tar = reader.readTar(frames, { offset: 0, length: tarBytes })
     const members = new Map<string, Buffer>()
     for (let offset = 0; ;) {
@@ -233,19 +283,22 @@ function readMembers(path: string, identities: readonly string[]): ReadonlyMap<s
 }
 
 async function required(
-  target: Target, { path, maxBytes }: { path: string; maxBytes: number },
+  target: Target,
+  { path, maxBytes }: { path: string; maxBytes: number },
 ): Promise<Buffer> {
   const bytes = await target.read(path, maxBytes)
   if (bytes !== undefined) return bytes
   throw new BackupError('BUNDLE_MISSING', `a file of an export is missing: ${path}`, {
-    hint: 'the export is damaged; `backup-restore --verify` tells what that means', facts: { path },
+    hint: 'the export is damaged; `backup-restore --verify` tells what that means',
+    facts: { path },
   })
 }
 
 function parseJson(bytes: Buffer, what: string): Readonly<Record<string, unknown>> {
   try {
     const value: unknown = JSON.parse(bytes.toString())
-    if (typeof value === 'object' && value !== null) return value as Readonly<Record<string, unknown>>
+    if (typeof value === 'object' && value !== null)
+      return value as Readonly<Record<string, unknown>>
   } catch {
     // Told below, as for any other JSON that is no object.
   }

@@ -8,8 +8,15 @@
 
 import { Buffer } from 'node:buffer'
 import {
-  type BigIntStats, closeSync, constants, lstatSync, openSync, readSync, readlinkSync,
-  realpathSync, statSync,
+  type BigIntStats,
+  closeSync,
+  constants,
+  lstatSync,
+  openSync,
+  readSync,
+  readlinkSync,
+  realpathSync,
+  statSync,
 } from 'node:fs'
 import { setImmediate } from 'node:timers/promises'
 import { BackupError, type ErrorCode, systemCode } from '../errors.ts'
@@ -19,16 +26,30 @@ import { decodeName } from '../machine/rsync.ts'
 import { runProgram } from '../machine/shell.ts'
 import { type Entry, dataBytes } from '../model/entry.ts'
 import {
-  type RawPath, baseOf, comparePaths, displayPath, displayText, isWithin, parentOf,
-  rawPathFromText, rawPathToBytes,
+  type RawPath,
+  baseOf,
+  comparePaths,
+  displayPath,
+  displayText,
+  isWithin,
+  parentOf,
+  rawPathFromText,
+  rawPathToBytes,
 } from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
 import type { RestoreFailure, RestoreOutcome } from './restore.ts'
 import {
-  type Collection, type CollectionPlace, collectionDirectory, readCollection,
+  type Collection,
+  type CollectionPlace,
+  collectionDirectory,
+  readCollection,
 } from './staging.ts'
 import {
-  type CollectionProblem, checkCollection, digestsFor, lockIfFree, selectCollected,
+  type CollectionProblem,
+  checkCollection,
+  digestsFor,
+  lockIfFree,
+  selectCollected,
 } from './verify-local.ts'
 
 export interface RestoreLocalOptions extends CollectionPlace {
@@ -88,7 +109,7 @@ export async function restoreLocal(options: RestoreLocalOptions): Promise<Restor
     }
     report({ kind: 'phase', name: 'restoring' })
     const restore = new Restore(options, { collection, problems, lockFd: lock?.fd })
-    return { ...await restore.run(), incomplete: !collection.header.complete, contentChecked }
+    return { ...(await restore.run()), incomplete: !collection.header.complete, contentChecked }
   } finally {
     lock?.release()
   }
@@ -96,15 +117,14 @@ export async function restoreLocal(options: RestoreLocalOptions): Promise<Restor
 
 /** @throws BackupError USAGE */
 function refuseStaging({ staging, into }: RestoreLocalOptions): void {
-  if (into === '' || !isWithin({
-    path: realPath(into), directory: realPath(rawPathFromText(staging)),
-  })) {
+  if (
+    into === ''
+    || !isWithin({ path: realPath(into), directory: realPath(rawPathFromText(staging)) })
+  ) {
     return
   }
   const message = `"${displayPath(into)}" is in staging, where nothing may be changed`
-  throw new BackupError('USAGE', message, {
-    hint: 'restore into another directory',
-  })
+  throw new BackupError('USAGE', message, { hint: 'restore into another directory' })
 }
 
 /** What is not there yet is taken for what it says. */
@@ -146,11 +166,18 @@ class Restore {
   readonly #complaints = new Map<RawPath, string>()
   #lastComplaint = 'rsync did not make it'
 
-  constructor(options: RestoreLocalOptions, { collection, problems, lockFd }: {
-    readonly collection: Collection
-    readonly problems: readonly CollectionProblem[]
-    readonly lockFd: number | undefined
-  }) {
+  constructor(
+    options: RestoreLocalOptions,
+    {
+      collection,
+      problems,
+      lockFd,
+    }: {
+      readonly collection: Collection
+      readonly problems: readonly CollectionProblem[]
+      readonly lockFd: number | undefined
+    },
+  ) {
     this.#options = options
     this.#collection = collection
     this.#lockFd = lockFd
@@ -223,7 +250,8 @@ class Restore {
     const state = this.#stateOf(isDirectory ? path : parentOf(path))
     if (state === 'blocked') {
       throw new BackupError(
-        'UNSAFE_PATH', 'what should be a directory here is none; it was left alone',
+        'UNSAFE_PATH',
+        'what should be a directory here is none; it was left alone',
       )
     }
     if (isDirectory) {
@@ -232,8 +260,8 @@ class Restore {
       return 0
     }
     const place = rawPathToBytes(this.#place(path))
-    const before = state === 'absent' ? undefined
-      : lstatSync(place, { throwIfNoEntry: false, bigint: true })
+    const before =
+      state === 'absent' ? undefined : lstatSync(place, { throwIfNoEntry: false, bigint: true })
     const { verdict, bytes } = this.#judge(entry, before)
     const key = entry.type === 'link' ? entry.target! : path
     const group = this.#groups.get(key)
@@ -246,13 +274,17 @@ class Restore {
    * A directory gets its metadata from the catalog in the end, whatever was done to it in staging.
    */
   #isCured({ type, path }: Entry, { kind }: CollectionProblem): boolean {
-    return kind === 'changed' && type === 'directory'
+    return (
+      kind === 'changed'
+      && type === 'directory'
       && lstatSync(rawPathToBytes(this.#staged(path))).isDirectory()
+    )
   }
 
   #judge(
-    { path }: Entry, there: BigIntStats | undefined,
-  ): { readonly verdict: Verdict, readonly bytes: number } {
+    { path }: Entry,
+    there: BigIntStats | undefined,
+  ): { readonly verdict: Verdict; readonly bytes: number } {
     if (there === undefined) return { verdict: 'write', bytes: 0 }
     if (there.isDirectory()) return { verdict: 'kept', bytes: 0 }
     const [staged, place] = [this.#staged(path), this.#place(path)]
@@ -277,7 +309,9 @@ class Restore {
     if (there === undefined) return 'absent'
     if (there.isDirectory()) return 'there'
     // In the original place the machine's own links to directories (~/data → /data) stay.
-    const isLink = this.#options.into === '' && there.isSymbolicLink()
+    const isLink =
+      this.#options.into === ''
+      && there.isSymbolicLink()
       && statSync(place, { throwIfNoEntry: false })?.isDirectory() === true
     return isLink ? 'link' : 'blocked'
   }
@@ -327,7 +361,7 @@ class Restore {
     const progress = this.#progress(planned)
     let exitCode = 0
     for (const [root, paths] of batches) {
-      exitCode = await this.#runRsync({ root, paths, progress }) || exitCode
+      exitCode = (await this.#runRsync({ root, paths, progress })) || exitCode
     }
     for (const { entry, before } of planned) {
       this.#guard(entry, () => this.#lookAtResult(entry, before))
@@ -335,9 +369,7 @@ class Restore {
     if (exitCode === 0 || this.#failures.length + this.#lost.length > 0) return
     if (exitCode !== 23 && exitCode !== 24) {
       const said = `rsync failed with exit code ${exitCode}: ${this.#lastComplaint}`
-      throw new BackupError('PROGRAM_FAILED', said, {
-        facts: { program: 'rsync', exitCode },
-      })
+      throw new BackupError('PROGRAM_FAILED', said, { facts: { program: 'rsync', exitCode } })
     }
     const message = `rsync said ${this.#lastComplaint}; every path is there all the same`
     this.#options.report({ kind: 'notice', level: 'warning', code: 'PROGRAM_SAID', message })
@@ -353,23 +385,40 @@ class Restore {
     return ''
   }
 
-  async #runRsync({ root, paths, progress }: {
+  async #runRsync({
+    root,
+    paths,
+    progress,
+  }: {
     readonly root: RawPath
     readonly paths: readonly RawPath[]
     readonly progress: (path: RawPath) => void
   }): Promise<number> {
-    const within = (path: RawPath) => root === '' ? path : path.slice(root.length + 1)
-    const full = (path: RawPath) => root === '' ? path : `${root}/${path}`
-    const [source, target] = root === '' ? [`${this.#tree}/`, `${this.#options.into}/`]
-      : [`${this.#staged(root)}/`, `${this.#place(root)}/`]
+    const within = (path: RawPath) => (root === '' ? path : path.slice(root.length + 1))
+    const full = (path: RawPath) => (root === '' ? path : `${root}/${path}`)
+    const [source, target] =
+      root === ''
+        ? [`${this.#tree}/`, `${this.#options.into}/`]
+        : [`${this.#staged(root)}/`, `${this.#place(root)}/`]
     const { exitCode } = await runProgram({
       program: 'rsync',
       args: [
         // Whatever is listed is written anew: the plan has compared more than sizes and times.
-        '-aHAXS', '--numeric-ids', '--relative', '--ignore-times',
+        '-aHAXS',
+        '--numeric-ids',
+        '--relative',
+        '--ignore-times',
         // Only what is listed: directories without what is in them, and no parents.
-        '--no-recursive', '--dirs', '--no-implied-dirs', '--from0', '--files-from=-',
-        '-ii', '--out-format=%i %n', '--', rawPathToBytes(source), rawPathToBytes(target),
+        '--no-recursive',
+        '--dirs',
+        '--no-implied-dirs',
+        '--from0',
+        '--files-from=-',
+        '-ii',
+        '--out-format=%i %n',
+        '--',
+        rawPathToBytes(source),
+        rawPathToBytes(target),
       ],
       changes: true,
       dryRun: this.#options.dryRun,
@@ -421,8 +470,13 @@ class Restore {
       filesDone += 1
       bytesDone += dataBytes(entry)
       report({
-        kind: 'progress', phase: 'restoring', filesDone, filesTotal: planned.length, bytesDone,
-        bytesTotal, current: path,
+        kind: 'progress',
+        phase: 'restoring',
+        filesDone,
+        filesTotal: planned.length,
+        bytesDone,
+        bytesTotal,
+        current: path,
       })
     }
   }
@@ -433,8 +487,11 @@ class Restore {
     const there = lstatSync(rawPathToBytes(place), { throwIfNoEntry: false, bigint: true })
     const complaint = this.#complaints.get(path) ?? this.#lastComplaint
     // rsync never writes in place: the inode that was there before is the old file.
-    const isOld = there?.isFile() === true && before?.isFile() === true
-      && there.ino === before.ino && there.dev === before.dev
+    const isOld =
+      there?.isFile() === true
+      && before?.isFile() === true
+      && there.ino === before.ino
+      && there.dev === before.dev
     if (there === undefined || isOld) return this.#fail(path, complaint)
     const what = differences(this.#staged(path), place)
     if (what.some((name) => CONTENTS.has(name))) return this.#fail(path, complaint)
@@ -470,20 +527,24 @@ class Restore {
     const failed = new Set(this.#failures.map(({ path }) => path))
     let bytes = 0
     for (const [key, group] of this.#groups) {
-      const isCopied = group.some(({ entry, verdict }) =>
-        verdict === 'write' && !failed.has(entry.path))
+      const isCopied = group.some(
+        ({ entry, verdict }) => verdict === 'write' && !failed.has(entry.path),
+      )
       const isLinked = group.some(({ verdict }) => verdict === 'same')
       const carrier = this.#entries.get(key)
       if (isCopied && !isLinked && carrier !== undefined) bytes += dataBytes(carrier)
     }
-    const byPath = (
-      a: { readonly path: RawPath }, b: { readonly path: RawPath },
-    ) => comparePaths(a.path, b.path)
+    const byPath = (a: { readonly path: RawPath }, b: { readonly path: RawPath }) =>
+      comparePaths(a.path, b.path)
     return {
       written: this.#planned('write').filter(({ entry }) => !failed.has(entry.path)).length,
-      same: this.#planned('same').length, bytes,
-      kept: this.#planned('kept').map(({ entry }) => entry.path).sort(comparePaths),
-      failures: this.#failures.sort(byPath), lost: this.#lost.sort(byPath),
+      same: this.#planned('same').length,
+      bytes,
+      kept: this.#planned('kept')
+        .map(({ entry }) => entry.path)
+        .sort(comparePaths),
+      failures: this.#failures.sort(byPath),
+      lost: this.#lost.sort(byPath),
     }
   }
 }
@@ -540,9 +601,9 @@ function attributeDifferences(staged: RawPath, copy: RawPath): string[] {
 
 /** Two files of one size. */
 function hasSameBytes(staged: RawPath, copy: RawPath): boolean {
-  const files = [staged, copy].map((path) => openSync(
-    rawPathToBytes(path), constants.O_RDONLY | constants.O_NOFOLLOW,
-  ))
+  const files = [staged, copy].map((path) =>
+    openSync(rawPathToBytes(path), constants.O_RDONLY | constants.O_NOFOLLOW),
+  )
   try {
     const buffers = files.map(() => Buffer.allocUnsafe(COMPARED_BYTES))
     for (;;) {

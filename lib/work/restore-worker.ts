@@ -1,12 +1,23 @@
-// The worker thread of a restore: ranged read | age | zstd | digest check | temporary name | metadata | final name.
+// The worker thread of a restore: ranged read | age | zstd | digest check | temporary name |
+// metadata | final name.
 //
-// restore.ts sends batches of files, whose directories are there, and gets an outcome for each. No file gets its final name before
-// its last byte was compared with the signed catalog's digest (invariant 9); a damaged one is named and the rest goes on.
+// restore.ts sends batches of files, whose directories are there, and gets an outcome for each. No
+// file gets its final name before its last byte was compared with the signed catalog's digest
+// (invariant 9); a damaged one is named and the rest goes on.
 
 import { Buffer } from 'node:buffer'
 import {
-  closeSync, constants, fchmodSync, ftruncateSync, fstatSync, lstatSync, openSync, readSync,
-  renameSync, unlinkSync, writeSync,
+  closeSync,
+  constants,
+  fchmodSync,
+  ftruncateSync,
+  fstatSync,
+  lstatSync,
+  openSync,
+  readSync,
+  renameSync,
+  unlinkSync,
+  writeSync,
 } from 'node:fs'
 import { parentPort, threadId, workerData } from 'node:worker_threads'
 import { BackupError, type PlainError, packError, systemCode } from '../errors.ts'
@@ -110,7 +121,10 @@ class Restorer {
   #writeContent(fd: number, entry: Entry): void {
     const out = new DataWriter(fd, entry)
     for (const [id, bundle, offset, length] of entry.pieces ?? []) {
-      const bytes = this.#reader(bundle).readTar(this.#settings.bundles[bundle]!.frames, { offset, length })
+      const bytes = this.#reader(bundle).readTar(this.#settings.bundles[bundle]!.frames, {
+        offset,
+        length,
+      })
       if (digestBytes(bytes).toString('hex') !== id) {
         throw new BackupError('BUNDLE_DAMAGED', 'its content is not what the signed catalog says')
       }
@@ -154,7 +168,8 @@ class DataWriter {
   write(bytes: Buffer): void {
     for (let done = 0; done < bytes.length;) {
       const segment = this.#segments[this.#segment]
-      if (segment === undefined) throw new BackupError('CATALOG_DAMAGED', 'it has more content than its size')
+      if (segment === undefined)
+        throw new BackupError('CATALOG_DAMAGED', 'it has more content than its size')
       const [start, length] = segment
       const room = Math.min(length - this.#within, bytes.length - done)
       writeFully(this.#fd, bytes.subarray(done, done + room), start + this.#within)
@@ -195,11 +210,15 @@ function openExclusive(path: RawPath): number {
   }
 }
 
-/** Whether the file there has the very content and time of the entry: content is read, not believed. */
+/**
+ * Whether the file there has the very content and time of the entry: content is read, not believed.
+ */
 function isSameFile(
-  path: RawPath, { entry, mtimeNs, size }: { entry: Entry; mtimeNs: bigint; size: bigint },
+  path: RawPath,
+  { entry, mtimeNs, size }: { entry: Entry; mtimeNs: bigint; size: bigint },
 ): boolean {
-  if (size !== BigInt(entry.size ?? 0) || mtimeNs !== entry.mtimeNs || entry.sparse !== undefined) return false
+  if (size !== BigInt(entry.size ?? 0) || mtimeNs !== entry.mtimeNs || entry.sparse !== undefined)
+    return false
   const fd = openSync(rawPathToBytes(path), constants.O_RDONLY | constants.O_NOFOLLOW)
   try {
     let position = 0
@@ -220,7 +239,8 @@ function asFailure({ path }: RestoreItem, cause: unknown): BackupError {
   const code = systemCode(cause)
   if (code === undefined) throw cause
   return new BackupError('RESTORE_FAILED', `it cannot be written (${code})`, {
-    facts: { path: displayPath(path), system: code }, cause,
+    facts: { path: displayPath(path), system: code },
+    cause,
   })
 }
 
@@ -228,5 +248,7 @@ function asFailure({ path }: RestoreItem, cause: unknown): BackupError {
 if (parentPort !== null) {
   const port = parentPort
   const restorer = new Restorer(workerData as RestoreSettings)
-  port.on('message', (items: readonly RestoreItem[]) => port.postMessage(restorer.restoreBatch(items)))
+  port.on('message', (items: readonly RestoreItem[]) =>
+    port.postMessage(restorer.restoreBatch(items)),
+  )
 }

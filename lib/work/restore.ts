@@ -1,24 +1,43 @@
-// Restores paths of one export into a directory: plan, directories, files by worker threads, links, metadata.
+// Restores paths of one export into a directory: plan, directories, files by worker threads, links,
+// metadata.
 //
-// Upholds invariants 9 and 10: every path is checked, no link is followed below the directory, files get their final names
-// only when their bytes are proven, and whatever is not restored is named. Throws TARGET and catalog errors, NOTHING_FOUND.
+// Upholds invariants 9 and 10: every path is checked, no link is followed below the directory,
+// files get their final names only when their bytes are proven, and whatever is not restored is
+// named. Throws TARGET and catalog errors, NOTHING_FOUND.
 
 import {
-  linkSync, lstatSync, mkdirSync, readdirSync, readlinkSync, renameSync, statSync,
-  symlinkSync, unlinkSync,
+  linkSync,
+  lstatSync,
+  mkdirSync,
+  readdirSync,
+  readlinkSync,
+  renameSync,
+  statSync,
+  symlinkSync,
+  unlinkSync,
 } from 'node:fs'
 import { BackupError, type ErrorCode, systemCode, unpackError } from '../errors.ts'
 import { applyMetadata } from '../machine/metadata.ts'
 import { makeNode } from '../machine/posix.ts'
 import { type Entry, type FrameRange, dataBytes } from '../model/entry.ts'
 import {
-  type RawPath, baseOf, comparePaths, displayPath, isWithin, parentOf, rawPathToBytes,
+  type RawPath,
+  baseOf,
+  comparePaths,
+  displayPath,
+  isWithin,
+  parentOf,
+  rawPathToBytes,
 } from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
 import { checkSafePath } from '../model/safe-path.ts'
 import type { ExportReader } from './export-reader.ts'
 import {
-  type FileOutcome, type RestoreItem, type RestoreReply, type RestoreSettings, isPartialName,
+  type FileOutcome,
+  type RestoreItem,
+  type RestoreReply,
+  type RestoreSettings,
+  isPartialName,
   partialName,
 } from './restore-worker.ts'
 import { runWorkers } from './worker-pool.ts'
@@ -56,7 +75,10 @@ export interface RestoreOutcome {
 export interface Selection {
   /** In catalog order. */
   readonly entries: readonly Entry[]
-  /** The directories above them, which are made as they were where they are missing, and else left alone. */
+  /**
+   * The directories above them, which are made as they were where they are missing, and else left
+   * alone.
+   */
   readonly parents: readonly Entry[]
   readonly bundles: RestoreSettings['bundles']
 }
@@ -79,7 +101,7 @@ export function selectEntries(reader: ExportReader, paths: readonly RawPath[]): 
   for (const path of paths) {
     if (entries.some((entry) => isWithin({ path: entry.path, directory: path }))) continue
     throw new BackupError('NOTHING_FOUND', `there is no ${displayPath(path)} in this export`, {
-      hint: 'paths are those of the source, for example --path /home/you/letters; --list shows the exports',
+      hint: 'paths are those of the source: --path /home/you/letters; --list shows the exports',
     })
   }
   const selected = new Set(entries.map(({ path }) => path))
@@ -94,7 +116,8 @@ function findParents(reader: ExportReader, paths: readonly RawPath[]): readonly 
   }
   return [...wanted].sort(comparePaths).flatMap((path) => {
     const [place] = reader.shardsOf(path)
-    const entry = place === undefined ? undefined : reader.shard(place).entries.find((one) => one.path === path)
+    const entry =
+      place === undefined ? undefined : reader.shard(place).entries.find((one) => one.path === path)
     return entry?.type === 'directory' ? [entry] : []
   })
 }
@@ -110,12 +133,16 @@ class BundleNumbers {
   }
 
   renumber(
-    entry: Entry, places: readonly { readonly name: string; readonly frames: readonly FrameRange[] }[],
+    entry: Entry,
+    places: readonly { readonly name: string; readonly frames: readonly FrameRange[] }[],
   ): Entry {
     const { header: _header, pieces, ...rest } = entry
     if (pieces === undefined) return rest
     const map = (bundle: number) => this.#numberOf(places[bundle]!)
-    return { ...rest, pieces: pieces.map(([id, bundle, offset, length]) => [id, map(bundle), offset, length]) }
+    return {
+      ...rest,
+      pieces: pieces.map(([id, bundle, offset, length]) => [id, map(bundle), offset, length]),
+    }
   }
 
   bundles(): RestoreSettings['bundles'] {
@@ -141,12 +168,17 @@ class BundleNumbers {
   }
 }
 
-/** A hard link whose first path is not restored becomes the file itself, and the first of those that follow. */
+/**
+ * A hard link whose first path is not restored becomes the file itself, and the first of those that
+ * follow.
+ */
 function resolveLink(
   entry: Entry,
-  { selected, reader, table }: {
-    selected: Set<RawPath>; reader: ExportReader; table: BundleNumbers
-  },
+  {
+    selected,
+    reader,
+    table,
+  }: { selected: Set<RawPath>; reader: ExportReader; table: BundleNumbers },
 ): Entry {
   if (entry.type !== 'link' || selected.has(entry.target!)) return entry
   const target = entry.target!
@@ -157,11 +189,18 @@ function resolveLink(
     const { pieces, size, sparse, chunk } = table.renumber(file, shard.bundles)
     const { target: _target, ...rest } = entry
     return {
-      ...rest, type: 'file', ...(size === undefined ? {} : { size }), ...(sparse === undefined ? {} : { sparse }),
-      ...(pieces === undefined ? {} : { pieces }), ...(chunk === undefined ? {} : { chunk }),
+      ...rest,
+      type: 'file',
+      ...(size === undefined ? {} : { size }),
+      ...(sparse === undefined ? {} : { sparse }),
+      ...(pieces === undefined ? {} : { pieces }),
+      ...(chunk === undefined ? {} : { chunk }),
     }
   }
-  throw new BackupError('CATALOG_DAMAGED', `${displayPath(entry.path)} is a link to a file that is not there`)
+  throw new BackupError(
+    'CATALOG_DAMAGED',
+    `${displayPath(entry.path)} is a link to a file that is not there`,
+  )
 }
 
 /** Restores what selectEntries() found. */
@@ -173,8 +212,14 @@ export async function restoreEntries(
   return await new Restore(options).run(selection)
 }
 
-/** What restoring would do, told from sizes and times alone: content is compared only when it is really restored. */
-function previewRestore({ into, overwrite }: RestoreOptions, entries: readonly Entry[]): RestoreOutcome {
+/**
+ * What restoring would do, told from sizes and times alone: content is compared only when it is
+ * really restored.
+ */
+function previewRestore(
+  { into, overwrite }: RestoreOptions,
+  entries: readonly Entry[],
+): RestoreOutcome {
   let written = 0
   let same = 0
   let bytes = 0
@@ -182,8 +227,13 @@ function previewRestore({ into, overwrite }: RestoreOptions, entries: readonly E
   for (const entry of entries) {
     if (entry.type === 'directory') continue
     checkSafePath(entry.path)
-    const there = lstatSync(rawPathToBytes(`${into}/${entry.path}`), { throwIfNoEntry: false, bigint: true })
-    const isSame = there !== undefined && there.mtimeNs === entry.mtimeNs
+    const there = lstatSync(rawPathToBytes(`${into}/${entry.path}`), {
+      throwIfNoEntry: false,
+      bigint: true,
+    })
+    const isSame =
+      there !== undefined
+      && there.mtimeNs === entry.mtimeNs
       && (entry.type !== 'file' || there.size === BigInt(entry.size ?? 0))
     if (isSame) same += 1
     else if (there !== undefined && !overwrite) kept.push(entry.path)
@@ -212,17 +262,28 @@ class Restore {
 
   async run({ entries, parents, bundles }: Selection): Promise<RestoreOutcome> {
     const safe = entries.filter((entry) => this.#guard(entry, () => checkSafePath(entry.path)))
-    const ready = safe.filter((entry) => this.#guard(entry, () =>
-      this.#makeDirectory(entry.type === 'directory' ? entry.path : parentOf(entry.path))))
-    await this.#restoreFiles(ready.filter(({ type }) => type === 'file'), bundles)
+    const ready = safe.filter((entry) =>
+      this.#guard(entry, () =>
+        this.#makeDirectory(entry.type === 'directory' ? entry.path : parentOf(entry.path)),
+      ),
+    )
+    await this.#restoreFiles(
+      ready.filter(({ type }) => type === 'file'),
+      bundles,
+    )
     for (const entry of ready) {
-      if (entry.type !== 'file' && entry.type !== 'directory') this.#guard(entry, () => this.#makeOther(entry))
+      if (entry.type !== 'file' && entry.type !== 'directory')
+        this.#guard(entry, () => this.#makeOther(entry))
     }
     this.#finishDirectories(ready, { overwrite: this.#options.overwrite })
     this.#finishDirectories(parents, { overwrite: false })
     return {
-      written: this.#written, same: this.#same, bytes: this.#bytes, kept: this.#kept.sort(comparePaths),
-      failures: this.#failures, lost: this.#lost,
+      written: this.#written,
+      same: this.#same,
+      bytes: this.#bytes,
+      kept: this.#kept.sort(comparePaths),
+      failures: this.#failures,
+      lost: this.#lost,
     }
   }
 
@@ -238,8 +299,10 @@ class Restore {
     } catch (error) {
       const code = systemCode(error)
       if (!(error instanceof BackupError) && code === undefined) throw error
-      const failure = error instanceof BackupError ? { code: error.code, why: error.message }
-        : { code: 'RESTORE_FAILED' as const, why: `it cannot be made (${code})` }
+      const failure =
+        error instanceof BackupError
+          ? { code: error.code, why: error.message }
+          : { code: 'RESTORE_FAILED' as const, why: `it cannot be made (${code})` }
       this.#failures.push({ path: entry.path, ...failure })
       return false
     }
@@ -250,7 +313,8 @@ class Restore {
     if (this.#directories.has(path)) return
     this.#makeDirectory(parentOf(path))
     const place = rawPathToBytes(this.#place(path))
-    // In the original place the machine's own links to directories (~/data → /data) are where they were.
+    // In the original place the machine's own links to directories (~/data → /data) are where they
+    // were.
     const look = this.#options.into === '' ? statSync : lstatSync
     const there = look(place, { throwIfNoEntry: false })
     if (there !== undefined && !there.isDirectory()) {
@@ -271,19 +335,32 @@ class Restore {
   }
 
   async #restoreFiles(files: readonly Entry[], bundles: RestoreSettings['bundles']): Promise<void> {
-    const items = files.map((entry, index): RestoreItem => ({ index, path: this.#place(entry.path), entry }))
+    const items = files.map((entry, index): RestoreItem => ({
+      index,
+      path: this.#place(entry.path),
+      entry,
+    }))
     const bytesTotal = files.reduce((sum, entry) => sum + dataBytes(entry), 0)
     const { identities, overwrite, cores, report, signal } = this.#options
     const settings: RestoreSettings = { identities, bundles, overwrite }
     await runWorkers<readonly RestoreItem[], RestoreReply>({
-      script: './restore-worker.js', workerData: settings, requests: makeBatches(items), workers: cores, signal,
+      script: './restore-worker.js',
+      workerData: settings,
+      requests: makeBatches(items),
+      workers: cores,
+      signal,
       interruptedHint: 'files restored so far are whole; the same command goes on from there',
       onReply: ({ outcomes, bytes }) => {
         for (const { index, outcome } of outcomes) this.#takeOutcome(files[index]!, outcome)
         this.#bytes += bytes
         report({
-          kind: 'progress', phase: 'restoring', filesDone: this.#written + this.#same, filesTotal: files.length,
-          bytesDone: this.#bytes, bytesTotal, ...(outcomes[0] === undefined ? {} : { current: files[outcomes[0].index]!.path }),
+          kind: 'progress',
+          phase: 'restoring',
+          filesDone: this.#written + this.#same,
+          filesTotal: files.length,
+          bytesDone: this.#bytes,
+          bytesTotal,
+          ...(outcomes[0] === undefined ? {} : { current: files[outcomes[0].index]!.path }),
         })
       },
     })
@@ -295,9 +372,10 @@ class Restore {
       if (outcome.lost.length > 0) this.#lost.push({ path: entry.path, what: outcome.lost })
     } else if (outcome.kind === 'same') this.#same += 1
     else if (outcome.kind === 'kept') this.#kept.push(entry.path)
-    else this.#guard(entry, () => {
-      throw unpackError(outcome.error)
-    })
+    else
+      this.#guard(entry, () => {
+        throw unpackError(outcome.error)
+      })
   }
 
   #makeOther(entry: Entry): void {
@@ -318,7 +396,10 @@ class Restore {
       return
     }
     const partial = `${parentOf(path)}/${partialName(1)}`
-    makeSpecial(entry, { path: partial, linkTarget: entry.target === undefined ? '' : this.#place(entry.target) })
+    makeSpecial(entry, {
+      path: partial,
+      linkTarget: entry.target === undefined ? '' : this.#place(entry.target),
+    })
     try {
       const lost = entry.type === 'link' ? [] : applyMetadata(partial, entry)
       renameSync(rawPathToBytes(partial), rawPathToBytes(path))
@@ -333,14 +414,21 @@ class Restore {
   #isSame(entry: Entry, path: RawPath): boolean {
     const there = lstatSync(rawPathToBytes(path), { bigint: true })
     if (entry.type === 'symlink') {
-      return there.isSymbolicLink()
+      return (
+        there.isSymbolicLink()
         && readlinkSync(rawPathToBytes(path), { encoding: 'latin1' }) === entry.target
+      )
     }
     if (entry.type === 'link') {
-      const target = lstatSync(rawPathToBytes(this.#place(entry.target!)), { throwIfNoEntry: false, bigint: true })
+      const target = lstatSync(rawPathToBytes(this.#place(entry.target!)), {
+        throwIfNoEntry: false,
+        bigint: true,
+      })
       return target !== undefined && target.ino === there.ino && target.dev === there.dev
     }
-    return (entry.type === 'fifo' && there.isFIFO()) || (entry.type === 'socket' && there.isSocket())
+    return (
+      (entry.type === 'fifo' && there.isFIFO()) || (entry.type === 'socket' && there.isSocket())
+    )
   }
 
   /** Deepest first, so that nothing done inside changes a time that is already set. */
@@ -357,16 +445,25 @@ class Restore {
 }
 
 function makeSpecial(
-  entry: Entry, { path, linkTarget }: { path: RawPath; linkTarget: RawPath },
+  entry: Entry,
+  { path, linkTarget }: { path: RawPath; linkTarget: RawPath },
 ): void {
   const bytes = rawPathToBytes(path)
   switch (entry.type) {
-    case 'symlink': return symlinkSync(rawPathToBytes(entry.target!), bytes)
-    case 'link': return linkSync(rawPathToBytes(linkTarget), bytes)
-    case 'fifo': return makeNode(path, { type: 'fifo', mode: entry.mode, device: [0, 0] })
-    case 'char': case 'block':
+    case 'symlink':
+      return symlinkSync(rawPathToBytes(entry.target!), bytes)
+    case 'link':
+      return linkSync(rawPathToBytes(linkTarget), bytes)
+    case 'fifo':
+      return makeNode(path, { type: 'fifo', mode: entry.mode, device: [0, 0] })
+    case 'char':
+    case 'block':
       return makeNode(path, { type: entry.type, mode: entry.mode, device: entry.device! })
-    default: throw new BackupError('CATALOG_DAMAGED', `${displayPath(baseOf(entry.path))} has no known type`)
+    default:
+      throw new BackupError(
+        'CATALOG_DAMAGED',
+        `${displayPath(baseOf(entry.path))} has no known type`,
+      )
   }
 }
 
@@ -374,10 +471,16 @@ function makeSpecial(
 const BATCH_BYTES = 16 * 1024 * 1024
 const BATCH_ITEMS = 256
 
-/** Runs of neighbours, which mostly lie in the same frames; the largest files first, so that all workers end together. */
+/**
+ * Runs of neighbours, which mostly lie in the same frames; the largest files first, so that all
+ * workers end together.
+ */
 function makeBatches(items: readonly RestoreItem[]): (readonly RestoreItem[])[] {
   const isLarge = ({ entry }: RestoreItem) => dataBytes(entry) > BATCH_BYTES
-  const large = items.filter(isLarge).sort((a, b) => dataBytes(b.entry) - dataBytes(a.entry)).map((item) => [item])
+  const large = items
+    .filter(isLarge)
+    .sort((a, b) => dataBytes(b.entry) - dataBytes(a.entry))
+    .map((item) => [item])
   const batches: RestoreItem[][] = []
   let bytes = Infinity
   for (const item of items) {

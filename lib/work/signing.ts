@@ -1,19 +1,29 @@
-// The machine's signing key and the keys it trusts: what makes a file on a drive ours (docs/format.md §11).
+// The machine's signing key and the keys it trusts: what makes a file on a drive ours
+// (docs/format.md §11).
 //
-// openSigner reads the key once for a run; verifySigned checks any of our signed files. Throws CONFIG_ABSENT without a
-// key, SIGNATURE_WRONG and SIGNER_UNKNOWN.
+// openSigner reads the key once for a run; verifySigned checks any of our signed files. Throws
+// CONFIG_ABSENT without a key, SIGNATURE_WRONG and SIGNER_UNKNOWN.
 
 import type { Buffer } from 'node:buffer'
 import { readFileSync } from 'node:fs'
 import { BackupError, systemCode } from '../errors.ts'
-import { type SigningKey, parseSigningKey, publicKeyText, sign, verify } from '../format/minisign.ts'
+import {
+  type SigningKey,
+  parseSigningKey,
+  publicKeyText,
+  sign,
+  verify,
+} from '../format/minisign.ts'
 import type { Configuration } from '../machine/config.ts'
 
 export interface Signer {
   /** `RW…` */
   readonly publicKey: string
   /** The text of a `.minisig` file for the file that its trusted comment is to name. */
-  sign(bytes: Uint8Array, of: { readonly file: string; readonly repository: string }): Promise<string>
+  sign(
+    bytes: Uint8Array,
+    of: { readonly file: string; readonly repository: string },
+  ): Promise<string>
 }
 
 /** @throws BackupError CONFIG_ABSENT when this machine has no signing key */
@@ -31,15 +41,22 @@ async function readKey(path: string): Promise<SigningKey> {
   } catch (cause) {
     if (systemCode(cause) !== 'ENOENT') throw cause
     throw new BackupError('CONFIG_ABSENT', `there is no signing key at ${path}`, {
-      hint: '`backup init` makes one; exports are signed, so none can be written without it', cause,
+      hint: '`backup init` makes one; exports are signed, so none can be written without it',
+      cause,
     })
   }
 }
 
-/** The public keys that a file of `machine` may be signed with: this machine's own, and what the user trusts. */
+/**
+ * The public keys that a file of `machine` may be signed with: this machine's own, and what the
+ * user trusts.
+ */
 export async function trustedKeys(
   configuration: Configuration,
-  { machine, fromIdentity }: {
+  {
+    machine,
+    fromIdentity,
+  }: {
     readonly machine: string
     readonly fromIdentity: readonly { readonly machine: string; readonly publicKey: string }[]
   },

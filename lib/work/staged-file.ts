@@ -1,7 +1,9 @@
-// The data bytes of a staged file (docs/format.md §4): all of it, or a sparse file's data segments one after another.
+// The data bytes of a staged file (docs/format.md §4): all of it, or a sparse file's data segments
+// one after another.
 //
-// Used by pack-worker.ts. Opens without following links and checks that the file still is what the collection's catalog
-// says; throws StagedFileChanged when it is not, or the system's error when it cannot be read.
+// Used by pack-worker.ts. Opens without following links and checks that the file still is what the
+// collection's catalog says; throws StagedFileChanged when it is not, or the system's error when it
+// cannot be read.
 
 import type { Buffer } from 'node:buffer'
 import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs'

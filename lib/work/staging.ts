@@ -369,10 +369,7 @@ export function acquireSetLock({
   set,
   description,
   waitMs,
-}: SetPlace & {
-  description: string
-  waitMs: number
-}): Lock {
+}: SetPlace & { description: string; waitMs: number }): Lock {
   return acquireLock({
     path: rawPathFromText(`${stateRoot(staging)}/${set}.lock`),
     description,

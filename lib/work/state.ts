@@ -1,9 +1,11 @@
-// What this machine knows of a repository, under $DBACKUP/.state/repositories/<id>/: a cache, never the truth.
+// What this machine knows of a repository, under $DBACKUP/.state/repositories/<id>/: a cache, never
+// the truth.
 //
-// It saves the identity from being needed: which pieces the repository has and where, and each set's last exported
-// catalog. When any of it is missing or damaged the whole of it counts as lost, and the next export is full.
-// A new state is written as pending before the manifest commits the export, and adopted afterwards: so a kill between the
-// two loses nothing. Throws STAGING_FULL and STAGING_FAILED when it cannot be written.
+// It saves the identity from being needed: which pieces the repository has and where, and each
+// set's last exported catalog. When any of it is missing or damaged the whole of it counts as lost,
+// and the next export is full. A new state is written as pending before the manifest commits the
+// export, and adopted afterwards: so a kill between the two loses nothing. Throws STAGING_FULL and
+// STAGING_FAILED when it cannot be written.
 
 import { Buffer } from 'node:buffer'
 import { createHash } from 'node:crypto'
@@ -11,7 +13,12 @@ import { mkdirSync, readFileSync, readdirSync, renameSync, rmSync } from 'node:f
 import { join } from 'node:path'
 import assert from 'node:assert/strict'
 import { DIGEST_BYTES } from '../format/chunker.ts'
-import { FRAME_MAX_BYTES, compressFrame, decompressFrame, frameLength } from '../format/zstd-frames.ts'
+import {
+  FRAME_MAX_BYTES,
+  compressFrame,
+  decompressFrame,
+  frameLength,
+} from '../format/zstd-frames.ts'
 import { syncDirectory, writeDurably } from '../machine/durable-file.ts'
 import { type Entry, type FrameRange, parseEntry } from '../model/entry.ts'
 import type { ExportStatistics, IndexPlace } from '../model/manifest.ts'
@@ -56,12 +63,18 @@ export interface StateExport {
 }
 
 export const EMPTY_STATE: State = {
-  bundles: [], sets: new Map(), pieces: Buffer.alloc(0), exports: new Map(),
+  bundles: [],
+  sets: new Map(),
+  pieces: Buffer.alloc(0),
+  exports: new Map(),
 }
 
 export const PIECE_RECORD_BYTES = DIGEST_BYTES + 16
 
-/** The state file: small JSON that names the others, each with its SHA-256, so that a mixture is noticed. */
+/**
+ * The state file: small JSON that names the others, each with its SHA-256, so that a mixture is
+ * noticed.
+ */
 interface StateFile {
   readonly format: 1
   /** The manifest that makes this state true, and its file on the target. */
@@ -115,20 +128,33 @@ export async function loadState(
 }
 
 function readState(directory: string, file: StateFile): State {
-  const parsed = JSON.parse(readRecord(directory, file.bundles).toString()) as (StateBundle | null)[]
+  const parsed = JSON.parse(
+    readRecord(directory, file.bundles).toString(),
+  ) as (StateBundle | null)[]
   const bundles = parsed.map((bundle) => bundle ?? undefined)
-  const numbers = new Map(bundles.flatMap((bundle, number) => bundle === undefined ? [] : [[bundle.name, number]]))
+  const numbers = new Map(
+    bundles.flatMap((bundle, number) => (bundle === undefined ? [] : [[bundle.name, number]])),
+  )
   const sets = Object.entries(file.sets).map(([name, set]) => {
     const entries = parseShardLines(readRecord(directory, set.entries), numbers)
     const withInodes = addInodes(entries, readRecord(directory, set.inodes))
-    return [name, { ...set, entries: withInodes, shards: parseIndex(readRecord(directory, set.shards)) }] as const
+    return [
+      name,
+      { ...set, entries: withInodes, shards: parseIndex(readRecord(directory, set.shards)) },
+    ] as const
   })
   return {
-    bundles, sets: new Map(sets), pieces: readRecord(directory, file.pieces), exports: new Map(Object.entries(file.exports)),
+    bundles,
+    sets: new Map(sets),
+    pieces: readRecord(directory, file.pieces),
+    exports: new Map(Object.entries(file.exports)),
   }
 }
 
-/** The entries of shards that lie one after another, with bundles under the state's numbers; GONE for one that left. */
+/**
+ * The entries of shards that lie one after another, with bundles under the state's numbers; GONE
+ * for one that left.
+ */
 function parseShardLines(bytes: Buffer, numbers: ReadonlyMap<string, number>): Entry[] {
   const entries: Entry[] = []
   let map: readonly number[] = []
@@ -143,9 +169,13 @@ function parseShardLines(bytes: Buffer, numbers: ReadonlyMap<string, number>): E
     entries.push({
       ...entry,
       ...(header === undefined ? {} : { header: [map[header[0]]!, header[1], header[2]] }),
-      ...(pieces === undefined ? {} : {
-        pieces: pieces.map(([id, bundle, offset, length]) => [id, map[bundle]!, offset, length] as const),
-      }),
+      ...(pieces === undefined
+        ? {}
+        : {
+            pieces: pieces.map(
+              ([id, bundle, offset, length]) => [id, map[bundle]!, offset, length] as const,
+            ),
+          }),
     })
   }
   return entries
@@ -154,7 +184,10 @@ function parseShardLines(bytes: Buffer, numbers: ReadonlyMap<string, number>): E
 /** No bundle has this number: what lies there has to be packed again. */
 const GONE = 0xffffffff
 
-/** Inode and birth of each entry, 16 bytes: the inode as float64, the birth as nanoseconds or NOT_BORN. */
+/**
+ * Inode and birth of each entry, 16 bytes: the inode as float64, the birth as nanoseconds or
+ * NOT_BORN.
+ */
 function encodeInodes(entries: readonly Entry[]): Buffer {
   const out = Buffer.allocUnsafe(entries.length * INODE_RECORD_BYTES)
   entries.forEach(({ inode, bornNs }, i) => {
@@ -166,7 +199,8 @@ function encodeInodes(entries: readonly Entry[]): Buffer {
 
 /** The inverse of encodeInodes. */
 function addInodes(entries: readonly Entry[], bytes: Buffer): Entry[] {
-  if (bytes.length !== entries.length * INODE_RECORD_BYTES) throw new Error('the inodes are of another catalog')
+  if (bytes.length !== entries.length * INODE_RECORD_BYTES)
+    throw new Error('the inodes are of another catalog')
   return entries.map((entry, i) => {
     const inode = bytes.readDoubleLE(i * INODE_RECORD_BYTES)
     const bornNs = bytes.readBigInt64LE(i * INODE_RECORD_BYTES + 8)
@@ -178,12 +212,17 @@ const INODE_RECORD_BYTES = 16
 const NOT_BORN = -(2n ** 63n)
 
 /**
- * Writes a state that becomes true with the manifest `commit`; adoptPending() makes it the state. The committed set's
- * catalog comes as the shards that were just encoded (so it is not encoded twice), the other sets' files stay.
+ * Writes a state that becomes true with the manifest `commit`; adoptPending() makes it the state.
+ * The committed set's catalog comes as the shards that were just encoded (so it is not encoded
+ * twice), the other sets' files stay.
  */
 export function writePending(
-  directory: string, state: State,
-  { commit, shardBytes }: {
+  directory: string,
+  state: State,
+  {
+    commit,
+    shardBytes,
+  }: {
     readonly commit: { readonly set: string; readonly stamp: string; readonly sha256: string }
     readonly shardBytes: readonly Buffer[]
   },
@@ -199,21 +238,35 @@ export function writePending(
   }
   const sets = [...state.sets].map(([name, { entries, shards, ...set }]) => {
     const kept = name === commit.set ? undefined : previous?.sets[name]
-    assert(name === commit.set || kept !== undefined, 'a set that was not exported now has a state already')
+    assert(
+      name === commit.set || kept !== undefined,
+      'a set that was not exported now has a state already',
+    )
     const record: SetRecord = kept ?? {
-      ...set, entries: write(`${name}-entries`, shardBytes), inodes: write(`${name}-inodes`, [encodeInodes(entries)]),
+      ...set,
+      entries: write(`${name}-entries`, shardBytes),
+      inodes: write(`${name}-inodes`, [encodeInodes(entries)]),
       shards: write(`${name}-shards`, [encodeIndex(shards)]),
     }
     return [name, record] as const
   })
   const file: StateFile = {
-    format: 1, commit,
-    bundles: write('bundles', [Buffer.from(JSON.stringify(state.bundles.map((bundle) => bundle ?? null)))]),
+    format: 1,
+    commit,
+    bundles: write('bundles', [
+      Buffer.from(JSON.stringify(state.bundles.map((bundle) => bundle ?? null))),
+    ]),
     pieces: write('pieces', [state.pieces]),
-    sets: Object.fromEntries(sets), exports: Object.fromEntries(state.exports),
+    sets: Object.fromEntries(sets),
+    exports: Object.fromEntries(state.exports),
   }
   const bytes = Buffer.from(JSON.stringify(file))
-  writeDurably({ path: rawPathFromText(join(directory, PENDING)), bytes, mode: 0o600, replace: true })
+  writeDurably({
+    path: rawPathFromText(join(directory, PENDING)),
+    bytes,
+    mode: 0o600,
+    replace: true,
+  })
 }
 
 /** The manifest is there: what was pending is the state. Files that nothing names are removed. */
@@ -235,7 +288,9 @@ function readStateFile(path: string): StateFile | undefined {
   try {
     const file = JSON.parse(readFileSync(path, 'utf8')) as StateFile
     const { format, commit } = file
-    const isOurs = format === 1 && [commit.set, commit.stamp, commit.sha256].every((text) => typeof text === 'string')
+    const isOurs =
+      format === 1
+      && [commit.set, commit.stamp, commit.sha256].every((text) => typeof text === 'string')
     return isOurs ? file : undefined
   } catch {
     return undefined
@@ -295,7 +350,8 @@ export function encodePieces(index: PieceIndex): Buffer {
 
 /** Puts the pieces of usable bundles into an index. */
 export function loadPieces(
-  index: PieceIndex, { pieces, isUsable }: { pieces: Buffer; isUsable: (bundle: number) => boolean },
+  index: PieceIndex,
+  { pieces, isUsable }: { pieces: Buffer; isUsable: (bundle: number) => boolean },
 ): void {
   for (let at = 0; at < pieces.length; at += PIECE_RECORD_BYTES) {
     const bundle = pieces.readUInt32LE(at + DIGEST_BYTES)
@@ -303,7 +359,8 @@ export function loadPieces(
     const id = pieces.subarray(at, at + DIGEST_BYTES)
     index.claim(id)
     index.locate(id, {
-      bundle, length: pieces.readUInt32LE(at + DIGEST_BYTES + 4),
+      bundle,
+      length: pieces.readUInt32LE(at + DIGEST_BYTES + 4),
       offset: pieces.readDoubleLE(at + DIGEST_BYTES + 8),
     })
   }

@@ -1,7 +1,9 @@
-// From a configured target to its repository: opens the target, recognises the repository, remembers which one it was.
+// From a configured target to its repository: opens the target, recognises the repository,
+// remembers which one it was.
 //
-// Guards X.13: a target that had a repository and now shows an empty directory, or another repository, is not written to.
-// Throws TARGET_ABSENT, TARGET_FOREIGN, TARGET_FORMAT and what opening throws.
+// Guards X.13: a target that had a repository and now shows an empty directory, or another
+// repository, is not written to. Throws TARGET_ABSENT, TARGET_FOREIGN, TARGET_FORMAT and what
+// opening throws.
 
 import { mkdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -32,31 +34,43 @@ export function targetNamed(configuration: Configuration, name: string): TargetC
 export async function repositoryToRead(target: Target): Promise<Repository> {
   const repository = await findRepository(target)
   if (repository !== undefined) return repository
-  throw new BackupError('TARGET_ABSENT', `target ${target.name}: there is no repository at ${target.place}`, {
-    hint: 'check that the right drive is mounted; `backup-external` makes a repository with the first export',
-  })
+  throw new BackupError(
+    'TARGET_ABSENT',
+    `target ${target.name}: there is no repository at ${target.place}`,
+    { hint: 'check that the right drive is mounted; the first export makes a repository' },
+  )
 }
 
 /** The repository to export to, made with the first export. */
 export async function repositoryToWrite(
-  target: Target, { staging, nowMs }: { staging: string; nowMs: number },
+  target: Target,
+  { staging, nowMs }: { staging: string; nowMs: number },
 ): Promise<Repository> {
   const known = knownRepositories(staging)
   const knownId = known[target.name]
   const found = await findRepository(target)
   if (found === undefined && knownId !== undefined) {
-    throw new BackupError('TARGET_ABSENT', `target ${target.name}: its repository is not at ${target.place}`, {
-      hint: 'mount the drive that has it; to begin anew on an empty one, give the target another name',
-      retry: 'later',
-    })
+    throw new BackupError(
+      'TARGET_ABSENT',
+      `target ${target.name}: its repository is not at ${target.place}`,
+      {
+        hint: 'mount the drive that has it; to begin anew, give the target another name',
+        retry: 'later',
+      },
+    )
   }
   if (found !== undefined && knownId !== undefined && found.id !== knownId) {
-    throw new BackupError('TARGET_FOREIGN', `target ${target.name}: another repository is at ${target.place}`, {
-      hint: 'plug in the drive that belongs to this target, or configure this one under a name of its own; '
-        + 'nothing was written',
-    })
+    throw new BackupError(
+      'TARGET_FOREIGN',
+      `target ${target.name}: another repository is at ${target.place}`,
+      {
+        hint:
+          'plug in the drive of this target, or configure this one under another name; '
+          + 'nothing was written',
+      },
+    )
   }
-  const repository = found ?? await createRepository(target, { nowMs })
+  const repository = found ?? (await createRepository(target, { nowMs }))
   if (knownId === undefined) remember(staging, { ...known, [target.name]: repository.id })
   return repository
 }

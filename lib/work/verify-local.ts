@@ -16,15 +16,25 @@ import { digestOf } from '../format/chunker.ts'
 import type { Lock } from '../machine/lock.ts'
 import { type Entry, type EntryMetadata, dataBytes } from '../model/entry.ts'
 import {
-  type RawPath, comparePaths, displayPath, isWithin, rawPathFromText, rawPathToBytes,
+  type RawPath,
+  comparePaths,
+  displayPath,
+  isWithin,
+  rawPathFromText,
+  rawPathToBytes,
 } from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
 import type { PieceLength } from './pack-worker.ts'
 import { sealTree } from './seal.ts'
 import { StagedFile, StagedFileChanged } from './staged-file.ts'
 import {
-  type Collection, type CollectionPlace, acquireSetLock, collectionDirectory, readCollection,
-  stagingError, stateRoot,
+  type Collection,
+  type CollectionPlace,
+  acquireSetLock,
+  collectionDirectory,
+  readCollection,
+  stagingError,
+  stateRoot,
 } from './staging.ts'
 import { loadState, stateDirectory } from './state.ts'
 import { runWorkers } from './worker-pool.ts'
@@ -76,9 +86,11 @@ export async function verifyCollection(options: CheckOptions): Promise<Collectio
  * without: nobody should have to wait for a restore, and what is removed meanwhile is noticed and
  * named.
  */
-export function lockIfFree({ staging, set, description }: CollectionPlace & {
-  readonly description: string
-}): Lock | undefined {
+export function lockIfFree({
+  staging,
+  set,
+  description,
+}: CollectionPlace & { readonly description: string }): Lock | undefined {
   try {
     return acquireSetLock({ staging, set, description, waitMs: 0 })
   } catch (error) {
@@ -95,9 +107,11 @@ export function lockIfFree({ staging, set, description }: CollectionPlace & {
  * The digests of a collection's files, from what is known of a repository whose last export of the
  * set is this very collection; undefined where there is none. A damaged state counts as none.
  */
-export async function digestsFor(
-  { staging, set, stamp }: CollectionPlace,
-): Promise<FileDigests | undefined> {
+export async function digestsFor({
+  staging,
+  set,
+  stamp,
+}: CollectionPlace): Promise<FileDigests | undefined> {
   for (const id of repositoryIds(staging)) {
     try {
       // A state that is still pending is not ours to adopt: that takes the target.
@@ -121,9 +135,12 @@ function repositoryIds(staging: string): string[] {
 
 function digestsOf(entries: readonly Entry[]): FileDigests {
   const files = entries.filter(({ type, pieces }) => type === 'file' && pieces !== undefined)
-  return new Map(files.map(({ path, pieces = [] }) => [
-    path, pieces.map(([id, , , length]) => [id, length] as const),
-  ]))
+  return new Map(
+    files.map(({ path, pieces = [] }) => [
+      path,
+      pieces.map(([id, , , length]) => [id, length] as const),
+    ]),
+  )
 }
 
 /**
@@ -131,7 +148,8 @@ function digestsOf(entries: readonly Entry[]): FileDigests {
  * @throws BackupError NOTHING_FOUND, naming a path that has none
  */
 export function selectCollected(
-  { header, entries }: Collection, paths: readonly RawPath[],
+  { header, entries }: Collection,
+  paths: readonly RawPath[],
 ): readonly Entry[] {
   for (const path of paths) {
     if (entries.some((entry) => isWithin({ path: entry.path, directory: path }))) continue
@@ -149,7 +167,8 @@ function isSelected(path: RawPath, paths: readonly RawPath[]): boolean {
 
 /** verifyCollection for a catalog that is read, under a lock that is held. */
 export async function checkCollection(
-  collection: Collection, options: CheckOptions,
+  collection: Collection,
+  options: CheckOptions,
 ): Promise<CollectionVerification> {
   const { staging, paths, digests, report } = options
   const selected = selectCollected(collection, paths)
@@ -158,15 +177,18 @@ export async function checkCollection(
   const there = walkTree({ directory, staging })
   const structure = compareStructure({ directory, collection, selected, there, digests })
   const content = await checkContent({ ...options, directory, files: structure.readable })
-  const extra = [...there.values()].filter(({ path }) =>
-    isSelected(path, paths) && !structure.known.has(path))
+  const extra = [...there.values()].filter(
+    ({ path }) => isSelected(path, paths) && !structure.known.has(path),
+  )
   const problems: CollectionProblem[] = [
     ...structure.problems,
-    ...content.flatMap(({ paths: same, why }) => same.map((path) => ({
-      path, kind: 'changed' as const, why,
-    }))),
+    ...content.flatMap(({ paths: same, why }) =>
+      same.map((path) => ({ path, kind: 'changed' as const, why })),
+    ),
     ...extra.map(({ path }) => ({
-      path, kind: 'extra' as const, why: 'it is not in the catalog: somebody put it there',
+      path,
+      kind: 'extra' as const,
+      why: 'it is not in the catalog: somebody put it there',
     })),
   ]
   const files = selected.filter(({ type }) => type === 'file')
@@ -178,8 +200,12 @@ export async function checkCollection(
   }
 }
 
-function walkTree({ directory, staging }: {
-  directory: RawPath, staging: string,
+function walkTree({
+  directory,
+  staging,
+}: {
+  directory: RawPath
+  staging: string
 }): ReadonlyMap<RawPath, Entry> {
   try {
     const entries = sealTree({ directory, names: { users: new Map(), groups: new Map() } })
@@ -208,7 +234,13 @@ interface ReadableFile {
   readonly holesMoved: boolean
 }
 
-function compareStructure({ directory, collection, selected, there, digests }: {
+function compareStructure({
+  directory,
+  collection,
+  selected,
+  there,
+  digests,
+}: {
   readonly directory: RawPath
   readonly collection: Collection
   readonly selected: readonly Entry[]
@@ -246,7 +278,9 @@ function compareStructure({ directory, collection, selected, there, digests }: {
     }
     if (what.length > 0) {
       problems.push({
-        path, kind: 'changed', why: `somebody changed it in staging: ${what.join(', ')}`,
+        path,
+        kind: 'changed',
+        why: `somebody changed it in staging: ${what.join(', ')}`,
       })
     } else if (expected.type === 'file' && pieces !== undefined && (size > 0 || holesMoved)) {
       const file = readable.get(linkOf(entry))
@@ -272,7 +306,7 @@ function whyMissing(path: RawPath): string {
 
 /** The path that stands for all hard links of a file. */
 function linkOf({ type, path, target }: Entry): RawPath {
-  return type === 'link' ? target ?? '' : path
+  return type === 'link' ? (target ?? '') : path
 }
 
 /**
@@ -280,7 +314,8 @@ function linkOf({ type, path, target }: Entry): RawPath {
  * the group.
  */
 function firstsThere(
-  entries: readonly Entry[], there: ReadonlyMap<RawPath, Entry>,
+  entries: readonly Entry[],
+  there: ReadonlyMap<RawPath, Entry>,
 ): ReadonlyMap<RawPath, RawPath> {
   const firsts = new Map<RawPath, RawPath>()
   for (const entry of entries) {
@@ -295,7 +330,9 @@ function asFile(entry: Entry, carrier: Entry | undefined): Entry {
   const { target: _target, ...rest } = entry
   const { size, sparse } = carrier ?? {}
   return {
-    ...rest, type: 'file', ...(size === undefined ? {} : { size }),
+    ...rest,
+    type: 'file',
+    ...(size === undefined ? {} : { size }),
     ...(sparse === undefined ? {} : { sparse }),
   }
 }
@@ -349,7 +386,7 @@ interface ContentReply {
   readonly bytes: number
   /** Files whose last slice was read. */
   readonly files: number
-  readonly problems: readonly { readonly file: number, readonly why: string }[]
+  readonly problems: readonly { readonly file: number; readonly why: string }[]
 }
 
 /**
@@ -362,27 +399,39 @@ const BATCH_SLICES = 256
 /** Marks our workers, for other workers may import this file, too. */
 const WORKER_ROLE = 'verify-local'
 
-async function checkContent({ directory, files, report, signal }: {
+async function checkContent({
+  directory,
+  files,
+  report,
+  signal,
+}: {
   readonly directory: RawPath
   readonly files: readonly ReadableFile[]
   readonly report: Report
   readonly signal: AbortSignal
-}): Promise<readonly { readonly paths: readonly RawPath[], readonly why: string }[]> {
+}): Promise<readonly { readonly paths: readonly RawPath[]; readonly why: string }[]> {
   const bytesTotal = files.reduce((sum, { metadata }) => sum + dataBytes(metadata), 0)
   const whys = new Map<number, string>()
   let bytesDone = 0
   let filesDone = 0
   const requests = batches(files, directory)
   await runWorkers<readonly ContentSlice[], ContentReply>({
-    script: './verify-local.js', workerData: { role: WORKER_ROLE },
-    workers: availableParallelism(), requests, signal,
+    script: './verify-local.js',
+    workerData: { role: WORKER_ROLE },
+    workers: availableParallelism(),
+    requests,
+    signal,
     interruptedHint: 'nothing was changed; start it again',
     onReply: (reply) => {
       for (const { file, why } of reply.problems) whys.set(file, why)
       bytesDone += reply.bytes
       filesDone += reply.files
       report({
-        kind: 'progress', phase: 'verifying', filesDone, filesTotal: files.length, bytesDone,
+        kind: 'progress',
+        phase: 'verifying',
+        filesDone,
+        filesTotal: files.length,
+        bytesDone,
         bytesTotal,
       })
     },
@@ -414,7 +463,11 @@ function* slices(files: readonly ReadableFile[], directory: RawPath): Generator<
       for (; to < pieces.length && length < BATCH_BYTES; to++) length += pieces[to]![1]
       const checkHoles = holesMoved && from === 0
       yield {
-        ...common, offset, pieces: pieces.slice(from, to), checkHoles, isLast: to === pieces.length,
+        ...common,
+        offset,
+        pieces: pieces.slice(from, to),
+        checkHoles,
+        isLast: to === pieces.length,
       }
       offset += length
       from = to
@@ -447,7 +500,11 @@ function problemOf(item: ContentSlice): string | undefined {
 }
 
 function readSlice({
-  path, metadata, offset, pieces, checkHoles,
+  path,
+  metadata,
+  offset,
+  pieces,
+  checkHoles,
 }: ContentSlice): string | undefined {
   if (checkHoles && !holesAreZeros(path, metadata)) {
     return 'it has content where its catalog has a hole'
@@ -476,7 +533,10 @@ function holesAreZeros(path: RawPath, metadata: EntryMetadata): boolean {
   const holes: (readonly [number, number])[] = []
   let end = 0
   const size = metadata.size ?? 0
-  for (const [start, length] of [...metadata.sparse ?? [[0, size] as const], [size, 0] as const]) {
+  for (const [start, length] of [
+    ...(metadata.sparse ?? [[0, size] as const]),
+    [size, 0] as const,
+  ]) {
     if (start > end) holes.push([end, start - end])
     end = start + length
   }

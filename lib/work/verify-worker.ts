@@ -1,8 +1,9 @@
-// The worker thread of a verification: reads a whole bundle from the medium, in order, past the page cache.
+// The worker thread of a verification: reads a whole bundle from the medium, in order, past the
+// page cache.
 //
-// One pass: SHA-256 of the file, every age chunk opened, every frame decompressed, every range that catalogs name compared with its
-// digest. Damage is confined: a chunk that does not open costs the frames it touches, and those the ranges they hold
-// (invariant 8). Writes nothing.
+// One pass: SHA-256 of the file, every age chunk opened, every frame decompressed, every range that
+// catalogs name compared with its digest. Damage is confined: a chunk that does not open costs the
+// frames it touches, and those the ranges they hold (invariant 8). Writes nothing.
 
 import { Buffer } from 'node:buffer'
 import { type Hash, createHash } from 'node:crypto'
@@ -62,21 +63,27 @@ export function verifyBundle(request: VerifyRequest, identities: readonly string
     })
     const sha256 = hash.digest('hex')
     if (sha256 !== request.sha256) {
-      problems.push(packError(new BackupError('BUNDLE_DAMAGED', `${request.name} does not have its signed checksum`)))
+      problems.push(
+        packError(
+          new BackupError('BUNDLE_DAMAGED', `${request.name} does not have its signed checksum`),
+        ),
+      )
     }
   } catch (error) {
     problems.push(packError(unreadable(request, error)))
   }
   const all = request.ranges?.offsets.length ?? 0
-  const damaged = checker === undefined ? Array.from({ length: all }, (_, i) => i) : checker.finish()
-  problems.push(...checker?.problems ?? [])
+  const damaged =
+    checker === undefined ? Array.from({ length: all }, (_, i) => i) : checker.finish()
+  problems.push(...(checker?.problems ?? []))
   return { key: request.key, name: request.name, bytesRead, problems, damaged }
 }
 
 function unreadable({ name }: VerifyRequest, cause: unknown): BackupError {
   if (cause instanceof BackupError) return cause
   const missing = cause instanceof Error && 'code' in cause && cause.code === 'ENOENT'
-  return missing ? new BackupError('BUNDLE_MISSING', `${name} is missing`, { cause })
+  return missing
+    ? new BackupError('BUNDLE_MISSING', `${name} is missing`, { cause })
     : new BackupError('BUNDLE_DAMAGED', `${name} cannot be read`, { cause })
 }
 
@@ -114,8 +121,14 @@ class BundleChecker {
   #frame = 0
   #frameIsBad = false
 
-  constructor({ reader, frames, ranges }: {
-    reader: BundleReader; frames: readonly FrameRange[]; ranges: ExpectedRanges
+  constructor({
+    reader,
+    frames,
+    ranges,
+  }: {
+    reader: BundleReader
+    frames: readonly FrameRange[]
+    ranges: ExpectedRanges
   }) {
     this.#reader = reader
     this.#frames = frames
@@ -154,7 +167,10 @@ class BundleChecker {
     this.#takePayload(plain, sealed.length - TAG_BYTES)
   }
 
-  /** `plain` is undefined for a chunk that did not open: its place is passed over, its frames are bad. */
+  /**
+   * `plain` is undefined for a chunk that did not open: its place is passed over, its frames are
+   * bad.
+   */
   #takePayload(plain: Buffer | undefined, lengthBytes: number): void {
     let at = 0
     while (at < lengthBytes && this.#frame < this.#frames.length) {
@@ -207,7 +223,10 @@ class RangeChecker {
     for (;;) {
       const range = this.#range()
       if (range === undefined || range.start >= end) return
-      const part = tar.subarray(Math.max(range.start, tarOffset) - tarOffset, Math.min(range.end, end) - tarOffset)
+      const part = tar.subarray(
+        Math.max(range.start, tarOffset) - tarOffset,
+        Math.min(range.end, end) - tarOffset,
+      )
       const isWhole = part.length === range.end - range.start
       if (isWhole) this.#judge(digestBytes(part))
       else {
@@ -242,7 +261,8 @@ class RangeChecker {
     const { digests } = this.#ranges
     const at = this.#next * DIGEST_BYTES
     const expected = digests.subarray(at, at + DIGEST_BYTES)
-    if (this.#isBad || digest === undefined || !digest.equals(expected)) this.#damaged.push(this.#next)
+    if (this.#isBad || digest === undefined || !digest.equals(expected))
+      this.#damaged.push(this.#next)
     this.#next += 1
     this.#hash = undefined
     this.#isBad = false
@@ -250,7 +270,9 @@ class RangeChecker {
 
   #range(): { readonly start: number; readonly end: number } | undefined {
     const start = this.#ranges.offsets[this.#next]
-    return start === undefined ? undefined : { start, end: start + this.#ranges.lengths[this.#next]! }
+    return start === undefined
+      ? undefined
+      : { start, end: start + this.#ranges.lengths[this.#next]! }
   }
 }
 
@@ -258,5 +280,7 @@ class RangeChecker {
 if (parentPort !== null) {
   const port = parentPort
   const { identities } = workerData as { identities: readonly string[] }
-  port.on('message', (request: VerifyRequest) => port.postMessage(verifyBundle(request, identities)))
+  port.on('message', (request: VerifyRequest) =>
+    port.postMessage(verifyBundle(request, identities)),
+  )
 }

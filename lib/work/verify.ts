@@ -1,7 +1,9 @@
-// Proves exports: every byte they need is read from the medium and compared with what was signed. Writes nothing.
+// Proves exports: every byte they need is read from the medium and compared with what was signed.
+// Writes nothing.
 //
-// Signatures and manifests first, then catalogs, then every bundle once in worker threads, whatever exports share it. Without an
-// identity only signatures and checksums can be checked, and the result says so. Damage is named by path (invariants 8, 10).
+// Signatures and manifests first, then catalogs, then every bundle once in worker threads, whatever
+// exports share it. Without an identity only signatures and checksums can be checked, and the
+// result says so. Damage is named by path (invariants 8, 10).
 
 import { Buffer } from 'node:buffer'
 import { BackupError, type PlainError, packError } from '../errors.ts'
@@ -15,7 +17,12 @@ import { MANIFEST, bundleFile } from '../model/verification.ts'
 import { entryHeader } from './entry-header.ts'
 import { ExportReader } from './export-reader.ts'
 import {
-  type ExportPlace, type Repository, directoryOf, readManifest, readVerification, sha256OfFile,
+  type ExportPlace,
+  type Repository,
+  directoryOf,
+  readManifest,
+  readVerification,
+  sha256OfFile,
 } from './repository.ts'
 import type { VerifyReply, VerifyRequest } from './verify-worker.ts'
 import { runWorkers } from './worker-pool.ts'
@@ -55,8 +62,11 @@ export async function verifyExports(options: VerifyOptions): Promise<VerifyOutco
   const examined: Examined[] = []
   options.report({ kind: 'phase', name: 'reading catalogs' })
   for (const place of options.places) {
-    examined.push(deep ? await examineDeep(options, { place, expectations })
-      : await examineShallow(options, { place, expectations }))
+    examined.push(
+      deep
+        ? await examineDeep(options, { place, expectations })
+        : await examineShallow(options, { place, expectations }),
+    )
   }
   const replies = await verifyBundles(options, expectations)
   const exports = examined.map((one) => judge(one, { expectations, replies, options }))
@@ -91,18 +101,38 @@ function keyOf(machine: string, bundle: string): string {
 }
 
 async function examineShallow(
-  options: VerifyOptions, { place, expectations }: { place: ExportPlace; expectations: Expectations },
+  options: VerifyOptions,
+  { place, expectations }: { place: ExportPlace; expectations: Expectations },
 ): Promise<Examined> {
   const none = { place, reader: undefined, complete: undefined, files: undefined, bytes: undefined }
   try {
     const { repository } = options
-    const verification = await readVerification(repository, place, await options.publicKeys(place.machine))
+    const verification = await readVerification(
+      repository,
+      place,
+      await options.publicKeys(place.machine),
+    )
     for (const [name, sha256] of verification.bundles) {
-      expect(expectations, { machine: place.machine, name, sha256, sizeBytes: undefined, deep: false })
+      expect(expectations, {
+        machine: place.machine,
+        name,
+        sha256,
+        sizeBytes: undefined,
+        deep: false,
+      })
     }
     const sha256 = await sha256OfFile(repository.target, `${directoryOf(place)}/${MANIFEST}`)
-    const problems = sha256 === verification.manifestSha256 ? []
-      : [packError(new BackupError('MANIFEST_DAMAGED', `the manifest of ${exportName(place)} does not have its signed checksum`))]
+    const problems =
+      sha256 === verification.manifestSha256
+        ? []
+        : [
+            packError(
+              new BackupError(
+                'MANIFEST_DAMAGED',
+                `the manifest of ${exportName(place)} does not have its signed checksum`,
+              ),
+            ),
+          ]
     return { ...none, bundles: [...verification.bundles.keys()], problems }
   } catch (error) {
     if (!(error instanceof BackupError)) throw error
@@ -111,7 +141,8 @@ async function examineShallow(
 }
 
 async function examineDeep(
-  options: VerifyOptions, { place, expectations }: { place: ExportPlace; expectations: Expectations },
+  options: VerifyOptions,
+  { place, expectations }: { place: ExportPlace; expectations: Expectations },
 ): Promise<Examined> {
   const { repository, identities } = options
   let reader: ExportReader | undefined
@@ -123,7 +154,10 @@ async function examineDeep(
     for (const { name, sizeBytes, sha256 } of manifest.bundles) {
       expect(expectations, { machine: place.machine, name, sha256, sizeBytes, deep: true })
     }
-    const { complete, statistics: { files, bytes } } = manifest
+    const {
+      complete,
+      statistics: { files, bytes },
+    } = manifest
     expectCatalog(reader, { expectations, problems })
     const bundles = manifest.bundles.map(({ name }) => name)
     return { place, reader, bundles, problems, complete, files, bytes }
@@ -131,14 +165,32 @@ async function examineDeep(
     if (!(error instanceof BackupError) || error.code === 'IDENTITY_WRONG') throw error
     const bundles = reader?.manifest.bundles.map(({ name }) => name) ?? []
     problems.push(packError(error))
-    return { place, reader: undefined, bundles, problems, complete: undefined, files: undefined, bytes: undefined }
+    return {
+      place,
+      reader: undefined,
+      bundles,
+      problems,
+      complete: undefined,
+      files: undefined,
+      bytes: undefined,
+    }
   }
 }
 
 function expect(
   expectations: Expectations,
-  { machine, name, sha256, sizeBytes, deep }: {
-    machine: string; name: string; sha256: string; sizeBytes: number | undefined; deep: boolean
+  {
+    machine,
+    name,
+    sha256,
+    sizeBytes,
+    deep,
+  }: {
+    machine: string
+    name: string
+    sha256: string
+    sizeBytes: number | undefined
+    deep: boolean
   },
 ): void {
   const key = keyOf(machine, name)
@@ -146,15 +198,22 @@ function expect(
   expectations.set(key, { name, machine, sha256, sizeBytes, ranges: deep ? new Map() : undefined })
 }
 
-/** Adds what an export's catalog says of each bundle; a shard that cannot be read is a problem, not the end. */
+/**
+ * Adds what an export's catalog says of each bundle; a shard that cannot be read is a problem, not
+ * the end.
+ */
 function expectCatalog(
-  reader: ExportReader, { expectations, problems }: { expectations: Expectations; problems: PlainError[] },
+  reader: ExportReader,
+  { expectations, problems }: { expectations: Expectations; problems: PlainError[] },
 ): void {
   const { machine, index } = reader.manifest
   const add = (bundle: string, [offset, length]: readonly [number, number], digest: Buffer) => {
     const expectation = expectations.get(keyOf(machine, bundle))
     if (expectation === undefined) {
-      throw new BackupError('CATALOG_DAMAGED', `the catalog names ${bundle}, which the manifest does not`)
+      throw new BackupError(
+        'CATALOG_DAMAGED',
+        `the catalog names ${bundle}, which the manifest does not`,
+      )
     }
     expectation.ranges?.set(offset, { length, digest })
   }
@@ -173,14 +232,21 @@ function expectCatalog(
 
 function expectEntry(
   entry: Entry,
-  { bundles, add }: {
+  {
+    bundles,
+    add,
+  }: {
     bundles: readonly BundlePlace[]
     add: (bundle: string, range: readonly [number, number], digest: Buffer) => void
   },
 ): void {
   if (entry.header !== undefined) {
     const [bundle, offset, length] = entry.header
-    add(bundles[bundle]!.name, [offset, length], digestBytes(entryHeader({ metadata: entry, chunk: entry.chunk })))
+    add(
+      bundles[bundle]!.name,
+      [offset, length],
+      digestBytes(entryHeader({ metadata: entry, chunk: entry.chunk })),
+    )
   }
   for (const [id, bundle, offset, length] of entry.pieces ?? []) {
     add(bundles[bundle]!.name, [offset, length], Buffer.from(id, 'hex'))
@@ -188,7 +254,8 @@ function expectEntry(
 }
 
 async function verifyBundles(
-  options: VerifyOptions, expectations: Expectations,
+  options: VerifyOptions,
+  expectations: Expectations,
 ): Promise<ReadonlyMap<string, VerifyReply>> {
   const queue = [...expectations].sort(([, a], [, b]) => (b.sizeBytes ?? 0) - (a.sizeBytes ?? 0))
   const replies = new Map<string, VerifyReply>()
@@ -196,14 +263,23 @@ async function verifyBundles(
   const bytesTotal = queue.reduce((sum, [, { sizeBytes }]) => sum + (sizeBytes ?? 0), 0)
   let bytesDone = 0
   await runWorkers<VerifyRequest, VerifyReply>({
-    script: './verify-worker.js', workerData: { identities }, workers: cores, signal,
-    requests: queue.map(([key, expectation]) => requestFor(options.repository, { key, expectation })),
+    script: './verify-worker.js',
+    workerData: { identities },
+    workers: cores,
+    signal,
+    requests: queue.map(([key, expectation]) =>
+      requestFor(options.repository, { key, expectation }),
+    ),
     interruptedHint: 'nothing was changed; start it again',
     onReply: (reply) => {
       replies.set(reply.key, reply)
       bytesDone += reply.bytesRead
       report({
-        kind: 'progress', phase: 'verifying', filesDone: replies.size, filesTotal: queue.length, bytesDone,
+        kind: 'progress',
+        phase: 'verifying',
+        filesDone: replies.size,
+        filesTotal: queue.length,
+        bytesDone,
         ...(bytesTotal === 0 ? {} : { bytesTotal }),
       })
     },
@@ -212,11 +288,19 @@ async function verifyBundles(
 }
 
 function requestFor(
-  { target }: Repository, { key, expectation }: { key: string; expectation: BundleExpectation },
+  { target }: Repository,
+  { key, expectation }: { key: string; expectation: BundleExpectation },
 ): VerifyRequest {
   const { name, machine, sizeBytes, sha256, ranges } = expectation
   const path = target.localPath(`machines/${machine}/${bundleFile(name)}`)
-  return { key, name, path, sizeBytes, sha256, ranges: ranges === undefined ? undefined : packRanges(ranges) }
+  return {
+    key,
+    name,
+    path,
+    sizeBytes,
+    sha256,
+    ranges: ranges === undefined ? undefined : packRanges(ranges),
+  }
 }
 
 function packRanges(ranges: NonNullable<BundleExpectation['ranges']>): VerifyRequest['ranges'] {
@@ -225,39 +309,61 @@ function packRanges(ranges: NonNullable<BundleExpectation['ranges']>): VerifyReq
   sorted.forEach(([, { digest }], i) => digest.copy(digests, i * DIGEST_BYTES))
   return {
     offsets: Float64Array.from(sorted, ([offset]) => offset),
-    lengths: Float64Array.from(sorted, ([, { length }]) => length), digests,
+    lengths: Float64Array.from(sorted, ([, { length }]) => length),
+    digests,
   }
 }
 
-/** What the replies mean for one export: problems of its bundles, and the paths that lie in damaged ranges. */
+/**
+ * What the replies mean for one export: problems of its bundles, and the paths that lie in damaged
+ * ranges.
+ */
 function judge(
   examined: Examined,
-  { expectations, replies, options }: {
-    expectations: Expectations; replies: ReadonlyMap<string, VerifyReply>; options: VerifyOptions
+  {
+    expectations,
+    replies,
+    options,
+  }: {
+    expectations: Expectations
+    replies: ReadonlyMap<string, VerifyReply>
+    options: VerifyOptions
   },
 ): VerifiedExport {
   const { place, reader, bundles, complete, files, bytes } = examined
   const own = bundles.map((name) => keyOf(place.machine, name))
   const problems = [...examined.problems, ...own.flatMap((key) => replies.get(key)?.problems ?? [])]
   const damagedRanges = new Set(own.flatMap((key) => damagedOf(key, { expectations, replies })))
-  const damaged = reader === undefined || damagedRanges.size === 0 ? [] : damagedPaths(reader, damagedRanges)
+  const damaged =
+    reader === undefined || damagedRanges.size === 0 ? [] : damagedPaths(reader, damagedRanges)
   reader?.close()
   if (damaged.length > 0 && problems.length === 0) {
-    problems.push(packError(new BackupError('BUNDLE_DAMAGED', `${damaged.length} paths differ from the signed catalog`)))
+    problems.push(
+      packError(
+        new BackupError('BUNDLE_DAMAGED', `${damaged.length} paths differ from the signed catalog`),
+      ),
+    )
   }
+  const isWhole = problems.length === 0
   options.report({
-    kind: 'notice', level: problems.length === 0 ? 'info' : 'warning', code: 'VERIFIED',
-    message: `${exportName(place)}: ${problems.length === 0 ? 'whole' : `damaged, ${damaged.length} paths`}`,
+    kind: 'notice',
+    level: isWhole ? 'info' : 'warning',
+    code: 'VERIFIED',
+    message: `${exportName(place)}: ${isWhole ? 'whole' : `damaged, ${damaged.length} paths`}`,
   })
   return { ...place, complete, files, bytes, problems, damaged }
 }
 
 function damagedOf(
-  key: string, { expectations, replies }: { expectations: Expectations; replies: ReadonlyMap<string, VerifyReply> },
+  key: string,
+  {
+    expectations,
+    replies,
+  }: { expectations: Expectations; replies: ReadonlyMap<string, VerifyReply> },
 ): string[] {
   const damaged = replies.get(key)?.damaged ?? []
   if (damaged.length === 0) return []
-  const offsets = [...expectations.get(key)?.ranges?.keys() ?? []].sort((a, b) => a - b)
+  const offsets = [...(expectations.get(key)?.ranges?.keys() ?? [])].sort((a, b) => a - b)
   const name = expectations.get(key)!.name
   return damaged.map((i) => `${name}:${offsets[i]}`)
 }
@@ -273,9 +379,12 @@ function damagedPaths(reader: ExportReader, damagedRanges: ReadonlySet<string>):
       if (!(error instanceof BackupError)) throw error
       continue
     }
-    const isDamaged = ([bundle, offset]: Range) => damagedRanges.has(`${shard.bundles[bundle]!.name}:${offset}`)
+    const isDamaged = ([bundle, offset]: Range) =>
+      damagedRanges.has(`${shard.bundles[bundle]!.name}:${offset}`)
     for (const entry of shard.entries) {
-      const pieces = (entry.pieces ?? []).some(([, bundle, offset, length]) => isDamaged([bundle, offset, length]))
+      const pieces = (entry.pieces ?? []).some(([, bundle, offset, length]) =>
+        isDamaged([bundle, offset, length]),
+      )
       if (pieces || (entry.header !== undefined && isDamaged(entry.header))) paths.push(entry.path)
     }
   }

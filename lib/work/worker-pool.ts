@@ -1,7 +1,8 @@
 // Runs requests on worker threads, one answer each: what verify.ts and restore.ts share.
 //
-// A worker has one request at hand and one waiting, so that it never idles. Throws what a worker throws, or INTERRUPTED;
-// all workers have ended by then. (An export's workers answer more than once: pack-pool.ts.)
+// A worker has one request at hand and one waiting, so that it never idles. Throws what a worker
+// throws, or INTERRUPTED; all workers have ended by then. (An export's workers answer more than
+// once: pack-pool.ts.)
 
 import { Worker } from 'node:worker_threads'
 import { BackupError } from '../errors.ts'
@@ -9,7 +10,9 @@ import { BackupError } from '../errors.ts'
 /** One running and one waiting. */
 const REQUESTS_AHEAD = 2
 
-/** Workers live on reused buffers; a small young generation makes what garbage there is go early. */
+/**
+ * Workers live on reused buffers; a small young generation makes what garbage there is go early.
+ */
 export const WORKER_LIMITS = { maxYoungGenerationSizeMb: 4 } as const
 
 /**
@@ -28,8 +31,11 @@ export async function runWorkers<Request, Reply>(options: {
 }): Promise<void> {
   const { script, workerData, requests, signal, interruptedHint } = options
   const count = Math.min(options.workers, requests.length)
-  const workers = Array.from({ length: count }, () =>
-    new Worker(new URL(script, import.meta.url), { workerData, resourceLimits: WORKER_LIMITS }))
+  const workers = Array.from(
+    { length: count },
+    () =>
+      new Worker(new URL(script, import.meta.url), { workerData, resourceLimits: WORKER_LIMITS }),
+  )
   let next = 0
   let done = 0
   let abort = () => {}

@@ -1,14 +1,32 @@
 import { randomBytes } from 'node:crypto'
 import {
-  appendFileSync, chmodSync, existsSync, lstatSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync, symlinkSync,
-  utimesSync, writeFileSync,
+  appendFileSync,
+  chmodSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  utimesSync,
+  writeFileSync,
 } from 'node:fs'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { canRunAsRoot } from '../helpers/needs.ts'
 import type { Outcome } from '../helpers/run-cli.ts'
 import {
-  type Scenario, assertNoLeftovers, assertSameTree, configure, exportStamps, inventory, jsonLines, makeScenario, namesIn,
+  type Scenario,
+  assertNoLeftovers,
+  assertSameTree,
+  configure,
+  exportStamps,
+  inventory,
+  jsonLines,
+  makeScenario,
+  namesIn,
   script,
 } from '../helpers/scenario.ts'
 
@@ -42,22 +60,34 @@ function plantLetters(source: string): void {
 /** From staging and from the target alike. */
 const SOURCES = ['local', 'external'] as const
 
-async function from(scenario: Scenario, source: 'local' | 'external', ...words: string[]): Promise<Outcome> {
+async function from(
+  scenario: Scenario,
+  source: 'local' | 'external',
+  ...words: string[]
+): Promise<Outcome> {
   if (source === 'external') return await scenario.restore(...words)
   return await scenario.run('restore', '--source', 'local', ...words)
 }
 
 // What there is.
 
-restore('--list tells stamp, set, files, size, cost and whether it is complete, of staging and of the target', async () => {
-  const { scenario } = await shared()
-  const [stamp = ''] = exportStamps(scenario)
-  const { status, stdout } = await scenario.run('restore', '--list', '--identity', scenario.identity)
-  assert.is(status, 0)
-  const [staging = '', drive = ''] = stdout.split(/^drive:$/m)
-  assert.match(staging, new RegExp(`^staging:\\n  ${stamp}  data  3 files  20 B  .*complete`))
-  assert.match(drive, new RegExp(`^\\n  ${stamp}  data  3 files  20 B  costs .*  complete`))
-})
+restore(
+  '--list tells stamp, set, files, size, cost and whether it is complete, of staging and of the target',
+  async () => {
+    const { scenario } = await shared()
+    const [stamp = ''] = exportStamps(scenario)
+    const { status, stdout } = await scenario.run(
+      'restore',
+      '--list',
+      '--identity',
+      scenario.identity,
+    )
+    assert.is(status, 0)
+    const [staging = '', drive = ''] = stdout.split(/^drive:$/m)
+    assert.match(staging, new RegExp(`^staging:\\n  ${stamp}  data  3 files  20 B  .*complete`))
+    assert.match(drive, new RegExp(`^\\n  ${stamp}  data  3 files  20 B  costs .*  complete`))
+  },
+)
 
 restore('--list without the identity still lists every export', async () => {
   const scenario = await exported()
@@ -83,7 +113,10 @@ restore('the words have to say where from', async () => {
     [['--source', 'both'], '--source is local or external'],
     [['--list', '--verify', '--source', 'local'], 'do not go together'],
     [['--source', 'local', '--target', 'drive'], '--target goes with --source external'],
-    [['--source', 'external', '--target', 'drvie', '--into', '/nowhere'], 'there is no target drvie'],
+    [
+      ['--source', 'external', '--target', 'drvie', '--into', '/nowhere'],
+      'there is no target drvie',
+    ],
   ] as const) {
     const { status, stderr } = await scenario.run('restore', ...words)
     assert.is(status, 2, stderr)
@@ -108,15 +141,29 @@ for (const source of SOURCES) {
   restore(`${source}: one file, and a path is not a prefix of a name`, async () => {
     const { scenario } = await shared()
     const one = `${scenario.directory}/one-${source}`
-    assert.is((await from(scenario, source, '--path', `${scenario.source}/letter`, '--into', one)).status, 0)
+    assert.is(
+      (await from(scenario, source, '--path', `${scenario.source}/letter`, '--into', one)).status,
+      0,
+    )
     assert.equal(readdirSync(one + scenario.source), ['letter'])
     assert.is(readFileSync(`${one}${scenario.source}/letter`, 'utf8'), 'dear drive')
     const directory = `${scenario.directory}/directory-${source}`
-    assert.is((await from(scenario, source, '--path', `${scenario.source}/pro`, '--into', directory)).status, 0)
+    assert.is(
+      (await from(scenario, source, '--path', `${scenario.source}/pro`, '--into', directory))
+        .status,
+      0,
+    )
     assert.equal(readdirSync(directory + scenario.source), ['pro'])
     assertSameTree(`${directory}${scenario.source}/pro`, `${scenario.source}/pro`)
     const nothing = `${scenario.directory}/nothing-${source}`
-    const { status, stderr } = await from(scenario, source, '--path', `${scenario.source}/lett`, '--into', nothing)
+    const { status, stderr } = await from(
+      scenario,
+      source,
+      '--path',
+      `${scenario.source}/lett`,
+      '--into',
+      nothing,
+    )
     assert.is(status, 1)
     assert.match(stderr, /there is no .*\/data\/lett in/)
     assert.equal(inventory(nothing).size, 0)
@@ -129,45 +176,61 @@ for (const source of SOURCES) {
     assert.match(stdout, '3 would be restored (20 B), 0 the same already')
     assert.not.ok(existsSync(into))
     const original = inventory(scenario.source)
-    assert.is((await from(scenario, source, '--dry-run')).status, 0, 'a dry run needs no confirmation')
+    assert.is(
+      (await from(scenario, source, '--dry-run')).status,
+      0,
+      'a dry run needs no confirmation',
+    )
     assert.equal(inventory(scenario.source), original)
   })
 
-  restore(`${source}: a different file is kept, named, and replaced only with --overwrite`, async () => {
-    const { scenario, into } = await shared()
-    await from(scenario, source, '--into', into)
-    const letter = `${into}${scenario.source}/letter`
-    writeFileSync(letter, 'changed since')
-    const dry = await from(scenario, source, '--dry-run', '--into', into)
-    assert.is(dry.status, 3)
-    const kept = await from(scenario, source, '--into', into)
-    assert.is(kept.status, 3)
-    assert.match(kept.stderr, /\/letter: something else is there and was kept \(--overwrite replaces it\)/)
-    assert.is(readFileSync(letter, 'utf8'), 'changed since')
-    const replaced = await from(scenario, source, '--overwrite', '--into', into)
-    assert.is(replaced.status, 0, replaced.stderr)
-    assertSameTree(into + scenario.source, scenario.source)
-    assertNoLeftovers(into)
-  })
+  restore(
+    `${source}: a different file is kept, named, and replaced only with --overwrite`,
+    async () => {
+      const { scenario, into } = await shared()
+      await from(scenario, source, '--into', into)
+      const letter = `${into}${scenario.source}/letter`
+      writeFileSync(letter, 'changed since')
+      const dry = await from(scenario, source, '--dry-run', '--into', into)
+      assert.is(dry.status, 3)
+      const kept = await from(scenario, source, '--into', into)
+      assert.is(kept.status, 3)
+      assert.match(
+        kept.stderr,
+        /\/letter: something else is there and was kept \(--overwrite replaces it\)/,
+      )
+      assert.is(readFileSync(letter, 'utf8'), 'changed since')
+      const replaced = await from(scenario, source, '--overwrite', '--into', into)
+      assert.is(replaced.status, 0, replaced.stderr)
+      assertSameTree(into + scenario.source, scenario.source)
+      assertNoLeftovers(into)
+    },
+  )
 
-  restore(`${source}: the same length and time with other content is different, and replaced`, async () => {
-    const { scenario, into } = await shared()
-    await from(scenario, source, '--into', into)
-    const letter = `${into}${scenario.source}/letter`
-    writeFileSync(letter, 'evil drive')
-    script('touch -r "$1" "$2"', `${scenario.source}/letter`, letter)
-    assert.is((await from(scenario, source, '--into', into)).status, 3)
-    assert.is((await from(scenario, source, '--overwrite', '--into', into)).status, 0)
-    assert.is(readFileSync(letter, 'utf8'), 'dear drive')
-  })
+  restore(
+    `${source}: the same length and time with other content is different, and replaced`,
+    async () => {
+      const { scenario, into } = await shared()
+      await from(scenario, source, '--into', into)
+      const letter = `${into}${scenario.source}/letter`
+      writeFileSync(letter, 'evil drive')
+      script('touch -r "$1" "$2"', `${scenario.source}/letter`, letter)
+      assert.is((await from(scenario, source, '--into', into)).status, 3)
+      assert.is((await from(scenario, source, '--overwrite', '--into', into)).status, 0)
+      assert.is(readFileSync(letter, 'utf8'), 'dear drive')
+    },
+  )
 
-  restore(`${source}: the same content with another mode gets its mode back with --overwrite`, async () => {
-    const { scenario, into } = await shared()
-    await from(scenario, source, '--into', into)
-    chmodSync(`${into}${scenario.source}/letter`, 0o777)
-    assert.is((await from(scenario, source, '--overwrite', '--into', into)).status, 0)
-    assertSameTree(into + scenario.source, scenario.source)
-  })
+  restore(
+    `${source}: the same content with another mode gets its mode back with --overwrite`,
+    async () => {
+      const { scenario, into } = await shared()
+      await from(scenario, source, '--into', into)
+      chmodSync(`${into}${scenario.source}/letter`, 0o777)
+      assert.is((await from(scenario, source, '--overwrite', '--into', into)).status, 0)
+      assertSameTree(into + scenario.source, scenario.source)
+    },
+  )
 
   restore(`${source}: the original place needs --yes`, async () => {
     const scenario = await exported()
@@ -177,10 +240,19 @@ for (const source of SOURCES) {
     assert.is(refused.status, 4)
     assert.match(refused.stderr, 'restoring to the original place has to be confirmed')
     assert.not.ok(existsSync(`${scenario.source}/letter`))
-    const { status, stderr } = await from(scenario, source, '--yes', '--path', `${scenario.source}/letter`)
+    const { status, stderr } = await from(
+      scenario,
+      source,
+      '--yes',
+      '--path',
+      `${scenario.source}/letter`,
+    )
     assert.is(status, 0, stderr)
     assert.is(readFileSync(`${scenario.source}/letter`, 'utf8'), 'dear drive')
-    assert.is(lstatSync(`${scenario.source}/letter`).mtimeMs, lstatSync(`${scenario.directory}/before/letter`).mtimeMs)
+    assert.is(
+      lstatSync(`${scenario.source}/letter`).mtimeMs,
+      lstatSync(`${scenario.directory}/before/letter`).mtimeMs,
+    )
   })
 
   restore(`${source}: a link in the destination is not followed`, async () => {
@@ -195,46 +267,76 @@ for (const source of SOURCES) {
       const { status, stderr } = await from(scenario, source, '--into', into, ...words)
       assert.not.equal(status, 0)
       assert.match(stderr, /data\/pro/)
-      assert.equal([...inventory(elsewhere)], [...inventory(elsewhere)].filter(([path]) => path === 'mine'))
+      assert.equal(
+        [...inventory(elsewhere)],
+        [...inventory(elsewhere)].filter(([path]) => path === 'mine'),
+      )
       assert.is(readFileSync(`${elsewhere}/mine`, 'utf8'), 'precious')
-      assert.is(readFileSync(`${into}${scenario.source}/projects/theirs`, 'utf8'), 'theirs', 'the rest is restored')
+      assert.is(
+        readFileSync(`${into}${scenario.source}/projects/theirs`, 'utf8'),
+        'theirs',
+        'the rest is restored',
+      )
     }
-    assert.ok(lstatSync(`${into}${scenario.source}/letter`).isFile(), '--overwrite replaces a link itself')
+    assert.ok(
+      lstatSync(`${into}${scenario.source}/letter`).isFile(),
+      '--overwrite replaces a link itself',
+    )
     assertNoLeftovers(into, elsewhere)
   })
 
-  restore(`${source}: an older generation by its date, and an ambiguous date is refused`, async () => {
-    const scenario = await exported()
-    const [first = ''] = exportStamps(scenario)
-    appendFileSync(`${scenario.source}/letter`, ', goodbye')
-    await scenario.generation()
-    const into = `${scenario.directory}/into`
-    assert.is((await from(scenario, source, '--date', first, '--into', into)).status, 0)
-    assert.is(readFileSync(`${into}${scenario.source}/letter`, 'utf8'), 'dear drive')
-    const ambiguous = await from(scenario, source, '--date', first.slice(0, 4), '--into', `${into}2`)
-    assert.is(ambiguous.status, 2)
-    assert.match(ambiguous.stderr, 'fits 2 generations of data')
-    const none = await from(scenario, source, '--date', '1999', '--into', `${into}2`)
-    assert.is(none.status, 1)
-    assert.match(none.stderr, 'there is nothing of 1999')
-    assert.not.ok(existsSync(`${into}2${scenario.source}`))
-  })
+  restore(
+    `${source}: an older generation by its date, and an ambiguous date is refused`,
+    async () => {
+      const scenario = await exported()
+      const [first = ''] = exportStamps(scenario)
+      appendFileSync(`${scenario.source}/letter`, ', goodbye')
+      await scenario.generation()
+      const into = `${scenario.directory}/into`
+      assert.is((await from(scenario, source, '--date', first, '--into', into)).status, 0)
+      assert.is(readFileSync(`${into}${scenario.source}/letter`, 'utf8'), 'dear drive')
+      const ambiguous = await from(
+        scenario,
+        source,
+        '--date',
+        first.slice(0, 4),
+        '--into',
+        `${into}2`,
+      )
+      assert.is(ambiguous.status, 2)
+      assert.match(ambiguous.stderr, 'fits 2 generations of data')
+      const none = await from(scenario, source, '--date', '1999', '--into', `${into}2`)
+      assert.is(none.status, 1)
+      assert.match(none.stderr, 'there is nothing of 1999')
+      assert.not.ok(existsSync(`${into}2${scenario.source}`))
+    },
+  )
 
-  restore(`${source}: links of a partial selection are links to one another, and files in themselves`, async () => {
-    const scenario = await exported((directory) => {
-      for (const name of ['a', 'b']) mkdirSync(`${directory}/${name}`)
-      script('cd "$1"; printf one >a/1; ln a/1 b/2; ln a/1 b/3; ln -s ../a/1 b/sym', directory)
-    })
-    const into = `${scenario.directory}/into`
-    const { status, stderr } = await from(scenario, source, '--path', `${scenario.source}/b`, '--into', into)
-    assert.is(status, 0, stderr)
-    const directory = `${into}${scenario.source}/b`
-    assert.equal(readdirSync(into + scenario.source), ['b'])
-    assert.is(readFileSync(`${directory}/2`, 'utf8'), 'one')
-    assert.is(statSync(`${directory}/2`).ino, statSync(`${directory}/3`).ino)
-    assert.is(statSync(`${directory}/2`).nlink, 2)
-    assert.is(statSync(`${directory}/2`).mtimeMs, statSync(`${scenario.source}/a/1`).mtimeMs)
-  })
+  restore(
+    `${source}: links of a partial selection are links to one another, and files in themselves`,
+    async () => {
+      const scenario = await exported((directory) => {
+        for (const name of ['a', 'b']) mkdirSync(`${directory}/${name}`)
+        script('cd "$1"; printf one >a/1; ln a/1 b/2; ln a/1 b/3; ln -s ../a/1 b/sym', directory)
+      })
+      const into = `${scenario.directory}/into`
+      const { status, stderr } = await from(
+        scenario,
+        source,
+        '--path',
+        `${scenario.source}/b`,
+        '--into',
+        into,
+      )
+      assert.is(status, 0, stderr)
+      const directory = `${into}${scenario.source}/b`
+      assert.equal(readdirSync(into + scenario.source), ['b'])
+      assert.is(readFileSync(`${directory}/2`, 'utf8'), 'one')
+      assert.is(statSync(`${directory}/2`).ino, statSync(`${directory}/3`).ino)
+      assert.is(statSync(`${directory}/2`).nlink, 2)
+      assert.is(statSync(`${directory}/2`).mtimeMs, statSync(`${scenario.source}/a/1`).mtimeMs)
+    },
+  )
 
   restore(`${source}: --verify reads everything and writes nothing`, async () => {
     const { scenario } = await shared()
@@ -252,8 +354,11 @@ for (const source of SOURCES) {
 
 restore('a sparse file of 5 GB goes through every phase as the few bytes that it is', async () => {
   const scenario = await makeScenario()
-  script(`cd "$1"; truncate -s 5G sparse; printf begin | dd of=sparse conv=notrunc status=none
-    printf end | dd of=sparse bs=1M seek=4000 conv=notrunc status=none`, scenario.source)
+  script(
+    `cd "$1"; truncate -s 5G sparse; printf begin | dd of=sparse conv=notrunc status=none
+    printf end | dd of=sparse bs=1M seek=4000 conv=notrunc status=none`,
+    scenario.source,
+  )
   const { dataBytes } = await scenario.generation()
   assert.ok(dataBytes < 100_000, `${dataBytes} bytes`)
   for (const source of SOURCES) {
@@ -263,46 +368,62 @@ restore('a sparse file of 5 GB goes through every phase as the few bytes that it
     const file = statSync(`${into}${scenario.source}/sparse`)
     assert.is(file.size, 5 * 1024 ** 3)
     assert.ok(file.blocks * 512 < 1024 * 1024, `${file.blocks} blocks`)
-    const text = script('head -c 5 "$1"; dd if="$1" bs=1 skip=$((4000 << 20)) count=3 status=none', `${into}${scenario.source}/sparse`)
+    const text = script(
+      'head -c 5 "$1"; dd if="$1" bs=1 skip=$((4000 << 20)) count=3 status=none',
+      `${into}${scenario.source}/sparse`,
+    )
     assert.is(text, 'beginend')
   }
 })
 
-restore('local: --verify finds a file that was changed in staging, and restore leaves it out', async () => {
-  const scenario = await exported()
-  const [letter = ''] = namesIn(`${scenario.staging}/data`, /^\d.*\/letter$/)
-  const path = `${scenario.staging}/data/${letter}`
-  const { atime, mtime } = statSync(path)
-  chmodSync(path, 0o600)
-  writeFileSync(path, 'evil drive')
-  utimesSync(path, atime, mtime)
-  const verified = await from(scenario, 'local', '--verify')
-  assert.is(verified.status, 13)
-  assert.match(verified.stdout, /data\/letter: /)
-  const into = `${scenario.directory}/into`
-  const restored = await from(scenario, 'local', '--into', into)
-  assert.is(restored.status, 13)
-  assert.equal(readdirSync(into + scenario.source).sort(), ['pro', 'projects'])
-})
+restore(
+  'local: --verify finds a file that was changed in staging, and restore leaves it out',
+  async () => {
+    const scenario = await exported()
+    const [letter = ''] = namesIn(`${scenario.staging}/data`, /^\d.*\/letter$/)
+    const path = `${scenario.staging}/data/${letter}`
+    const { atime, mtime } = statSync(path)
+    chmodSync(path, 0o600)
+    writeFileSync(path, 'evil drive')
+    utimesSync(path, atime, mtime)
+    const verified = await from(scenario, 'local', '--verify')
+    assert.is(verified.status, 13)
+    assert.match(verified.stdout, /data\/letter: /)
+    const into = `${scenario.directory}/into`
+    const restored = await from(scenario, 'local', '--into', into)
+    assert.is(restored.status, 13)
+    assert.equal(readdirSync(into + scenario.source).sort(), ['pro', 'projects'])
+  },
+)
 
 // Keys.
 
-restore('without an identity nothing can be restored, and --verify says what it could not check', async () => {
-  const { scenario, into } = await shared()
-  const { status, stderr } = await scenario.run('restore', '--source', 'external', '--into', into)
-  assert.is(status, 12)
-  assert.match(stderr, 'there is no identity here')
-  assert.not.ok(existsSync(into))
-  const verified = await scenario.run('restore', '--source', 'external', '--verify')
-  assert.is(verified.status, 0)
-  assert.match(verified.stdout, 'only checksums and signatures were checked')
-})
+restore(
+  'without an identity nothing can be restored, and --verify says what it could not check',
+  async () => {
+    const { scenario, into } = await shared()
+    const { status, stderr } = await scenario.run('restore', '--source', 'external', '--into', into)
+    assert.is(status, 12)
+    assert.match(stderr, 'there is no identity here')
+    assert.not.ok(existsSync(into))
+    const verified = await scenario.run('restore', '--source', 'external', '--verify')
+    assert.is(verified.status, 0)
+    assert.match(verified.stdout, 'only checksums and signatures were checked')
+  },
+)
 
 restore('another identity opens nothing', async () => {
   const { scenario, into } = await shared()
   const other = await makeScenario()
   for (const words of [['--into', into], ['--verify']]) {
-    const { status, stderr } = await scenario.run('restore', '--source', 'external', '--identity', other.identity, ...words)
+    const { status, stderr } = await scenario.run(
+      'restore',
+      '--source',
+      'external',
+      '--identity',
+      other.identity,
+      ...words,
+    )
     assert.is(status, 12, stderr)
   }
   assert.equal(namesIn(into, /./), [])
@@ -322,31 +443,64 @@ restore('a wrong passphrase opens nothing, the right one does', async () => {
   assert.not.ok(existsSync(into))
   const asked = await scenario.restore('--into', into)
   assert.is(asked.status, 2, 'nobody is there to type it')
-  const right = await scenario.run('restore', '--source', 'external', '--passphrase-file', `${scenario.directory}/passphrase`, '--into', into)
+  const right = await scenario.run(
+    'restore',
+    '--source',
+    'external',
+    '--passphrase-file',
+    `${scenario.directory}/passphrase`,
+    '--into',
+    into,
+  )
   assert.is(right.status, 0, right.stderr)
   assertSameTree(into + scenario.source, scenario.source)
 })
 
-restore('a new machine restores with the identity alone, without configuration of the old one', async () => {
-  const scenario = await exported()
-  const other = await makeScenario({ target: scenario.target, machine: 'new-one' })
-  const keys = `${scenario.directory}/carried.txt`
-  writeFileSync(keys, readFileSync(scenario.identity))
-  const into = `${other.directory}/into`
-  const { status, stderr } = await other.run('restore', '--source', 'external', '--machine', 'tester', '--identity', keys, '--into', into)
-  assert.is(status, 0, stderr)
-  assertSameTree(into + scenario.source, scenario.source)
-  // The signing key is what makes the difference: without it, nothing on the drive is believed.
-  writeFileSync(keys, readFileSync(keys, 'utf8').replace(/^# signing key of .*$/m, ''))
-  const untrusted = await other.run('restore', '--source', 'external', '--machine', 'tester', '--identity', keys, '--into', `${into}2`)
-  assert.is(untrusted.status, 13)
-  assert.equal(namesIn(`${into}2`, /./), [])
-})
+restore(
+  'a new machine restores with the identity alone, without configuration of the old one',
+  async () => {
+    const scenario = await exported()
+    const other = await makeScenario({ target: scenario.target, machine: 'new-one' })
+    const keys = `${scenario.directory}/carried.txt`
+    writeFileSync(keys, readFileSync(scenario.identity))
+    const into = `${other.directory}/into`
+    const { status, stderr } = await other.run(
+      'restore',
+      '--source',
+      'external',
+      '--machine',
+      'tester',
+      '--identity',
+      keys,
+      '--into',
+      into,
+    )
+    assert.is(status, 0, stderr)
+    assertSameTree(into + scenario.source, scenario.source)
+    // The signing key is what makes the difference: without it, nothing on the drive is believed.
+    writeFileSync(keys, readFileSync(keys, 'utf8').replace(/^# signing key of .*$/m, ''))
+    const untrusted = await other.run(
+      'restore',
+      '--source',
+      'external',
+      '--machine',
+      'tester',
+      '--identity',
+      keys,
+      '--into',
+      `${into}2`,
+    )
+    assert.is(untrusted.status, 13)
+    assert.equal(namesIn(`${into}2`, /./), [])
+  },
+)
 
 restore('an incomplete generation is restored as such: exit 3', async () => {
   const scenario = await makeScenario()
   writeFileSync(`${scenario.source}/letter`, 'x')
-  configure(scenario, (c) => { c['backup_sets'][0].sources.push('/no/such/thing') })
+  configure(scenario, (c) => {
+    c['backup_sets'][0].sources.push('/no/such/thing')
+  })
   assert.is((await scenario.collect()).status, 3)
   assert.is((await scenario.external()).status, 3)
   for (const source of SOURCES) {
@@ -360,33 +514,49 @@ restore('an incomplete generation is restored as such: exit 3', async () => {
 
 if (canRunAsRoot('owners, devices and capabilities in a restore')) {
   for (const source of SOURCES) {
-    restore(`${source}: FIFOs, devices, set-user-id, capabilities, and every sort of name`, async () => {
-      const scenario = await exported((directory) => {
-        script(`cd "$1"; mkfifo fifo; mknod null c 1 3; printf x >setuid; chown 1234:5678 setuid; chmod 6755 setuid
+    restore(
+      `${source}: FIFOs, devices, set-user-id, capabilities, and every sort of name`,
+      async () => {
+        const scenario = await exported((directory) => {
+          script(
+            `cd "$1"; mkfifo fifo; mknod null c 1 3; printf x >setuid; chown 1234:5678 setuid; chmod 6755 setuid
           printf x >capable; setcap cap_net_raw+ep capable; printf x >$'new\\nline'; printf x >$'\\xff\\xfe'; printf x >-rf
           printf x >"$(printf 'n%.0s' {1..255})"; printf x >'a*?[b]\\c"'; printf x >.hidden; mkdir ' '; printf x >' /x'
-          setfacl -m u:7:rw .hidden; setfattr -n user.x -v y fifo 2>/dev/null || true`, directory)
-      })
-      const into = `${scenario.directory}/into`
-      const { status, stderr } = await from(scenario, source, '--into', into)
-      assert.is(status, 0, stderr)
-      assertSameTree(into + scenario.source, scenario.source)
-      // One by one, as somebody would ask for it.
-      for (const name of ['new\nline', '-rf', 'n'.repeat(255), 'a*?[b]\\c"', ' ']) {
-        const one = `${scenario.directory}/one`
-        const alone = await from(scenario, source, '--path', `${scenario.source}/${name}`, '--into', one)
-        assert.is(alone.status, 0, alone.stderr)
-        assert.equal(readdirSync(one + scenario.source), [name])
-        rmSync(one, { recursive: true })
-      }
-    })
+          setfacl -m u:7:rw .hidden; setfattr -n user.x -v y fifo 2>/dev/null || true`,
+            directory,
+          )
+        })
+        const into = `${scenario.directory}/into`
+        const { status, stderr } = await from(scenario, source, '--into', into)
+        assert.is(status, 0, stderr)
+        assertSameTree(into + scenario.source, scenario.source)
+        // One by one, as somebody would ask for it.
+        for (const name of ['new\nline', '-rf', 'n'.repeat(255), 'a*?[b]\\c"', ' ']) {
+          const one = `${scenario.directory}/one`
+          const alone = await from(
+            scenario,
+            source,
+            '--path',
+            `${scenario.source}/${name}`,
+            '--into',
+            one,
+          )
+          assert.is(alone.status, 0, alone.stderr)
+          assert.equal(readdirSync(one + scenario.source), [name])
+          rmSync(one, { recursive: true })
+        }
+      },
+    )
   }
 }
 
 for (const source of SOURCES) {
   restore(`${source}: a socket is collected and told of, but not made again`, async () => {
     const scenario = await exported((directory) => {
-      script('cd "$1"; perl -MIO::Socket::UNIX -e \'IO::Socket::UNIX->new(Type => SOCK_STREAM, Local => "socket", Listen => 1) or die\'', directory)
+      script(
+        'cd "$1"; perl -MIO::Socket::UNIX -e \'IO::Socket::UNIX->new(Type => SOCK_STREAM, Local => "socket", Listen => 1) or die\'',
+        directory,
+      )
       writeFileSync(`${directory}/letter`, randomBytes(10))
     })
     const into = `${scenario.directory}/into`

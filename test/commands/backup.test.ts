@@ -2,7 +2,13 @@ import { existsSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import {
-  assertNoLeftovers, assertSameTree, configure, exportStamps, inventory, jsonLines, makeScenario,
+  assertNoLeftovers,
+  assertSameTree,
+  configure,
+  exportStamps,
+  inventory,
+  jsonLines,
+  makeScenario,
 } from '../helpers/scenario.ts'
 
 const backup = suite('backup')
@@ -36,26 +42,39 @@ backup('a target that is absent is said, is 75, and the collection is there', as
   assert.is(exportStamps(scenario).length, 1)
 })
 
-backup('a set that cannot be collected does not keep another from being exported; the worst exit code counts', async () => {
-  const scenario = await makeScenario()
-  configure(scenario, (c) => {
-    c['backup_sets'].unshift({ name: 'gone', sources: ['/no/such/thing'] })
-    c['backup_sets'].push({ name: 'half', sources: [scenario.source, '/no/such/thing'] })
-  })
-  const run = await scenario.run('--json')
-  assert.is(run.status, 1)
-  const results = jsonLines(run, 'result').map(({ set, outcome, exitCode }) => [set, outcome, exitCode])
-  assert.equal(results, [
-    ['gone', 'failed', 1], ['data', 'collected', 0], ['half', 'collected', 3],
-    ['gone', 'nothing collected', 1], ['data', 'exported', 0], ['half', 'exported', 3],
-  ])
-  assert.is(exportStamps(scenario, 'data').length, 1)
-  assert.is(exportStamps(scenario, 'half').length, 1)
-})
+backup(
+  'a set that cannot be collected does not keep another from being exported; the worst exit code counts',
+  async () => {
+    const scenario = await makeScenario()
+    configure(scenario, (c) => {
+      c['backup_sets'].unshift({ name: 'gone', sources: ['/no/such/thing'] })
+      c['backup_sets'].push({ name: 'half', sources: [scenario.source, '/no/such/thing'] })
+    })
+    const run = await scenario.run('--json')
+    assert.is(run.status, 1)
+    const results = jsonLines(run, 'result').map(({ set, outcome, exitCode }) => [
+      set,
+      outcome,
+      exitCode,
+    ])
+    assert.equal(results, [
+      ['gone', 'failed', 1],
+      ['data', 'collected', 0],
+      ['half', 'collected', 3],
+      ['gone', 'nothing collected', 1],
+      ['data', 'exported', 0],
+      ['half', 'exported', 3],
+    ])
+    assert.is(exportStamps(scenario, 'data').length, 1)
+    assert.is(exportStamps(scenario, 'half').length, 1)
+  },
+)
 
 backup('without targets it collects, and warns that staging is the only copy', async () => {
   const scenario = await makeScenario()
-  configure(scenario, (c) => { c['targets'] = [] })
+  configure(scenario, (c) => {
+    c['targets'] = []
+  })
   const { status, stderr } = await scenario.run()
   assert.is(status, 0)
   assert.match(stderr, 'nothing was exported, staging is the only copy')
@@ -73,7 +92,12 @@ backup('a dry run changes nothing at all', async () => {
 backup('with --json there is nothing but JSON on standard output', async () => {
   const scenario = await makeScenario()
   const run = await scenario.run('--json')
-  const kinds = new Set(run.stdout.trim().split('\n').map((line) => (JSON.parse(line) as { kind: string }).kind))
+  const kinds = new Set(
+    run.stdout
+      .trim()
+      .split('\n')
+      .map((line) => (JSON.parse(line) as { kind: string }).kind),
+  )
   assert.ok(kinds.has('result') && kinds.has('phase'))
   assert.equal(readdirSync(scenario.target).includes('machines'), true)
 })
@@ -82,8 +106,11 @@ backup('no secret is in what it writes or prints', async () => {
   const scenario = await makeScenario()
   writeFileSync(`${scenario.source}/letter`, 'x')
   const run = await scenario.run('--json', '--verbose')
-  const secret = /AGE-SECRET-KEY-1[A-Z0-9]{20,}/.exec(readFileSync(scenario.identity, 'utf8'))?.[0] ?? 'none'
-  const signing = readFileSync(`${scenario.home}/.config/backup/signing.key`, 'utf8').trim().split('\n').at(-1) ?? 'none'
+  const secret =
+    /AGE-SECRET-KEY-1[A-Z0-9]{20,}/.exec(readFileSync(scenario.identity, 'utf8'))?.[0] ?? 'none'
+  const signing =
+    readFileSync(`${scenario.home}/.config/backup/signing.key`, 'utf8').trim().split('\n').at(-1)
+    ?? 'none'
   for (const text of [secret, signing]) {
     assert.ok(text.length > 30)
     assert.not.ok((run.stdout + run.stderr).includes(text))

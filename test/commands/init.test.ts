@@ -3,7 +3,13 @@
 
 import { execFileSync } from 'node:child_process'
 import {
-  existsSync, mkdirSync, readdirSync, readFileSync, statSync, symlinkSync, writeFileSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
 } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
@@ -22,27 +28,52 @@ function init(home: string, ...words: string[]) {
 
 function modes(directory: string): Record<string, string> {
   const names = readdirSync(directory).sort()
-  return Object.fromEntries(names.map((name) => {
-    return [name, (statSync(join(directory, name)).mode & 0o7777).toString(8)]
-  }))
+  return Object.fromEntries(
+    names.map((name) => {
+      return [name, (statSync(join(directory, name)).mode & 0o7777).toString(8)]
+    }),
+  )
 }
 
 test('makes a configuration, an identity and a signing key that fit together', async () => {
   const home = tempDirectory()
   const directory = join(home, '.config/backup')
   writeFileSync(join(home, 'passphrase'), 'correct horse\nsecond line\n')
-  const { status, stdout, stderr } = await init(home, '--staging', 'staging', '--target', '~/drive', '--source', '/data',
-    '--source', 'it\'s "$HOME"', '--machine', 'box', '--passphrase-file', 'passphrase')
+  const { status, stdout, stderr } = await init(
+    home,
+    '--staging',
+    'staging',
+    '--target',
+    '~/drive',
+    '--source',
+    '/data',
+    '--source',
+    'it\'s "$HOME"',
+    '--machine',
+    'box',
+    '--passphrase-file',
+    'passphrase',
+  )
   assert.is(status, 0, stderr)
   assert.is(stderr, '')
   assert.equal(modes(directory), {
-    'config.yaml': '600', 'identity.age': '600', 'identity.age.salt': '600', 'signing.key': '600', 'signing.pub': '644',
+    'config.yaml': '600',
+    'identity.age': '600',
+    'identity.age.salt': '600',
+    'signing.key': '600',
+    'signing.pub': '644',
   })
   assert.is(statSync(directory).mode & 0o777, 0o700)
 
   const path = join(directory, 'config.yaml')
   const text = readFileSync(path, 'utf8')
-  const configuration = await parseConfiguration({ path, text, home, environment: {}, hostName: 'other' })
+  const configuration = await parseConfiguration({
+    path,
+    text,
+    home,
+    environment: {},
+    hostName: 'other',
+  })
   assert.is(configuration.machine, 'box')
   assert.is(configuration.staging, join(home, 'staging'))
   assert.equal(configuration.backupSets[0]?.sources, ['/data', join(home, 'it\'s "$HOME"')])
@@ -51,7 +82,14 @@ test('makes a configuration, an identity and a signing key that fit together', a
   assert.match(text, /# snapshot: required/)
 
   const shown = await runCli(
-    ['keys', 'show', '--identity', join(directory, 'identity.age'), '--passphrase-file', join(home, 'passphrase')],
+    [
+      'keys',
+      'show',
+      '--identity',
+      join(directory, 'identity.age'),
+      '--passphrase-file',
+      join(home, 'passphrase'),
+    ],
     { environment: { HOME: home } },
   )
   assert.is(shown.status, 0, shown.stderr)
@@ -60,7 +98,10 @@ test('makes a configuration, an identity and a signing key that fit together', a
   assert.match(shown.stdout, `signing key of box: ${publicKey}\n`)
   assert.match(stdout, `     ${publicKey}\n`)
   const known = await runCli(['keys', 'public'], { environment: { HOME: home } })
-  assert.is(known.stdout, `recipient: ${configuration.recipients[0]}\nsigning key of box: ${publicKey}\n`)
+  assert.is(
+    known.stdout,
+    `recipient: ${configuration.recipients[0]}\nsigning key of box: ${publicKey}\n`,
+  )
 })
 
 test('no secret is printed where nobody sits at a terminal, but for a passphrase made here', async () => {
@@ -72,7 +113,14 @@ test('no secret is printed where nobody sits at a terminal, but for a passphrase
   const passphrase = /^ {5}(([a-z2-9]{5}-){4}[a-z2-9]{5})$/m.exec(stdout)?.[1] ?? ''
   writeFileSync(join(home, 'passphrase'), passphrase)
   const identity = join(home, '.config/backup/identity.age')
-  const words = ['keys', 'show', '--identity', identity, '--passphrase-file', join(home, 'passphrase')]
+  const words = [
+    'keys',
+    'show',
+    '--identity',
+    identity,
+    '--passphrase-file',
+    join(home, 'passphrase'),
+  ]
   const shown = await runCli(words, { environment: { HOME: home } })
   assert.is(shown.status, 0, shown.stderr)
   assert.match(shown.stdout, /^identity \(secret\): AGE-SECRET-KEY-1/)
@@ -83,9 +131,12 @@ test('stock age and minisign take the keys', async () => {
   const made = await init(home, '--staging', '/srv', '--no-passphrase')
   assert.is(made.status, 0, made.stderr)
   const directory = join(home, '.config/backup')
-  const [recipient = ''] = /age1[a-z0-9]{58}/.exec(readFileSync(join(directory, 'config.yaml'), 'utf8')) ?? []
+  const [recipient = ''] =
+    /age1[a-z0-9]{58}/.exec(readFileSync(join(directory, 'config.yaml'), 'utf8')) ?? []
   const sealed = execFileSync('age', ['-r', recipient], { input: 'hello' })
-  const opened = execFileSync('age', ['-d', '-i', join(directory, 'identity.txt')], { input: sealed })
+  const opened = execFileSync('age', ['-d', '-i', join(directory, 'identity.txt')], {
+    input: sealed,
+  })
   assert.is(opened.toString(), 'hello')
 
   const file = join(home, 'file')
@@ -96,7 +147,13 @@ test('stock age and minisign take the keys', async () => {
 })
 
 test('any file that is there already is told, and nothing is made or changed', async () => {
-  for (const name of ['config.yaml', 'signing.key', 'signing.pub', 'identity.age', 'identity.age.salt']) {
+  for (const name of [
+    'config.yaml',
+    'signing.key',
+    'signing.pub',
+    'identity.age',
+    'identity.age.salt',
+  ]) {
     const home = tempDirectory()
     const directory = join(home, '.config/backup')
     mkdirSync(directory, { recursive: true })
@@ -104,8 +161,11 @@ test('any file that is there already is told, and nothing is made or changed', a
     const { status, stdout, stderr } = await init(home, '--staging', '/srv')
     assert.is(status, 2)
     assert.is(stdout, '')
-    assert.is(stderr, `backup init: error: already there: "${join(directory, name)}"\n`
-      + 'backup init: hint: nothing was changed; name other files with --config and --identity, or move these away\n')
+    assert.is(
+      stderr,
+      `backup init: error: already there: "${join(directory, name)}"\n`
+        + 'backup init: hint: nothing was changed; name other files with --config and --identity, or move these away\n',
+    )
     assert.equal(readdirSync(directory), [name])
     assert.is(readFileSync(join(directory, name), 'utf8'), 'mine')
   }
@@ -124,7 +184,8 @@ test('a second run changes nothing', async () => {
   const home = tempDirectory()
   assert.is((await init(home, '--staging', '/srv')).status, 0)
   const directory = join(home, '.config/backup')
-  const read = () => readdirSync(directory).map((name) => readFileSync(join(directory, name), 'utf8'))
+  const read = () =>
+    readdirSync(directory).map((name) => readFileSync(join(directory, name), 'utf8'))
   const before = read()
   assert.is((await init(home, '--staging', '/srv')).status, 2)
   assert.equal(read(), before)
@@ -132,7 +193,10 @@ test('a second run changes nothing', async () => {
 
 /** What is typed, what standard error begins with; nothing may be made. */
 const MISTAKES: readonly (readonly [readonly string[], string])[] = [
-  [[], 'backup init: error: there is no staging directory: neither --staging nor $DBACKUP is given\n'],
+  [
+    [],
+    'backup init: error: there is no staging directory: neither --staging nor $DBACKUP is given\n',
+  ],
   [['--staging', ''], 'backup init: error: --staging needs a value\n'],
   [
     ['--staging', '/srv', '--machine', 'My Box'],
@@ -152,8 +216,14 @@ const MISTAKES: readonly (readonly [readonly string[], string])[] = [
     'backup init: error: the passphrase file "/dev/null" begins with an empty line\n',
   ],
   [['--staging', '/srv', '--json'], '{"schema":1,"kind":"error","code":"USAGE"'],
-  [['--staging', '/srv', '--passphrase-file', '../long'], 'backup init: error: this passphrase cannot be used\n'],
-  [['--staging', '/srv', '--config', '/dev/null/c.yaml'], 'backup init: error: "/dev/null" cannot be made (E'],
+  [
+    ['--staging', '/srv', '--passphrase-file', '../long'],
+    'backup init: error: this passphrase cannot be used\n',
+  ],
+  [
+    ['--staging', '/srv', '--config', '/dev/null/c.yaml'],
+    'backup init: error: "/dev/null" cannot be made (E',
+  ],
   [
     ['--staging', '/srv', '--identity', '/dev/null/id'],
     'backup init: error: "/dev/null" cannot be made (E',
@@ -178,8 +248,16 @@ test('a failure at the very end takes back all that was made, and only that', as
   mkdirSync(join(home, 'c'))
   // The name fits, but not with what a file is called while it is written.
   const config = join(home, 'c', 'x'.repeat(250))
-  const { status, stderr } = await init(home, '--staging', '/srv', '--no-passphrase', '--config', config,
-    '--identity', join(home, 'new/deep/identity'))
+  const { status, stderr } = await init(
+    home,
+    '--staging',
+    '/srv',
+    '--no-passphrase',
+    '--config',
+    config,
+    '--identity',
+    join(home, 'new/deep/identity'),
+  )
   assert.is(status, 2)
   assert.match(stderr, 'cannot be made (ENAMETOOLONG)')
   assert.equal(readdirSync(join(home, 'c')), [])
@@ -197,18 +275,50 @@ test('--dry-run says what would be made and makes nothing', async () => {
 
 test('with --json the result names files and public keys, and no secret', async () => {
   const home = tempDirectory()
-  const { status, stdout } = await init(home, '--staging', '/srv', '--machine', 'box', '--no-passphrase', '--json')
+  const { status, stdout } = await init(
+    home,
+    '--staging',
+    '/srv',
+    '--machine',
+    'box',
+    '--no-passphrase',
+    '--json',
+  )
   assert.is(status, 0)
   const result = JSON.parse(stdout) as Record<string, unknown>
-  assert.equal(Object.keys(result), ['schema', 'kind', 'command', 'files', 'machine', 'recipient', 'signingKey'])
+  assert.equal(Object.keys(result), [
+    'schema',
+    'kind',
+    'command',
+    'files',
+    'machine',
+    'recipient',
+    'signingKey',
+  ])
   assert.not.match(stdout, 'SECRET')
 })
 
 test('the written configuration reads back whatever the paths are', async () => {
-  const paths = ['/a', '/a b', '/"\'', '/$HOME', '/$$', '/ü\u00a0', '/#x: y', '/a\nb\tc', '/~', '/\\n']
+  const paths = [
+    '/a',
+    '/a b',
+    '/"\'',
+    '/$HOME',
+    '/$$',
+    '/ü\u00a0',
+    '/#x: y',
+    '/a\nb\tc',
+    '/~',
+    '/\\n',
+  ]
   const initial = { machine: 'box', recipient: `age1${'q'.repeat(58)}`, signingKey: '/k' }
   for (const path of paths) {
-    const text = configurationText({ ...initial, staging: path, target: path, sources: [path, path] })
+    const text = configurationText({
+      ...initial,
+      staging: path,
+      target: path,
+      sources: [path, path],
+    })
     const options = { path: '/c', text, home: '/h', environment: {}, hostName: 'h' }
     const configuration = await parseConfiguration(options)
     assert.is(configuration.staging, path)
@@ -226,7 +336,10 @@ test('the QR code is a square of blocks inside a white border', () => {
   assert.ok(lines.every((line) => /^( {4}[ ▀▄█]*)?$/.test(line)))
   assert.is(Math.ceil((width + 4) / 2), lines.length)
   // The finder pattern at the upper left: seven modules, three rows of text and a half.
-  assert.equal(lines.slice(2, 6).map((line) => line.slice(4, 11)), ['█▀▀▀▀▀█', '█ ███ █', '█ ▀▀▀ █', '▀▀▀▀▀▀▀'])
+  assert.equal(
+    lines.slice(2, 6).map((line) => line.slice(4, 11)),
+    ['█▀▀▀▀▀█', '█ ███ █', '█ ▀▀▀ █', '▀▀▀▀▀▀▀'],
+  )
 })
 
 test.run()

@@ -1,6 +1,8 @@
-// A small file system of its own in an image file, mounted by loop device: full drives, read-only drives, damaged media.
+// A small file system of its own in an image file, mounted by loop device: full drives, read-only
+// drives, damaged media.
 //
-// Unmounted when the test process ends, however it ends, and before its scratch directories are removed. Needs root.
+// Unmounted when the test process ends, however it ends, and before its scratch directories are
+// removed. Needs root.
 
 import { spawnSync } from 'node:child_process'
 import { closeSync, mkdirSync, openSync, ftruncateSync } from 'node:fs'
@@ -19,7 +21,13 @@ const MIB = 1024 * 1024
 const mounted = new Set<string>()
 
 /** A mounted file system of that size. `type` is what mkfs calls it. */
-export function loopDevice({ sizeMib, type = 'ext4' }: { sizeMib: number; type?: string }): LoopDevice {
+export function loopDevice({
+  sizeMib,
+  type = 'ext4',
+}: {
+  sizeMib: number
+  type?: string
+}): LoopDevice {
   releaseAtExit()
   const directory = tempDirectory()
   const image = `${directory}/image`
@@ -44,7 +52,10 @@ export function loopDevice({ sizeMib, type = 'ext4' }: { sizeMib: number; type?:
 
 let prepared = false
 
-/** Before the handlers of tempDirectory(), or they would empty the mounted file system and fail at the mount point. */
+/**
+ * Before the handlers of tempDirectory(), or they would empty the mounted file system and fail at
+ * the mount point.
+ */
 function releaseAtExit(): void {
   if (prepared) return
   prepared = true

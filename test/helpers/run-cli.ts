@@ -29,8 +29,12 @@ export async function runCli(words: readonly string[], options: RunOptions): Pro
   })
   let stdout = ''
   let stderr = ''
-  child.stdout.setEncoding('utf8').on('data', (text: string) => { stdout += text })
-  child.stderr.setEncoding('utf8').on('data', (text: string) => { stderr += text })
+  child.stdout.setEncoding('utf8').on('data', (text: string) => {
+    stdout += text
+  })
+  child.stderr.setEncoding('utf8').on('data', (text: string) => {
+    stderr += text
+  })
   child.stdin.on('error', () => {})
   child.stdin.end(options.input ?? '')
   return await new Promise((resolve, reject) => {

@@ -1,8 +1,17 @@
-// A home, a configuration made by `init`, staging and a target: everything an end-to-end test runs the built program on.
+// A home, a configuration made by `init`, staging and a target: everything an end-to-end test runs
+// the built program on.
 
 import { spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import { existsSync, lstatSync, mkdirSync, readFileSync, readdirSync, readlinkSync, writeFileSync } from 'node:fs'
+import {
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  readlinkSync,
+  writeFileSync,
+} from 'node:fs'
 import { dirname, join } from 'node:path'
 import * as assert from 'uvu/assert'
 import { parse } from 'yaml'
@@ -76,15 +85,37 @@ export async function makeScenario(options: ScenarioOptions = {}): Promise<Scena
     writeFileSync(`${directory}/passphrase`, `${options.passphrase}\n`, { mode: 0o600 })
     protection = ['--passphrase-file', `${directory}/passphrase`]
   }
-  const init = await run('init', '--source', source, '--staging', staging, '--target', target,
-    '--machine', options.machine ?? 'tester', ...protection)
+  const init = await run(
+    'init',
+    '--source',
+    source,
+    '--staging',
+    staging,
+    '--target',
+    target,
+    '--machine',
+    options.machine ?? 'tester',
+    ...protection,
+  )
   assert.is(init.status, 0, init.stderr)
-  const identity = join(dirname(configuration),
-    options.passphrase === undefined ? 'identity.txt' : 'identity.age')
+  const identity = join(
+    dirname(configuration),
+    options.passphrase === undefined ? 'identity.txt' : 'identity.age',
+  )
   const collect = async (...words: string[]): Promise<Outcome> => await run('collect', ...words)
   const external = async (...words: string[]): Promise<Outcome> => await run('external', ...words)
   return {
-    directory, home, source, staging, target, configuration, identity, environment, run, collect, external,
+    directory,
+    home,
+    source,
+    staging,
+    target,
+    configuration,
+    identity,
+    environment,
+    run,
+    collect,
+    external,
     restore: async (...words) =>
       await run('restore', '--source', 'external', '--identity', identity, ...words),
     generation: async () => {
@@ -98,7 +129,10 @@ export async function makeScenario(options: ScenarioOptions = {}): Promise<Scena
 }
 
 /** Changes the configuration file. */
-export function configure({ configuration }: Scenario, change: (properties: Properties) => void): void {
+export function configure(
+  { configuration }: Scenario,
+  change: (properties: Properties) => void,
+): void {
   const properties = parse(readFileSync(configuration, 'utf8')) as Properties
   change(properties)
   writeFileSync(configuration, JSON.stringify(properties))
@@ -106,8 +140,11 @@ export function configure({ configuration }: Scenario, change: (properties: Prop
 
 /** The objects of `--json` of one kind. */
 export function jsonLines({ stdout }: Outcome, kind: string): Properties[] {
-  return stdout.split('\n').filter((line) => line !== '')
-    .map((line) => JSON.parse(line) as Properties).filter((object) => object['kind'] === kind)
+  return stdout
+    .split('\n')
+    .filter((line) => line !== '')
+    .map((line) => JSON.parse(line) as Properties)
+    .filter((object) => object['kind'] === kind)
 }
 
 /** The only result of an export run. */
@@ -126,11 +163,15 @@ export function setDirectory({ target }: Scenario, set = 'data', machine = 'test
 export function exportStamps(scenario: Scenario, set = 'data'): string[] {
   const directory = setDirectory(scenario, set)
   if (!existsSync(directory)) return []
-  return readdirSync(directory).sort()
+  return readdirSync(directory)
+    .sort()
     .filter((stamp) => existsSync(`${directory}/${stamp}/manifest.tar.zst.age`))
 }
 
-/** Every path (UTF-8 only) below a directory with what it is: `directory`, `-> target`, or the SHA-256 of a file. */
+/**
+ * Every path (UTF-8 only) below a directory with what it is: `directory`, `-> target`, or the
+ * SHA-256 of a file.
+ */
 export function inventory(directory: string, below = ''): Map<string, string> {
   const found = new Map<string, string>()
   if (!existsSync(directory)) return found
@@ -154,14 +195,17 @@ export function sha256(path: string): string {
 /** The paths below a directory that match, one character a byte. */
 export function namesIn(directory: string, pattern: RegExp): string[] {
   if (!existsSync(directory)) return []
-  const paths = script('find "$1" -mindepth 1 -printf "%P\\0" | sort -z', directory).split('\0').slice(0, -1)
+  const paths = script('find "$1" -mindepth 1 -printf "%P\\0" | sort -z', directory)
+    .split('\0')
+    .slice(0, -1)
   return paths.filter((path) => pattern.test(path))
 }
 
 /** Runs a bash script of stock programs and gives its output, one character a byte. */
 export function script(text: string, ...words: string[]): string {
   const run = spawnSync('bash', ['-euo', 'pipefail', '-c', text, 'bash', ...words], {
-    encoding: 'latin1', maxBuffer: 256 * 1024 * 1024,
+    encoding: 'latin1',
+    maxBuffer: 256 * 1024 * 1024,
   })
   assert.is(run.status, 0, `${text}: ${run.stderr}`)
   return run.stdout
@@ -172,8 +216,13 @@ export function assertSameTree(actual: string, expected: string): void {
   const differences = script('rsync -aHAXSnic --delete "$1/" "$2/"', expected, actual)
   assert.is(differences, '', 'rsync sees no difference')
   const times = 'cd "$1"; find . -printf "%P %y %T@ %m %U:%G %n\\0" | sort -z'
-  assert.is(script(times, actual), script(times, expected), 'types, nanoseconds, modes, owners, links')
-  const xattrs = 'cd "$1"; getfattr -R -P -h -d -m - -e hex . 2>/dev/null | sort; getfacl -R -P -n . | sort'
+  assert.is(
+    script(times, actual),
+    script(times, expected),
+    'types, nanoseconds, modes, owners, links',
+  )
+  const xattrs =
+    'cd "$1"; getfattr -R -P -h -d -m - -e hex . 2>/dev/null | sort; getfacl -R -P -n . | sort'
   assert.is(script(xattrs, actual), script(xattrs, expected), 'extended attributes and ACLs')
 }
 

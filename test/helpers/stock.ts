@@ -17,7 +17,9 @@ export interface StockOptions {
 
 /** Runs a program without a terminal of its own. */
 export function runStock(
-  program: string, words: readonly string[], options: StockOptions = {},
+  program: string,
+  words: readonly string[],
+  options: StockOptions = {},
 ): Outcome {
   const { input = '', workingDirectory, environment = {} } = options
   const { status, stdout, stderr, error } = spawnSync(program, words, {
@@ -33,7 +35,9 @@ export function runStock(
 
 /** What it printed. Throws with what it complained about when it failed. */
 export function stock(
-  program: string, words: readonly string[], options: StockOptions = {},
+  program: string,
+  words: readonly string[],
+  options: StockOptions = {},
 ): string {
   const { status, stdout, stderr } = runStock(program, words, options)
   if (status === 0) return stdout

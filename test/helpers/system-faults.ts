@@ -1,8 +1,9 @@
 // Makes the program under test fail or die at a chosen system call, exactly and repeatably.
 //
-// A script that Node loads before the program, in its workers too, wraps the calls of node:fs that change anything. It counts
-// them over all threads; at the chosen one it kills the process, throws a system error, or runs a command (to alter a
-// disk's blocks, say). The program itself knows nothing of it. What rsync does is not counted.
+// A script that Node loads before the program, in its workers too, wraps the calls of node:fs that
+// change anything. It counts them over all threads; at the chosen one it kills the process, throws
+// a system error, or runs a command (to alter a disk's blocks, say). The program itself knows
+// nothing of it. What rsync does is not counted.
 
 import { existsSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { tempDirectory } from './temp-dir.ts'
@@ -12,7 +13,10 @@ export interface FaultRule {
   readonly match?: RegExp
   /** Which of them, from 1. Default: every one. */
   readonly at?: number
-  /** `kill` before the call; an error code such as ENOSPC instead of it; or a shell command after it, `$1` the path. */
+  /**
+   * `kill` before the call; an error code such as ENOSPC instead of it; or a shell command after
+   * it, `$1` the path.
+   */
   readonly action: 'count' | 'kill' | { readonly error: string } | { readonly command: string }
 }
 
@@ -81,7 +85,7 @@ export function planFault({ match = /./, at, action }: FaultRule): FaultPlan {
   const rule = { match: match.source, at, action, counter }
   return {
     environment: { NODE_OPTIONS: `--require=${hook}`, TEST_FAULT_RULE: JSON.stringify(rule) },
-    count: () => existsSync(counter) ? statSync(counter).size : 0,
+    count: () => (existsSync(counter) ? statSync(counter).size : 0),
     calls: () => readFileSync(`${counter}.names`, 'utf8').split('\n').slice(0, -1),
   }
 }

@@ -12,12 +12,17 @@ import { tempDirectory } from '../helpers/temp-dir.ts'
 const test = suite('acl')
 
 const MINIMAL = 'user::rw-\ngroup::r--\nother::---\n'
-const FULL = 'user::rwx\nuser:0:r--\nuser:4294967294:-w-\n'
+const FULL =
+  'user::rwx\nuser:0:r--\nuser:4294967294:-w-\n'
   + 'group::r-x\ngroup:100:---\nmask::rwx\nother::--x\n'
 
 const NONE = 0xffffffff
 const MASK = [0x10, 7, NONE]
-const OWNERS = [[1, 6, NONE], [4, 4, NONE], [0x20, 0, NONE]]
+const OWNERS = [
+  [1, 6, NONE],
+  [4, 4, NONE],
+  [0x20, 0, NONE],
+]
 
 function binary(entries: readonly (readonly number[])[], version = 2): Buffer {
   const bytes = Buffer.alloc(4 + entries.length * 8)
@@ -41,10 +46,19 @@ test('text and bytes are inverses', () => {
 })
 
 test('an id on an entry that has no name is ignored', () => {
-  assert.is(aclToText(binary([[1, 6, 0], [4, 4, 7], [0x20, 0, 9]])), MINIMAL)
+  assert.is(
+    aclToText(
+      binary([
+        [1, 6, 0],
+        [4, 4, 7],
+        [0x20, 0, 9],
+      ]),
+    ),
+    MINIMAL,
+  )
 })
 
-test('lines in another order give the bytes in the kernel\'s order', () => {
+test("lines in another order give the bytes in the kernel's order", () => {
   const shuffled = FULL.trim().split('\n').reverse().join('\n') + '\n'
   const tags = (text: string): unknown => text.split('\n').map((line) => line.split(':')[0])
   assert.equal(tags(aclToText(aclFromText(shuffled))), tags(FULL))
@@ -52,17 +66,30 @@ test('lines in another order give the bytes in the kernel\'s order', () => {
 
 test('refuses malformed bytes', () => {
   const cases: Record<string, Buffer> = {
-    'nothing': Buffer.alloc(0),
+    nothing: Buffer.alloc(0),
     'no entries': binary([]),
     'version 1': binary(OWNERS, 1),
     'half an entry': binary(OWNERS).subarray(0, 24),
     'unknown tag': binary([...OWNERS, [0x40, 0, NONE]]),
     'tag of two bits': binary([[1, 6, NONE], [3, 6, 1], [4, 4, NONE], MASK, [0x20, 0, NONE]]),
-    'unknown permission': binary([[1, 8, NONE], [4, 4, NONE], [0x20, 0, NONE]]),
-    'out of order': binary([[4, 4, NONE], [1, 6, NONE], [0x20, 0, NONE]]),
+    'unknown permission': binary([
+      [1, 8, NONE],
+      [4, 4, NONE],
+      [0x20, 0, NONE],
+    ]),
+    'out of order': binary([
+      [4, 4, NONE],
+      [1, 6, NONE],
+      [0x20, 0, NONE],
+    ]),
     'owner twice': binary([[1, 6, NONE], ...OWNERS]),
     'no other': binary(OWNERS.slice(0, 2)),
-    'named without mask': binary([[1, 6, NONE], [2, 6, 5], [4, 4, NONE], [0x20, 0, NONE]]),
+    'named without mask': binary([
+      [1, 6, NONE],
+      [2, 6, 5],
+      [4, 4, NONE],
+      [0x20, 0, NONE],
+    ]),
     'named without id': binary([[1, 6, NONE], [2, 6, NONE], [4, 4, NONE], MASK, [0x20, 0, NONE]]),
     'two masks': binary([[1, 6, NONE], [4, 4, NONE], MASK, MASK, [0x20, 0, NONE]]),
   }
@@ -73,21 +100,32 @@ test('refuses malformed bytes', () => {
 
 test('refuses malformed text', () => {
   const cases = [
-    '', '\n', MINIMAL.trim(), MINIMAL + '\n', MINIMAL.replaceAll('\n', '\r\n'),
-    MINIMAL.replace('rw-', 'rwz'), MINIMAL.replace('rw-', 'wr-'),
-    MINIMAL.replace('other::', 'other:5:'), MINIMAL.replace('user::rw-\n', ''),
-    MINIMAL + 'user:joe:rwx\n', MINIMAL + 'user:5:rwx\n', 'user::rw-:0\n' + MINIMAL,
-    `${MINIMAL}mask::rwx\nuser:4294967295:rwx\n`, `${MINIMAL}mask::rwx\nuser:99999999999:rwx\n`,
+    '',
+    '\n',
+    MINIMAL.trim(),
+    MINIMAL + '\n',
+    MINIMAL.replaceAll('\n', '\r\n'),
+    MINIMAL.replace('rw-', 'rwz'),
+    MINIMAL.replace('rw-', 'wr-'),
+    MINIMAL.replace('other::', 'other:5:'),
+    MINIMAL.replace('user::rw-\n', ''),
+    MINIMAL + 'user:joe:rwx\n',
+    MINIMAL + 'user:5:rwx\n',
+    'user::rw-:0\n' + MINIMAL,
+    `${MINIMAL}mask::rwx\nuser:4294967295:rwx\n`,
+    `${MINIMAL}mask::rwx\nuser:99999999999:rwx\n`,
     `${MINIMAL}mask::rwx\nmask::rwx\n`,
   ]
   for (const text of cases) assert.throws(() => aclFromText(text), isDamaged, JSON.stringify(text))
 })
 
 test('what libarchive and getfacl write becomes numeric lines', () => {
-  const libarchive = 'user::rwx,group::r-x,other::--x,'
-    + 'user:joe:r--:1000,group:users:---:100,mask::rwx'
-  assert.is(numericAclText(libarchive),
-    'user::rwx\nuser:1000:r--\ngroup::r-x\ngroup:100:---\nmask::rwx\nother::--x\n')
+  const libarchive =
+    'user::rwx,group::r-x,other::--x,' + 'user:joe:r--:1000,group:users:---:100,mask::rwx'
+  assert.is(
+    numericAclText(libarchive),
+    'user::rwx\nuser:1000:r--\ngroup::r-x\ngroup:100:---\nmask::rwx\nother::--x\n',
+  )
   const getfacl = '# owner: root\nuser::rw-\nuser:5:rwx\t#effective:r--\n'
   assert.is(numericAclText(getfacl), 'user::rw-\nuser:5:rwx\n')
   assert.is(numericAclText(FULL), FULL)

@@ -14,11 +14,24 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { BackupError, type ErrorCode } from '../../lib/errors.ts'
 import {
-  CHUNK_BYTES, MAX_HEAD_BYTES, TAG_BYTES, ageLengths, createAgeHead, decryptAge,
-  decryptWithPassphrase, encryptAge, encryptWithPassphrase, openAgeHead, openChunk, sealChunk,
+  CHUNK_BYTES,
+  MAX_HEAD_BYTES,
+  TAG_BYTES,
+  ageLengths,
+  createAgeHead,
+  decryptAge,
+  decryptWithPassphrase,
+  encryptAge,
+  encryptWithPassphrase,
+  openAgeHead,
+  openChunk,
+  sealChunk,
 } from '../../lib/format/age.ts'
 import {
-  generateIdentity, parseIdentity, parseRecipient, recipientOf,
+  generateIdentity,
+  parseIdentity,
+  parseRecipient,
+  recipientOf,
 } from '../../lib/format/age-keys.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 
@@ -62,7 +75,7 @@ function parseVector(bytes: Uint8Array): Vector {
   const fields = new Map<string, string[]>()
   for (const line of all.toString('utf8', 0, end).split('\n')) {
     const [key = '', value = ''] = line.split(': ')
-    fields.set(key, [...fields.get(key) ?? [], value])
+    fields.set(key, [...(fields.get(key) ?? []), value])
   }
   const body = all.subarray(end + 2)
   return { fields, file: fields.has('compressed') ? inflateSync(body) : body }
@@ -96,9 +109,10 @@ for (const [name, bytes] of Object.entries(vectors as unknown as Record<string, 
     vectorsRun++
     let plaintext: Buffer | undefined
     const code = codeOf(() => {
-      plaintext = passphrase === undefined
-        ? decryptAge(file, identities)
-        : decryptWithPassphrase(file, passphrase)
+      plaintext =
+        passphrase === undefined
+          ? decryptAge(file, identities)
+          : decryptWithPassphrase(file, passphrase)
     })
     assert.is(code, expected)
     if (plaintext === undefined) return
@@ -159,7 +173,11 @@ whole('lengths that no age file has are refused', () => {
   const sealed = CHUNK_BYTES + TAG_BYTES
   for (const body of [-1, 0, 1, 15, sealed + 1, sealed + 15, sealed + 16, 2 * sealed + 16]) {
     const sizes = { headBytes: 184, ciphertextBytes: 184 + body }
-    assert.is(codeOf(() => ageLengths.plaintextBytes(sizes)), 'AGE_PAYLOAD', `${body} bytes`)
+    assert.is(
+      codeOf(() => ageLengths.plaintextBytes(sizes)),
+      'AGE_PAYLOAD',
+      `${body} bytes`,
+    )
   }
 })
 
@@ -168,8 +186,14 @@ whole('each of several recipients opens the file, and a stranger does not', () =
   const file = encryptAge(Buffer.from('for both'), [recipient, recipientOf(second)])
   for (const key of [identity, second]) assert.is(decryptAge(file, [key]).toString(), 'for both')
   assert.is(decryptAge(file, [generateIdentity(), second]).toString(), 'for both')
-  assert.is(codeOf(() => decryptAge(file, [generateIdentity()])), 'IDENTITY_WRONG')
-  assert.is(codeOf(() => decryptAge(file, [])), 'IDENTITY_WRONG')
+  assert.is(
+    codeOf(() => decryptAge(file, [generateIdentity()])),
+    'IDENTITY_WRONG',
+  )
+  assert.is(
+    codeOf(() => decryptAge(file, [])),
+    'IDENTITY_WRONG',
+  )
 })
 
 whole('two files of the same bytes share neither key nor ephemeral share', () => {
@@ -197,7 +221,10 @@ whole('every truncation of a small file is detected, and so is anything after it
   }
   for (const extra of [1, 16, 17]) {
     const longer = Buffer.concat([file, Buffer.alloc(extra)])
-    assert.is(codeOf(() => decryptAge(longer, [identity])), 'AGE_PAYLOAD')
+    assert.is(
+      codeOf(() => decryptAge(longer, [identity])),
+      'AGE_PAYLOAD',
+    )
   }
 })
 
@@ -205,7 +232,10 @@ whole('a file cut after a full chunk is refused', () => {
   const plaintext = randomBytes(2 * CHUNK_BYTES)
   const file = encryptAge(plaintext, [recipient])
   const shorter = file.subarray(0, -CHUNK_BYTES - TAG_BYTES)
-  assert.is(codeOf(() => decryptAge(shorter, [identity])), 'AGE_PAYLOAD')
+  assert.is(
+    codeOf(() => decryptAge(shorter, [identity])),
+    'AGE_PAYLOAD',
+  )
 })
 
 whole('a header above the limit is refused, one just below it is read', () => {
@@ -220,7 +250,10 @@ whole('a header above the limit is refused, one just below it is read', () => {
 whole('a recipient whose shared secret would be zero is refused', () => {
   const zero = bech32.encode('age', bech32.toWords(Buffer.alloc(32)))
   assert.is(parseRecipient(zero).length, 32)
-  assert.is(codeOf(() => createAgeHead([zero])), 'CONFIG_INVALID')
+  assert.is(
+    codeOf(() => createAgeHead([zero])),
+    'CONFIG_INVALID',
+  )
 })
 
 whole.run()
@@ -230,7 +263,7 @@ whole.run()
 const chunks = suite('age chunks')
 
 chunks('a file made chunk by chunk opens, whole and at any chunk', () => {
-  const plaintext = randomBytes(5 * CHUNK_BYTES / 2)
+  const plaintext = randomBytes((5 * CHUNK_BYTES) / 2)
   const { head, payloadKey } = createAgeHead([recipient])
   const sizes = { headBytes: head.length, plaintextBytes: plaintext.length }
   const file = Buffer.alloc(ageLengths.ciphertextBytes(sizes))
@@ -238,7 +271,10 @@ chunks('a file made chunk by chunk opens, whole and at any chunk', () => {
   // Out of order, as random access is.
   for (const index of [2, 0, 1]) {
     const written = sealChunk({
-      payloadKey, index, last: index === 2, out: file,
+      payloadKey,
+      index,
+      last: index === 2,
+      out: file,
       plaintext: plaintext.subarray(index * CHUNK_BYTES, (index + 1) * CHUNK_BYTES),
       outOffset: ageLengths.chunkOffset({ headBytes: head.length, index }),
     })
@@ -250,7 +286,9 @@ chunks('a file made chunk by chunk opens, whole and at any chunk', () => {
   assert.is(opened.headBytes, head.length)
   const begin = ageLengths.chunkOffset({ headBytes: opened.headBytes, index: 1 })
   const middle = openChunk({
-    payloadKey: opened.payloadKey, index: 1, last: false,
+    payloadKey: opened.payloadKey,
+    index: 1,
+    last: false,
     ciphertext: file.subarray(begin, begin + CHUNK_BYTES + TAG_BYTES),
   })
   assert.is(middle.compare(plaintext, CHUNK_BYTES, 2 * CHUNK_BYTES), 0)
@@ -262,12 +300,30 @@ chunks('a chunk opens only under its own index, place and key', () => {
   const plaintext = randomBytes(CHUNK_BYTES)
   sealChunk({ payloadKey, index: 7, last: true, plaintext, out, outOffset: 0 })
   const right = { payloadKey, index: 7, last: true, ciphertext: out }
-  assert.is(codeOf(() => openChunk(right)), 'none')
-  assert.is(codeOf(() => openChunk({ ...right, index: 8 })), 'AGE_PAYLOAD')
-  assert.is(codeOf(() => openChunk({ ...right, last: false })), 'AGE_PAYLOAD')
-  assert.is(codeOf(() => openChunk({ ...right, payloadKey: randomBytes(32) })), 'AGE_PAYLOAD')
-  assert.is(codeOf(() => openChunk({ ...right, ciphertext: out.subarray(1) })), 'AGE_PAYLOAD')
-  assert.is(codeOf(() => openChunk({ ...right, ciphertext: out.subarray(0, 8) })), 'AGE_PAYLOAD')
+  assert.is(
+    codeOf(() => openChunk(right)),
+    'none',
+  )
+  assert.is(
+    codeOf(() => openChunk({ ...right, index: 8 })),
+    'AGE_PAYLOAD',
+  )
+  assert.is(
+    codeOf(() => openChunk({ ...right, last: false })),
+    'AGE_PAYLOAD',
+  )
+  assert.is(
+    codeOf(() => openChunk({ ...right, payloadKey: randomBytes(32) })),
+    'AGE_PAYLOAD',
+  )
+  assert.is(
+    codeOf(() => openChunk({ ...right, ciphertext: out.subarray(1) })),
+    'AGE_PAYLOAD',
+  )
+  assert.is(
+    codeOf(() => openChunk({ ...right, ciphertext: out.subarray(0, 8) })),
+    'AGE_PAYLOAD',
+  )
 })
 
 chunks('an empty last chunk is refused after others', () => {
@@ -282,7 +338,10 @@ chunks('an empty last chunk is refused after others', () => {
   const cipher = createCipheriv('chacha20-poly1305', payloadKey, nonce, tagged)
   const forged = Buffer.concat([cipher.final(), cipher.getAuthTag()])
   const opening = { payloadKey, index: 1, last: true, ciphertext: forged }
-  assert.is(codeOf(() => openChunk(opening)), 'AGE_PAYLOAD')
+  assert.is(
+    codeOf(() => openChunk(opening)),
+    'AGE_PAYLOAD',
+  )
 })
 
 chunks('libsodium seals and opens the same bytes, with a counter of many digits', async () => {
@@ -290,8 +349,10 @@ chunks('libsodium seals and opens the same bytes, with a counter of many digits'
   const payloadKey = randomBytes(32)
   const indexes: readonly [number, string][] = [
     [0, '000000000000000000000001'],
-    [255, '00000000000000000000ff01'], [256, '000000000000000000010001'],
-    [2 ** 32 + 5, '000000000000010000000501'], [2 ** 40 + 9, '000000000001000000000901'],
+    [255, '00000000000000000000ff01'],
+    [256, '000000000000000000010001'],
+    [2 ** 32 + 5, '000000000000010000000501'],
+    [2 ** 40 + 9, '000000000001000000000901'],
   ]
   for (const [index, nonceHex] of indexes) {
     for (const size of [1, 15, 16, 17, 64, 4095, CHUNK_BYTES]) {
@@ -300,7 +361,11 @@ chunks('libsodium seals and opens the same bytes, with a counter of many digits'
       sealChunk({ payloadKey, index, last: true, plaintext, out: ours, outOffset: 0 })
       const nonce = Buffer.from(nonceHex, 'hex')
       const theirs = sodium.crypto_aead_chacha20poly1305_ietf_encrypt(
-        plaintext, null, null, nonce, payloadKey,
+        plaintext,
+        null,
+        null,
+        nonce,
+        payloadKey,
       )
       assert.is(ours.compare(theirs), 0, `chunk ${index}, ${size} bytes`)
       const opened = openChunk({ payloadKey, index, last: true, ciphertext: theirs })
@@ -329,20 +394,32 @@ passphrases('typage opens ours, and we open its', async () => {
   assert.is(decryptWithPassphrase(theirs, 'battery staple').toString(), 'staple')
 })
 
-passphrases('a work factor beyond scrypt\'s default memory works', () => {
+passphrases("a work factor beyond scrypt's default memory works", () => {
   const file = encryptWithPassphrase(Buffer.from('x'), 'p', { logN: 16 })
   assert.is(decryptWithPassphrase(file, 'p').toString(), 'x')
 })
 
 passphrases('a wrong passphrase is told from damage and from a file for recipients', () => {
   const file = encryptWithPassphrase(Buffer.from('secret'), 'right', { logN: LOG_N })
-  assert.is(codeOf(() => decryptWithPassphrase(file, 'wrong')), 'PASSPHRASE_WRONG')
+  assert.is(
+    codeOf(() => decryptWithPassphrase(file, 'wrong')),
+    'PASSPHRASE_WRONG',
+  )
   const damaged = Buffer.from(file)
   damaged[damaged.length - 1] = (damaged.at(-1) ?? 0) ^ 1
-  assert.is(codeOf(() => decryptWithPassphrase(damaged, 'right')), 'AGE_PAYLOAD')
+  assert.is(
+    codeOf(() => decryptWithPassphrase(damaged, 'right')),
+    'AGE_PAYLOAD',
+  )
   const forRecipient = encryptAge(Buffer.from('x'), [recipient])
-  assert.is(codeOf(() => decryptWithPassphrase(forRecipient, 'right')), 'IDENTITY_WRONG')
-  assert.is(codeOf(() => decryptAge(file, [identity])), 'IDENTITY_WRONG')
+  assert.is(
+    codeOf(() => decryptWithPassphrase(forRecipient, 'right')),
+    'IDENTITY_WRONG',
+  )
+  assert.is(
+    codeOf(() => decryptAge(file, [identity])),
+    'IDENTITY_WRONG',
+  )
 })
 
 passphrases.run()
@@ -364,16 +441,29 @@ keys('age-keygen agrees on the recipient, of its identity and of ours', () => {
 keys('what is no key is refused, and never repeated', () => {
   const swapped = (text: string): string => text.slice(0, -1) + (text.endsWith('Q') ? 'P' : 'Q')
   const notIdentities = [
-    '', 'AGE-SECRET-KEY-1', identity.toLowerCase(), ` ${identity}`, `${identity}\n`,
-    swapped(identity), recipient, identity.slice(0, -1), 'AGE-PLUGIN-YUBIKEY-1QQ',
+    '',
+    'AGE-SECRET-KEY-1',
+    identity.toLowerCase(),
+    ` ${identity}`,
+    `${identity}\n`,
+    swapped(identity),
+    recipient,
+    identity.slice(0, -1),
+    'AGE-PLUGIN-YUBIKEY-1QQ',
   ]
   for (const sizeBytes of [31, 33]) {
     const words = bech32.toWords(randomBytes(sizeBytes))
     notIdentities.push(bech32.encode('age-secret-key-', words).toUpperCase())
   }
   const notRecipients = [
-    '', 'age1', recipient.toUpperCase(), `${recipient} `, identity, recipient.slice(0, -1),
-    'ssh-ed25519 AAAA', 'age1pq1',
+    '',
+    'age1',
+    recipient.toUpperCase(),
+    `${recipient} `,
+    identity,
+    recipient.slice(0, -1),
+    'ssh-ed25519 AAAA',
+    'age1pq1',
   ]
   for (const [texts, parse, code] of [
     [notIdentities, parseIdentity, 'IDENTITY_WRONG'],

@@ -3,7 +3,12 @@ import { createHash } from 'node:crypto'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import {
-  SEGMENT_BYTES, SINGLE_PIECE_BYTES, chunkParameter, cutPieces, digestBytes, digestOf,
+  SEGMENT_BYTES,
+  SINGLE_PIECE_BYTES,
+  chunkParameter,
+  cutPieces,
+  digestBytes,
+  digestOf,
 } from '../../lib/format/chunker.ts'
 import { randomFrom, randomOfRun } from '../helpers/random.ts'
 
@@ -15,7 +20,11 @@ const total = (lengths: readonly number[]): number =>
   lengths.reduce((sum, length) => sum + length, 0)
 
 const gear = Array.from({ length: 256 }, (_, i) =>
-  createHash('blake2b512').update(Buffer.from(`gear-${i}`, 'ascii')).digest().readUInt32BE(0))
+  createHash('blake2b512')
+    .update(Buffer.from(`gear-${i}`, 'ascii'))
+    .digest()
+    .readUInt32BE(0),
+)
 
 /**
  * docs/format.md §4 word by word: the hash of every byte of the piece, in arithmetic without
@@ -46,11 +55,18 @@ function slowCuts(bytes: Buffer, n: number): number[] {
 
 chunker('the parameter follows the size, at every limit', () => {
   const expected: readonly (readonly [number, number | undefined])[] = [
-    [0, undefined], [1, undefined], [SINGLE_PIECE_BYTES - 1, undefined],
+    [0, undefined],
+    [1, undefined],
+    [SINGLE_PIECE_BYTES - 1, undefined],
     [SINGLE_PIECE_BYTES, undefined],
-    [SINGLE_PIECE_BYTES + 1, 16], [GIB - 1, 16], [GIB, 16], [GIB + 1, 18], [16 * GIB - 1, 18],
+    [SINGLE_PIECE_BYTES + 1, 16],
+    [GIB - 1, 16],
+    [GIB, 16],
+    [GIB + 1, 18],
+    [16 * GIB - 1, 18],
     [16 * GIB, 18],
-    [16 * GIB + 1, 20], [2 ** 52, 20],
+    [16 * GIB + 1, 20],
+    [2 ** 52, 20],
   ]
   for (const [size, n] of expected) assert.is(chunkParameter(size), n, `${size}`)
   assert.is(SINGLE_PIECE_BYTES, 4 * MIB)
@@ -60,8 +76,11 @@ chunker('the parameter follows the size, at every limit', () => {
 chunker('cuts that were made once are made for ever', () => {
   // The AES-256-CTR key stream under SHA-256('chunker vector'): see test/helpers/random.ts.
   const bytes = randomFrom('chunker vector').bytes(4 * MIB)
-  assert.is(createHash('sha256').update(bytes).digest('hex'), STREAM_SHA256,
-    'the stream has drifted')
+  assert.is(
+    createHash('sha256').update(bytes).digest('hex'),
+    STREAM_SHA256,
+    'the stream has drifted',
+  )
   for (const [n, lengths] of VECTORS) {
     assert.is(total(lengths), 4 * MIB, 'the vector adds up')
     for (const length of lengths.slice(0, -1)) {
@@ -76,9 +95,23 @@ chunker('every piece has at least the minimum and at most the maximum, and they 
   for (const n of [6, 8, 10, 16]) {
     const minimum = 2 ** (n - 2)
     const maximum = 2 ** (n + 2)
-    for (const length of [0, 1, minimum - 1, minimum, minimum + 1, 2 ** n - 1, 2 ** n, 2 ** n + 1,
-      maximum - 1, maximum, maximum + 1, 2 * maximum - 1, 2 * maximum, 2 * maximum + 1,
-      9 * maximum + 5]) {
+    for (const length of [
+      0,
+      1,
+      minimum - 1,
+      minimum,
+      minimum + 1,
+      2 ** n - 1,
+      2 ** n,
+      2 ** n + 1,
+      maximum - 1,
+      maximum,
+      maximum + 1,
+      2 * maximum - 1,
+      2 * maximum,
+      2 * maximum + 1,
+      9 * maximum + 5,
+    ]) {
       for (const bytes of [Buffer.alloc(length), Buffer.alloc(length, 255), random.bytes(length)]) {
         const lengths = cutPieces(bytes, n)
         assert.is(total(lengths), length)
@@ -115,7 +148,7 @@ chunker('cuts where a slow reading of the format says, on any content', () => {
 
 chunker('pieces have the average size, about', () => {
   const lengths = cutPieces(randomFrom('average').bytes(32 * MIB), 16)
-  const average = 32 * MIB / lengths.length
+  const average = (32 * MIB) / lengths.length
   assert.ok(average > 0.7 * 2 ** 16 && average < 1.5 * 2 ** 16, `${average}`)
 })
 
@@ -149,15 +182,19 @@ function countBefore(lengths: readonly number[], at: number): number {
 
 function idsOf(bytes: Buffer, n: number): string[] {
   let start = 0
-  return cutPieces(bytes, n).map((length) => digestOf(bytes.subarray(start, start += length)))
+  return cutPieces(bytes, n).map((length) => digestOf(bytes.subarray(start, (start += length))))
 }
 
 chunker('a digest is the first half of BLAKE2b-512', () => {
   // RFC 7693, appendix A.
-  assert.is(digestOf(Buffer.from('abc')),
-    'ba80a53f981c4d0d6a2797b69f12f6e94c212f14685ac4b74b12bb6fdbffa2d1')
-  assert.is(digestOf(Buffer.alloc(0)),
-    '786a02f742015903c6c6fd852552d272912f4740e15847618a86e217f71f5419')
+  assert.is(
+    digestOf(Buffer.from('abc')),
+    'ba80a53f981c4d0d6a2797b69f12f6e94c212f14685ac4b74b12bb6fdbffa2d1',
+  )
+  assert.is(
+    digestOf(Buffer.alloc(0)),
+    '786a02f742015903c6c6fd852552d272912f4740e15847618a86e217f71f5419',
+  )
   assert.is(digestBytes(Buffer.from('abc')).length, 32)
   const part = Buffer.from('xabcx').subarray(1, 4)
   assert.is(digestOf(part), digestOf(Buffer.from('abc')), 'a view of a larger buffer')
@@ -166,20 +203,24 @@ chunker('a digest is the first half of BLAKE2b-512', () => {
 const STREAM_SHA256 = 'f365f4e455bb8109feb7d6edcc4f39c010439e45a93e9a636e43bd91df158d8f'
 
 const VECTORS: readonly (readonly [n: number, lengths: readonly number[]])[] = [
-  [16, [
-    24104, 42235, 69956, 89201, 71831, 28017, 63424, 17312, 158601, 73032, 19008, 46868, 92804,
-    79673, 127406, 74841, 69057, 68629, 127397, 65664, 85043, 17621, 164052, 124735, 88327,
-    36548, 64738, 61917, 60566, 35838, 115131, 92698, 105412, 66404, 74272, 66630, 179422,
-    85153, 105112, 22190, 109756, 28525, 97813, 23494, 115879, 95260, 44397, 105544, 18814,
-    62846, 51576, 111279, 16389, 39854, 32239, 129801, 49969,
-  ]],
-  [18, [
-    66339, 322429, 267953, 139672, 419606, 278104, 396753, 161185, 96404, 313241, 479447, 97546,
-    281778, 255536, 350059, 268252,
-  ]],
-  [20, [
-    796393, 715331, 1526955, 1155625,
-  ]],
+  [
+    16,
+    [
+      24104, 42235, 69956, 89201, 71831, 28017, 63424, 17312, 158601, 73032, 19008, 46868, 92804,
+      79673, 127406, 74841, 69057, 68629, 127397, 65664, 85043, 17621, 164052, 124735, 88327, 36548,
+      64738, 61917, 60566, 35838, 115131, 92698, 105412, 66404, 74272, 66630, 179422, 85153, 105112,
+      22190, 109756, 28525, 97813, 23494, 115879, 95260, 44397, 105544, 18814, 62846, 51576, 111279,
+      16389, 39854, 32239, 129801, 49969,
+    ],
+  ],
+  [
+    18,
+    [
+      66339, 322429, 267953, 139672, 419606, 278104, 396753, 161185, 96404, 313241, 479447, 97546,
+      281778, 255536, 350059, 268252,
+    ],
+  ],
+  [20, [796393, 715331, 1526955, 1155625]],
 ]
 
 chunker.run()

@@ -9,8 +9,14 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { BackupError, type ErrorCode } from '../../lib/errors.ts'
 import {
-  encodePublicKey, encodeSigningKey, generateSigningKey, parsePublicKey, parseSigningKey,
-  publicKeyText, sign, verify,
+  encodePublicKey,
+  encodeSigningKey,
+  generateSigningKey,
+  parsePublicKey,
+  parseSigningKey,
+  publicKeyText,
+  sign,
+  verify,
 } from '../../lib/format/minisign.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 
@@ -29,7 +35,10 @@ const good = { bytes, publicKeys: [keyText], file: FILE, repository: REPOSITORY 
 const signature = await sign({ bytes, key, file: FILE, repository: REPOSITORY })
 
 async function failureOf(promise: Promise<unknown>): Promise<BackupError> {
-  const error = await promise.then(() => undefined, (reason: unknown) => reason)
+  const error = await promise.then(
+    () => undefined,
+    (reason: unknown) => reason,
+  )
   if (error instanceof BackupError) return error
   throw error ?? new Error('it did not fail')
 }
@@ -93,7 +102,7 @@ stock('we read the keys that minisign makes', async () => {
   assert.is(publicKeyText(parsePublicKey(publicFile)), publicFile.split('\n')[1])
 })
 
-stock('minisign\'s older kind of signature is refused', async () => {
+stock("minisign's older kind of signature is refused", async () => {
   const path = join(directory, 'legacy')
   writeFileSync(path, bytes)
   assert.is(minisign('-S', '-l', '-W', '-s', keyPath, '-m', path, '-t', COMMENT).status, 0)
@@ -120,7 +129,7 @@ refusals('a key that is not trusted is told from a signature that is wrong', asy
 })
 
 refusals('another key with the same key id does not verify', async () => {
-  const forged = { ...await generateSigningKey(), keyId: key.keyId }
+  const forged = { ...(await generateSigningKey()), keyId: key.keyId }
   const forgery = await sign({ bytes, key: forged, file: FILE, repository: REPOSITORY })
   assert.is(await codeOf(verify({ ...good, signature: forgery })), 'SIGNATURE_WRONG')
   const both = [publicKeyText(forged), keyText]
@@ -164,8 +173,14 @@ refusals('every change to a signature is detected, but for its untrusted comment
 refusals('what is no signature is refused', async () => {
   const lines = signature.split('\n')
   const texts = [
-    '', '\n\n\n', lines.slice(0, 3).join('\n'), `${signature}\n`, `${signature}more`,
-    `\n${signature}`, signature.replaceAll('\n', '\r\n'), signature.padEnd(20_000, '\n'),
+    '',
+    '\n\n\n',
+    lines.slice(0, 3).join('\n'),
+    `${signature}\n`,
+    `${signature}more`,
+    `\n${signature}`,
+    signature.replaceAll('\n', '\r\n'),
+    signature.padEnd(20_000, '\n'),
     signature.replace('trusted', 'Trusted'),
   ]
   for (const text of texts) {
@@ -191,7 +206,15 @@ refusals('a secret key file comes back as it was; a damaged one is refused, unto
     return `untrusted comment: x\n${copy.toString('base64')}\n`
   }
   const texts = [
-    '', 'x', secret, damage(0), damage(2), damage(4), damage(62), damage(100), `${text}${secret}`,
+    '',
+    'x',
+    secret,
+    damage(0),
+    damage(2),
+    damage(4),
+    damage(62),
+    damage(100),
+    `${text}${secret}`,
   ]
   for (const wrong of texts) {
     const error = await failureOf(parseSigningKey(wrong))
@@ -203,12 +226,21 @@ refusals('a secret key file comes back as it was; a damaged one is refused, unto
 
 refusals('what is no public key is refused', () => {
   const texts = [
-    '', 'RW', keyText.slice(0, -1), `${keyText}\n${keyText}`, changed(keyText, 0), ` ${keyText}`,
+    '',
+    'RW',
+    keyText.slice(0, -1),
+    `${keyText}\n${keyText}`,
+    changed(keyText, 0),
+    ` ${keyText}`,
   ]
   for (const text of texts) {
-    assert.throws(() => parsePublicKey(text), (error: unknown) => {
-      return error instanceof BackupError && error.code === 'CONFIG_INVALID'
-    }, JSON.stringify(text))
+    assert.throws(
+      () => parsePublicKey(text),
+      (error: unknown) => {
+        return error instanceof BackupError && error.code === 'CONFIG_INVALID'
+      },
+      JSON.stringify(text),
+    )
   }
 })
 

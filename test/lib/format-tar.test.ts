@@ -2,8 +2,16 @@ import { AssertionError } from 'node:assert'
 import { Buffer } from 'node:buffer'
 import { execFileSync, spawnSync } from 'node:child_process'
 import {
-  closeSync, existsSync, ftruncateSync, lstatSync, mkdirSync, openSync, readFileSync, readlinkSync,
-  writeFileSync, writeSync,
+  closeSync,
+  existsSync,
+  ftruncateSync,
+  lstatSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  readlinkSync,
+  writeFileSync,
+  writeSync,
 } from 'node:fs'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
@@ -14,13 +22,22 @@ import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import { aclToText } from '../../lib/format/acl.ts'
 import {
-  BLOCK_BYTES, END_OF_ARCHIVE, type ParsedHeader, encodeHeader, encodePlainHeader, parseHeader,
+  BLOCK_BYTES,
+  END_OF_ARCHIVE,
+  type ParsedHeader,
+  encodeHeader,
+  encodePlainHeader,
+  parseHeader,
   tarPadding,
 } from '../../lib/format/tar.ts'
 import { deviceParts, getXattr, listXattrs } from '../../lib/machine/posix.ts'
 import { type EntryMetadata, dataBytes } from '../../lib/model/entry.ts'
 import {
-  type RawPath, comparePaths, rawPathFromBytes, rawPathFromText, rawPathToBytes,
+  type RawPath,
+  comparePaths,
+  rawPathFromBytes,
+  rawPathFromText,
+  rawPathToBytes,
 } from '../../lib/model/raw-path.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
@@ -46,7 +63,11 @@ const ORDINARY = { ...NOT_A_FILE, type: 'file', size: 5 } as const
  */
 const TREE: readonly EntryMetadata[] = [
   {
-    ...NOT_A_FILE, path: 'd', type: 'directory', mode: 0o2750, acl: DIRECTORY_ACL,
+    ...NOT_A_FILE,
+    path: 'd',
+    type: 'directory',
+    mode: 0o2750,
+    acl: DIRECTORY_ACL,
     defaultAcl: DEFAULT_ACL,
   },
   { ...NOT_A_FILE, path: 'sticky', type: 'directory', mode: 0o1777 },
@@ -71,22 +92,32 @@ const TREE: readonly EntryMetadata[] = [
   { ...ORDINARY, path: 'setuid', mode: 0o4755 },
   { ...ORDINARY, path: 'no-mode', mode: 0 },
   {
-    ...ORDINARY, path: 'xattrs', xattrs: new Map([
+    ...ORDINARY,
+    path: 'xattrs',
+    xattrs: new Map([
       ['trusted.nothing', Buffer.alloc(0)],
       ['user.binary', Buffer.from([0, 255, 10, 0x3d, 0x25, 0, 10])],
       ['user.long', Buffer.alloc(1000, 'x')],
     ]),
   },
   {
-    ...ORDINARY, path: 'capability', mode: 0o755,
+    ...ORDINARY,
+    path: 'capability',
+    mode: 0o755,
     xattrs: new Map([['security.capability', CAPABILITY]]),
   },
   { ...ORDINARY, path: 'acl', mode: 0o674, acl: ACL },
   { ...ORDINARY, path: 'hole-before', size: MIB + 5, sparse: [[MIB, 5]] },
   { ...ORDINARY, path: 'hole-behind', size: MIB, sparse: [[0, 4096]] },
   {
-    ...ORDINARY, path: 'holes', size: 3 * MIB + 1,
-    sparse: [[65536, 4096], [MIB, 8192], [3 * MIB - 4096, 4097]],
+    ...ORDINARY,
+    path: 'holes',
+    size: 3 * MIB + 1,
+    sparse: [
+      [65536, 4096],
+      [MIB, 8192],
+      [3 * MIB - 4096, 4097],
+    ],
   },
   { ...ORDINARY, path: 'all-hole', size: MIB + 1, sparse: [] },
   { ...ORDINARY, path: 'hole-of-9-GB', size: 9_000_000_000, sparse: [[8192, 4096]] },
@@ -108,8 +139,11 @@ const GNU_ONLY: readonly EntryMetadata[] = [
   { ...ORDINARY, path: 'acl-of-big-id', mode: 0o674, acl: ACL_OF_BIG_ID },
   { ...ORDINARY, path: 'long-before-1970', mtimeNs: -1_000_000_000_000_000_000n },
   {
-    ...ORDINARY, path: 'odd-names', xattrs: new Map([
-      ['user.a=b%3D%25', Buffer.from('1')], ['user.new\nline', Buffer.from('2')],
+    ...ORDINARY,
+    path: 'odd-names',
+    xattrs: new Map([
+      ['user.a=b%3D%25', Buffer.from('1')],
+      ['user.new\nline', Buffer.from('2')],
       ['user.\xc3\xbc', Buffer.from('3')],
     ]),
   },
@@ -126,23 +160,36 @@ const HEADERS_ONLY: readonly EntryMetadata[] = [
   { ...ORDINARY, path: 'ids-just-fit', uid: 2097151, gid: 2097151 },
   { ...ORDINARY, path: 'born', birthNs: 1_600_000_000_000_000_001n },
   { ...ORDINARY, path: 'nothing-sparse', size: 0, sparse: [] },
-  { ...ORDINARY, path: 'huge-sparse', size: 2 ** 52, sparse: [[0, 8_589_934_592], [2 ** 51, 512]] },
   {
-    ...ORDINARY, path: 'many-holes', size: 4096 * 9000,
+    ...ORDINARY,
+    path: 'huge-sparse',
+    size: 2 ** 52,
+    sparse: [
+      [0, 8_589_934_592],
+      [2 ** 51, 512],
+    ],
+  },
+  {
+    ...ORDINARY,
+    path: 'many-holes',
+    size: 4096 * 9000,
     sparse: Array.from({ length: 4500 }, (_, i) => [i * 8192, 4096] as const),
   },
   { ...ORDINARY, path: Array.from({ length: 16 }, () => 'q'.repeat(255)).join('/') },
   { ...NOT_A_FILE, path: 'mac', type: 'char', device: [4194303, 16777215] },
   { ...NOT_A_FILE, path: 'link-\xff', type: 'link', target: `\xe9/${'r'.repeat(200)}` },
   {
-    ...ORDINARY, path: 'big-attribute',
+    ...ORDINARY,
+    path: 'big-attribute',
     xattrs: new Map([['user.big', Buffer.alloc(65536, '\n9 a=b\n')]]),
   },
 ]
 // Lengths whose record grows by a digit when its length is counted in.
-const LENGTHS: readonly EntryMetadata[] = Array.from({ length: 2000 }, (_, length) => (
-  { ...ORDINARY, path: 'p', xattrs: new Map([['user.x', Buffer.alloc(length, '1')]]) }
-))
+const LENGTHS: readonly EntryMetadata[] = Array.from({ length: 2000 }, (_, length) => ({
+  ...ORDINARY,
+  path: 'p',
+  xattrs: new Map([['user.x', Buffer.alloc(length, '1')]]),
+}))
 
 function contentOf(entry: EntryMetadata): Buffer {
   return Buffer.alloc(dataBytes(entry), `<${entry.path}>`)
@@ -154,10 +201,13 @@ function inOrder(entries: readonly EntryMetadata[]): EntryMetadata[] {
 }
 
 function archive(entries: readonly EntryMetadata[]): Buffer {
-  return Buffer.concat([...inOrder(entries).flatMap((entry) => {
-    const content = contentOf(entry)
-    return [encodeHeader(entry), content, Buffer.alloc(tarPadding(content.length))]
-  }), END_OF_ARCHIVE])
+  return Buffer.concat([
+    ...inOrder(entries).flatMap((entry) => {
+      const content = contentOf(entry)
+      return [encodeHeader(entry), content, Buffer.alloc(tarPadding(content.length))]
+    }),
+    END_OF_ARCHIVE,
+  ])
 }
 
 function parsed(bytes: Buffer, offset = 0): ParsedHeader {
@@ -256,23 +306,51 @@ test('a plain header is one block', () => {
 
 test('records stand in the order of the format', () => {
   const entry: EntryMetadata = {
-    path: `\xff${'x'.repeat(200)}`, type: 'file', mode: 0o644, uid: 2 ** 22, gid: 2 ** 23,
-    user: 'u'.repeat(32), group: 'g'.repeat(32), size: 2 ** 35, mtimeNs: -4_999_999_870n,
-    xattrs: new Map([['user.=%', Buffer.from('v')]]), acl: ACL, defaultAcl: DEFAULT_ACL,
-    sparse: [[0, 2 ** 34]], birthNs: 1_500_000_000n,
+    path: `\xff${'x'.repeat(200)}`,
+    type: 'file',
+    mode: 0o644,
+    uid: 2 ** 22,
+    gid: 2 ** 23,
+    user: 'u'.repeat(32),
+    group: 'g'.repeat(32),
+    size: 2 ** 35,
+    mtimeNs: -4_999_999_870n,
+    xattrs: new Map([['user.=%', Buffer.from('v')]]),
+    acl: ACL,
+    defaultAcl: DEFAULT_ACL,
+    sparse: [[0, 2 ** 34]],
+    birthNs: 1_500_000_000n,
   }
   const link: EntryMetadata = {
-    ...NOT_A_FILE, path: '\xe9\xe9', type: 'symlink', target: 'y'.repeat(101), mtimeNs: 1n,
+    ...NOT_A_FILE,
+    path: '\xe9\xe9',
+    type: 'symlink',
+    target: 'y'.repeat(101),
+    mtimeNs: 1n,
   }
   assert.equal(keywords(encodeHeader(entry, { comment: 'chunk=20' })), [
-    'hdrcharset=BINARY', 'uid=4194304', 'gid=8388608', `uname=${'u'.repeat(32)}`,
-    `gname=${'g'.repeat(32)}`, `size=${2 ** 34 + 512}`, 'mtime=-4.99999987',
-    'SCHILY.xattr.user.%3D%25=v', `SCHILY.acl.access=${ACL}`, `SCHILY.acl.default=${DEFAULT_ACL}`,
-    'LIBARCHIVE.creationtime=1.5', 'GNU.sparse.major=1', 'GNU.sparse.minor=0',
-    `GNU.sparse.name=${entry.path}`, `GNU.sparse.realsize=${2 ** 35}`, 'comment=chunk=20',
+    'hdrcharset=BINARY',
+    'uid=4194304',
+    'gid=8388608',
+    `uname=${'u'.repeat(32)}`,
+    `gname=${'g'.repeat(32)}`,
+    `size=${2 ** 34 + 512}`,
+    'mtime=-4.99999987',
+    'SCHILY.xattr.user.%3D%25=v',
+    `SCHILY.acl.access=${ACL}`,
+    `SCHILY.acl.default=${DEFAULT_ACL}`,
+    'LIBARCHIVE.creationtime=1.5',
+    'GNU.sparse.major=1',
+    'GNU.sparse.minor=0',
+    `GNU.sparse.name=${entry.path}`,
+    `GNU.sparse.realsize=${2 ** 35}`,
+    'comment=chunk=20',
   ])
   assert.equal(keywords(encodeHeader(link)), [
-    'path=\xe9\xe9', `linkpath=${'y'.repeat(101)}`, 'hdrcharset=BINARY', 'mtime=0.000000001',
+    'path=\xe9\xe9',
+    `linkpath=${'y'.repeat(101)}`,
+    'hdrcharset=BINARY',
+    'mtime=0.000000001',
   ])
   const toText: EntryMetadata = { ...link, path: 'a', target: '\xc3\xbc', mtimeNs: 0n }
   assert.equal(keywords(encodeHeader(toText)), ['linkpath=\xc3\xbc'])
@@ -289,20 +367,26 @@ function keywords(bytes: Buffer): string[] {
 
 test('what fits a ustar block has no PAX header', () => {
   const entry: EntryMetadata = {
-    path: 'a'.repeat(100), type: 'symlink', mode: 0o7777, uid: 2097151, gid: 2097151,
-    user: 'u'.repeat(31), group: 'g'.repeat(31), mtimeNs: 8_589_934_591_000_000_000n,
+    path: 'a'.repeat(100),
+    type: 'symlink',
+    mode: 0o7777,
+    uid: 2097151,
+    gid: 2097151,
+    user: 'u'.repeat(31),
+    group: 'g'.repeat(31),
+    mtimeNs: 8_589_934_591_000_000_000n,
     target: 'b'.repeat(100),
   }
   assert.is(encodeHeader(entry).length, BLOCK_BYTES)
   assert.equal(parsed(encodeHeader(entry)).metadata, entry)
 })
 
-test('an id that does not fit is nobody\'s for who ignores PAX', () => {
+test("an id that does not fit is nobody's for who ignores PAX", () => {
   const bytes = encodeHeader({ ...OF_EPOCH, uid: 2097152, gid: 4294967294 })
   assert.is(bytes.toString('latin1', 1024 + 108, 1024 + 124), '0177776\x000177776\0')
 })
 
-test('a name in two parts is put together, but not in GNU\'s format', () => {
+test("a name in two parts is put together, but not in GNU's format", () => {
   assert.is(parsed(withField(345, 'a/b')).metadata.path, 'a/b/p')
   assert.is(parsed(withField(345, 'a/b', withField(257, 'ustar  \0'))).metadata.path, 'p')
 })
@@ -320,8 +404,24 @@ test('a socket, a link without target and odd segments are failed assertions', (
     { ...NOT_A_FILE, path: '', type: 'directory' },
     { ...NOT_A_FILE, path: 'link', type: 'link' },
     { ...NOT_A_FILE, path: 'char', type: 'char' },
-    { ...ORDINARY, path: 'unordered', size: 4096, sparse: [[1024, 512], [0, 512]] },
-    { ...ORDINARY, path: 'odd', size: 4096, sparse: [[0, 511], [1024, 512]] },
+    {
+      ...ORDINARY,
+      path: 'unordered',
+      size: 4096,
+      sparse: [
+        [1024, 512],
+        [0, 512],
+      ],
+    },
+    {
+      ...ORDINARY,
+      path: 'odd',
+      size: 4096,
+      sparse: [
+        [0, 511],
+        [1024, 512],
+      ],
+    },
     { ...ORDINARY, path: 'behind', size: 4096, sparse: [[4096, 512]] },
   ]
   const isAssertion = (error: unknown): boolean => error instanceof AssertionError
@@ -329,7 +429,14 @@ test('a socket, a link without target and odd segments are failed assertions', (
 })
 
 test('zeros pad to whole blocks', () => {
-  const cases = [[0, 0], [1, 511], [511, 1], [512, 0], [513, 511], [2 ** 33 + 1, 511]] as const
+  const cases = [
+    [0, 0],
+    [1, 511],
+    [511, 1],
+    [512, 0],
+    [513, 511],
+    [2 ** 33 + 1, 511],
+  ] as const
   for (const [length, padding] of cases) assert.is(tarPadding(length), padding, String(length))
 })
 
@@ -404,16 +511,36 @@ function sparseRecords(realSize: string, major = '1'): string {
 
 test('refuses records that lie', () => {
   const cases = [
-    '5\n', '0 a=b\n', '1 a=b\n', '2 a=b\n', '5 a=b\n', '7 a=b\n', '99 a=b\n', '-6 a=b\n',
-    ' 6 a=b\n', '0x6 a=b\n', '999999999999999999999 a=b\n', '6 a=bX', '6 abcd\n', '5 =b\n',
-    '6 a=b\n\0\0', '6 a=b\nx', `6 a=b\n${'9'.repeat(500)}`,
-    ...['-5', '9007199254740992', '99999999999999999999', '5.0', '1e3', ' 5']
-      .map((size) => record('size', size)),
-    record('uid', '4294967296'), record('uid', '-2'), record('gid', 'root'),
+    '5\n',
+    '0 a=b\n',
+    '1 a=b\n',
+    '2 a=b\n',
+    '5 a=b\n',
+    '7 a=b\n',
+    '99 a=b\n',
+    '-6 a=b\n',
+    ' 6 a=b\n',
+    '0x6 a=b\n',
+    '999999999999999999999 a=b\n',
+    '6 a=bX',
+    '6 abcd\n',
+    '5 =b\n',
+    '6 a=b\n\0\0',
+    '6 a=b\nx',
+    `6 a=b\n${'9'.repeat(500)}`,
+    ...['-5', '9007199254740992', '99999999999999999999', '5.0', '1e3', ' 5'].map((size) =>
+      record('size', size),
+    ),
+    record('uid', '4294967296'),
+    record('uid', '-2'),
+    record('gid', 'root'),
     ...['now', '1e9', '1234567890123', '--1', '.5', '1,5'].map((time) => record('mtime', time)),
-    record('path', 'a\0b'), record('path', 'a'.repeat(5000)),
-    record('GNU.sparse.major', '1'), record('GNU.sparse.map', '0,1'),
-    sparseRecords('5', '2'), sparseRecords('-5'),
+    record('path', 'a\0b'),
+    record('path', 'a'.repeat(5000)),
+    record('GNU.sparse.major', '1'),
+    record('GNU.sparse.map', '0,1'),
+    sparseRecords('5', '2'),
+    sparseRecords('-5'),
   ]
   for (const records of cases) {
     assert.throws(() => parseHeader(withPax(records), 0), isDamaged, JSON.stringify(records))
@@ -422,9 +549,21 @@ test('refuses records that lie', () => {
 
 test('refuses sparse maps that lie', () => {
   const maps = [
-    '', '1\n', 'x\n', '-1\n0\n0\n', '1\n0\n513\n', '1\n0\n511\n', '1\n99999\n512\n',
-    '2\n512\n256\n0\n256\n', '2\n0\n256\n128\n256\n', '1\n9007199254740992\n0\n',
-    '9999999999999999\n0\n', '1'.repeat(600), '\n\n\n', '1\n0\n512', '1\n0\n99999999999999999999\n',
+    '',
+    '1\n',
+    'x\n',
+    '-1\n0\n0\n',
+    '1\n0\n513\n',
+    '1\n0\n511\n',
+    '1\n99999\n512\n',
+    '2\n512\n256\n0\n256\n',
+    '2\n0\n256\n128\n256\n',
+    '1\n9007199254740992\n0\n',
+    '9999999999999999\n0\n',
+    '1'.repeat(600),
+    '\n\n\n',
+    '1\n0\n512',
+    '1\n0\n99999999999999999999\n',
     `3${'\n1'.repeat(600)}`,
   ]
   const head = withPax(sparseRecords('65536'), { ...OF_EPOCH, size: 1024 })
@@ -438,7 +577,10 @@ test('refuses sparse maps that lie', () => {
 
 test('a sparse map of more segments than memory should hold is refused', () => {
   const records = sparseRecords('0')
-  for (const [count, isRefused] of [[1_000_001, false], [1_000_002, true]] as const) {
+  for (const [count, isRefused] of [
+    [1_000_001, false],
+    [1_000_002, true],
+  ] as const) {
     const size = 7813 * BLOCK_BYTES
     const map = Buffer.from(`${count}\n${'0\n0\n'.repeat(count)}`.padEnd(size, '\0'))
     const bytes = Buffer.concat([withPax(records, { ...OF_EPOCH, size }), map])
@@ -467,8 +609,10 @@ test('an empty value takes back what was said, the last of two counts, a global 
 })
 
 test('tar-stream reads names, sizes and content', async () => {
-  const ordinary = TREE.filter(({ path, sparse, type }) => (
-    sparse === undefined && type === 'file' && !/[\x80-\xff]/.test(path)))
+  const ordinary = TREE.filter(
+    ({ path, sparse, type }) =>
+      sparse === undefined && type === 'file' && !/[\x80-\xff]/.test(path),
+  )
   const entries = inOrder(ordinary)
   const found: [string, number | undefined, Buffer][] = []
   const reader = extract()
@@ -479,7 +623,10 @@ test('tar-stream reads names, sizes and content', async () => {
     found.push([member.header.name, member.header.size, Buffer.concat(chunks)])
   }
   await done
-  assert.equal(found, entries.map((entry) => [entry.path, entry.size, contentOf(entry)]))
+  assert.equal(
+    found,
+    entries.map((entry) => [entry.path, entry.size, contentOf(entry)]),
+  )
 })
 
 test('both tars list a file of 9 GB and what follows it', () => {
@@ -522,11 +669,12 @@ if (canRunAsRoot('extraction by GNU tar and bsdtar')) {
   })
 
   test('reads what GNU tar writes, in its own format', () => {
-    const entries = [...TREE, ...GNU_ONLY].filter(({ sparse, xattrs, acl }) => (
-      (sparse ?? xattrs ?? acl) === undefined))
+    const entries = [...TREE, ...GNU_ONLY].filter(
+      ({ sparse, xattrs, acl }) => (sparse ?? xattrs ?? acl) === undefined,
+    )
     const members = created('tar', ['--format=gnu'], entries)
     for (const entry of entries) {
-      const nanoseconds = (entry.mtimeNs % BILLION + BILLION) % BILLION
+      const nanoseconds = ((entry.mtimeNs % BILLION) + BILLION) % BILLION
       assertMember(members, { ...entry, mtimeNs: entry.mtimeNs - nanoseconds })
     }
   })
@@ -538,7 +686,9 @@ if (canRunAsRoot('extraction by GNU tar and bsdtar')) {
 }
 
 function extracted(
-  program: string, options: readonly string[], entries: readonly EntryMetadata[],
+  program: string,
+  options: readonly string[],
+  entries: readonly EntryMetadata[],
 ): string {
   const directory = tempDirectory()
   const tree = join(directory, 'tree')
@@ -608,7 +758,9 @@ function assertAttributes(raw: string, entry: EntryMetadata, what: string): void
 
 /** What a program makes of the tree that GNU tar extracted from ours. */
 function created(
-  program: string, options: readonly string[], entries: readonly EntryMetadata[],
+  program: string,
+  options: readonly string[],
+  entries: readonly EntryMetadata[],
 ): Map<RawPath, Member> {
   const directory = extracted('tar', GNU_EXTRACT, entries)
   const file = join(directory, '..', 'created.tar')

@@ -7,9 +7,18 @@ import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import { END_OF_ARCHIVE, encodePlainHeader, tarPadding } from '../../lib/format/tar.ts'
 import {
-  FRAME_MAX_BYTES, FRAME_TARGET_BYTES, FrameCompressor, type SeekEntry, compressFrame,
+  FRAME_MAX_BYTES,
+  FRAME_TARGET_BYTES,
+  FrameCompressor,
+  type SeekEntry,
+  compressFrame,
   compressedBound,
-  decompressFrame, decompressFrameInto, encodeTrailer, frameChecksum, frameLength, padmeLength,
+  decompressFrame,
+  decompressFrameInto,
+  encodeTrailer,
+  frameChecksum,
+  frameLength,
+  padmeLength,
   parseSeekTable,
 } from '../../lib/format/zstd-frames.ts'
 import { randomFrom, randomOfRun } from '../helpers/random.ts'
@@ -28,22 +37,47 @@ const KINDS: Readonly<Record<string, (length: number) => Buffer>> = {
 }
 
 const SIZES = [
-  0, 1, 2, 255, 256, 257, 511, 512, 513, 65_535, 65_536, 65_537, FRAME_TARGET_BYTES - 1,
-  FRAME_TARGET_BYTES, FRAME_TARGET_BYTES + 1, FRAME_MAX_BYTES - 1, FRAME_MAX_BYTES,
+  0,
+  1,
+  2,
+  255,
+  256,
+  257,
+  511,
+  512,
+  513,
+  65_535,
+  65_536,
+  65_537,
+  FRAME_TARGET_BYTES - 1,
+  FRAME_TARGET_BYTES,
+  FRAME_TARGET_BYTES + 1,
+  FRAME_MAX_BYTES - 1,
+  FRAME_MAX_BYTES,
 ]
 
 const refuses = (action: () => unknown, message?: RegExp): void => {
-  assert.throws(action, (error: unknown) => error instanceof BackupError
-    && error.code === 'ZSTD_DAMAGED' && (message === undefined || message.test(error.message)))
+  assert.throws(
+    action,
+    (error: unknown) =>
+      error instanceof BackupError
+      && error.code === 'ZSTD_DAMAGED'
+      && (message === undefined || message.test(error.message)),
+  )
 }
 
-const seekEntry = (frame: Buffer, tarBytes: number): SeekEntry =>
-  ({ compressedBytes: frame.length, tarBytes, checksum: frameChecksum(frame) })
+const seekEntry = (frame: Buffer, tarBytes: number): SeekEntry => ({
+  compressedBytes: frame.length,
+  tarBytes,
+  checksum: frameChecksum(frame),
+})
 
 /** A payload as a bundle has it, and what is in it. */
-function payloadOf(
-  parts: readonly Buffer[],
-): { payload: Buffer; seek: SeekEntry[]; dataBytes: number } {
+function payloadOf(parts: readonly Buffer[]): {
+  payload: Buffer
+  seek: SeekEntry[]
+  dataBytes: number
+} {
   const data = parts.map((part) => compressFrame(part, 3))
   const seek = data.map((frame, i) => seekEntry(frame, parts[i]!.length))
   const payload = Buffer.concat([...data, encodeTrailer(seek)])
@@ -188,10 +222,27 @@ frames('the length of a frame is that of the first one', () => {
 frames('a Padmé length is what the paper says', () => {
   // E = 3, S = 2: multiples of 2; E = 9, S = 4: of 32; E = 20, S = 5: of 32 KiB.
   const known: readonly (readonly [number, number])[] = [
-    [0, 0], [1, 1], [2, 2], [3, 3], [4, 4], [5, 5], [7, 7], [8, 8], [9, 10], [10, 10], [11, 12],
+    [0, 0],
+    [1, 1],
+    [2, 2],
+    [3, 3],
+    [4, 4],
+    [5, 5],
+    [7, 7],
+    [8, 8],
+    [9, 10],
+    [10, 10],
+    [11, 12],
     [15, 16],
-    [16, 16], [17, 18], [31, 32], [33, 36], [512, 512], [513, 544], [1023, 1024],
-    [2 ** 20 + 1, 2 ** 20 + 2 ** 15], [2 ** 32 - 1, 2 ** 32],
+    [16, 16],
+    [17, 18],
+    [31, 32],
+    [33, 36],
+    [512, 512],
+    [513, 544],
+    [1023, 1024],
+    [2 ** 20 + 1, 2 ** 20 + 2 ** 15],
+    [2 ** 32 - 1, 2 ** 32],
   ]
   for (const [length, padded] of known) assert.is(padmeLength(length), padded, `${length}`)
 })
@@ -222,7 +273,9 @@ frames('a payload has a Padmé length whatever is in it, and at most 12 % of it 
   for (let round = 0; round < 500; round++) {
     const count = random.pick([0, 1, 2, 3, 10, 100, 1000])
     const seek = Array.from({ length: count }, () => ({
-      compressedBytes: 9 + random.integer(2 ** (4 + random.integer(19))), tarBytes: 1, checksum: 7,
+      compressedBytes: 9 + random.integer(2 ** (4 + random.integer(19))),
+      tarBytes: 1,
+      checksum: 7,
     }))
     const dataBytes = seek.reduce((sum, { compressedBytes }) => sum + compressedBytes, 0)
     const total = dataBytes + encodeTrailer(seek).length
@@ -240,10 +293,22 @@ frames('the trailer is zeros in a skippable frame, then the table, byte by byte'
   const padding = trailer.length - 41
   assert.is(trailer.subarray(0, 8).toString('hex'), '502a4d18' + hex32(padding - 8))
   assert.ok(trailer.subarray(8, padding).equals(Buffer.alloc(padding - 8)))
-  assert.is(trailer.subarray(padding).toString('hex'), [
-    '5e2a4d18', hex32(33), hex32(70_000), hex32(100_000), hex32(0x01020304),
-    hex32(padding), hex32(0), hex32(0x51d8e999), hex32(2), '80', 'b1ea928f',
-  ].join(''))
+  assert.is(
+    trailer.subarray(padding).toString('hex'),
+    [
+      '5e2a4d18',
+      hex32(33),
+      hex32(70_000),
+      hex32(100_000),
+      hex32(0x01020304),
+      hex32(padding),
+      hex32(0),
+      hex32(0x51d8e999),
+      hex32(2),
+      '80',
+      'b1ea928f',
+    ].join(''),
+  )
 })
 
 function hex32(value: number): string {
@@ -296,16 +361,20 @@ frames('refuses a seek table whose frame, flags or magic is damaged', () => {
   refuses(() => parseSeekTable(Buffer.alloc(100)), /no seek table/)
 })
 
-frames('a seek table that claims four billion frames asks for more bytes and allocates none',
+frames(
+  'a seek table that claims four billion frames asks for more bytes and allocates none',
   () => {
-  const { payload } = payloadOf([KINDS['text']!(5000)])
-  payload.writeUInt32LE(0xffffffff, payload.length - 9)
-  assert.is(parseSeekTable(payload), 'short')
-})
+    const { payload } = payloadOf([KINDS['text']!(5000)])
+    payload.writeUInt32LE(0xffffffff, payload.length - 9)
+    assert.is(parseSeekTable(payload), 'short')
+  },
+)
 
 frames('stock zstd lists, tests and decompresses a payload', () => {
   const parts = [
-    KINDS['random']!(100_000), KINDS['text']!(FRAME_MAX_BYTES), Buffer.from('x'),
+    KINDS['random']!(100_000),
+    KINDS['text']!(FRAME_MAX_BYTES),
+    Buffer.from('x'),
     KINDS['zeros']!(70_000),
   ]
   const { payload } = payloadOf(parts)
@@ -326,8 +395,10 @@ frames('stock zstd needs no option for the highest level', () => {
 frames('bsdtar and tar read a payload as it is', () => {
   const content = KINDS['text']!(300_001)
   const tar = [
-    encodePlainHeader({ path: 'a/file', sizeBytes: content.length }), content,
-    Buffer.alloc(tarPadding(content.length)), encodePlainHeader({ path: 'b', sizeBytes: 0 }),
+    encodePlainHeader({ path: 'a/file', sizeBytes: content.length }),
+    content,
+    Buffer.alloc(tarPadding(content.length)),
+    encodePlainHeader({ path: 'b', sizeBytes: 0 }),
     END_OF_ARCHIVE,
   ]
   const { payload } = payloadOf(tar.filter(({ length }) => length > 0))

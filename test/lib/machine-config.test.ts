@@ -29,7 +29,13 @@ const ENVIRONMENT = { DBACKUP: '/srv/backup/', DDATA: '/data', EMPTY: '' }
 type Environment = Readonly<Record<string, string | undefined>>
 
 function parse(text: string, environment: Environment = ENVIRONMENT): Promise<Configuration> {
-  return parseConfiguration({ path: '/c/config.yaml', text, home: HOME, environment, hostName: 'Box.lan' })
+  return parseConfiguration({
+    path: '/c/config.yaml',
+    text,
+    home: HOME,
+    environment,
+    hostName: 'Box.lan',
+  })
 }
 
 /** `message | hint` of the error that reading `text` throws. */
@@ -81,24 +87,28 @@ load('the example of everything loads', async () => {
   const configuration = await parse(file('config/example.yaml'))
   assert.is(configuration.machine, 'laptop')
   assert.is(configuration.signingKey, '/home/me/.config/backup/signing.key')
-  assert.equal(configuration.targets, [{
-    name: 'drive',
-    kind: 'directory',
-    path: '/media/me/T9/backup',
-    bundleSizeBytes: 256 * 1024 * 1024,
-    compressionLevel: 3,
-    mustBeMounted: true,
-  }])
+  assert.equal(configuration.targets, [
+    {
+      name: 'drive',
+      kind: 'directory',
+      path: '/media/me/T9/backup',
+      bundleSizeBytes: 256 * 1024 * 1024,
+      compressionLevel: 3,
+      mustBeMounted: true,
+    },
+  ])
   assert.is(configuration.trustedSigningKeys[0]?.machine, 'desktop')
   assert.match(file('config/example.yaml'), /# snapshot: required/)
 })
 
 load('sources stay as they were written, all other paths are normalized', async () => {
-  const configuration = await parse(`
+  const configuration = await parse(
+    `
 staging: /srv//x/../backup/
 identity: ${'${DBACKUP}'}keys/id
 backup_sets: [{ name: a, sources: [/data/, /x//y/../z, "$$/a", "~"], exclusions: ["~", "*.$", "a~", "$DDATA/x"] }]
-`.replace('"$$/a"', '"/$$$$/a"'))
+`.replace('"$$/a"', '"/$$$$/a"'),
+  )
   assert.is(configuration.staging, '/srv/backup')
   assert.is(configuration.identity, '/srv/backup/keys/id')
   assert.equal(configuration.backupSets[0]?.sources, ['/data/', '/x//y/../z', '/$/a', '/home/me'])
@@ -113,7 +123,12 @@ load('BACKUP_RETENTION goes before retention.external', async () => {
 })
 
 load('the size of a bundle may be text or bytes, from 1 MiB to 1 GiB', async () => {
-  for (const [size, bytes] of [['1 MiB', 2 ** 20], ['1GiB', 2 ** 30], ['1.5 MiB', 1572864], ['2097152', 2097152]]) {
+  for (const [size, bytes] of [
+    ['1 MiB', 2 ** 20],
+    ['1GiB', 2 ** 30],
+    ['1.5 MiB', 1572864],
+    ['2097152', 2097152],
+  ]) {
     const { targets } = await parse(withTarget(`bundle_size: ${size}`))
     assert.is(targets[0]?.bundleSizeBytes, bytes)
   }
@@ -123,39 +138,53 @@ load.run()
 
 const find = suite('machine/config: find')
 
-find('the option goes before the variable, that before the home, that before the system', async () => {
-  const home = tempDirectory()
-  const system = join(home, 'etc.yaml')
-  const own = defaultConfigurationPath(home)
-  const look = (option: string | undefined, environment: Environment) => {
-    return findConfiguration({ option, environment, home, system })
-  }
-  writeFileSync(system, '')
-  assert.is(await look(undefined, {}), system)
-  mkdirSync(dirname(own), { recursive: true })
-  copyFileSync(system, own)
-  assert.is(await look(undefined, {}), own)
-  assert.is(await look(undefined, { BACKUP_CONFIG: '/not/there' }), '/not/there')
-  assert.is(await look('/nor/this', { BACKUP_CONFIG: '/not/there' }), '/nor/this')
-})
+find(
+  'the option goes before the variable, that before the home, that before the system',
+  async () => {
+    const home = tempDirectory()
+    const system = join(home, 'etc.yaml')
+    const own = defaultConfigurationPath(home)
+    const look = (option: string | undefined, environment: Environment) => {
+      return findConfiguration({ option, environment, home, system })
+    }
+    writeFileSync(system, '')
+    assert.is(await look(undefined, {}), system)
+    mkdirSync(dirname(own), { recursive: true })
+    copyFileSync(system, own)
+    assert.is(await look(undefined, {}), own)
+    assert.is(await look(undefined, { BACKUP_CONFIG: '/not/there' }), '/not/there')
+    assert.is(await look('/nor/this', { BACKUP_CONFIG: '/not/there' }), '/nor/this')
+  },
+)
 
 find('none anywhere is an error that says where it looked', async () => {
-  const options = { option: undefined, environment: {}, home: '/nowhere', system: '/nowhere/etc.yaml' }
+  const options = {
+    option: undefined,
+    environment: {},
+    home: '/nowhere',
+    system: '/nowhere/etc.yaml',
+  }
   const error = await thrown(findConfiguration(options))
   assert.is(error.code, 'CONFIG_ABSENT')
-  assert.is(error.message, 'there is no configuration: neither "/nowhere/.config/backup/config.yaml" '
-    + 'nor "/nowhere/etc.yaml" exists')
+  assert.is(
+    error.message,
+    'there is no configuration: neither "/nowhere/.config/backup/config.yaml" '
+      + 'nor "/nowhere/etc.yaml" exists',
+  )
   assert.is(error.hint, 'make one with `backup init`, or name one with --config FILE')
 })
 
 find('a named file that is absent, a directory, too large or no text is an error', async () => {
   const directory = tempDirectory()
-  const write = (name: string, content: string | Buffer) => writeFileSync(join(directory, name), content)
+  const write = (name: string, content: string | Buffer) =>
+    writeFileSync(join(directory, name), content)
   write('large', '#'.repeat(1024 * 1024 + 1))
   write('latin1', Buffer.from('# caf\xe9', 'latin1'))
   const read = async (name: string) => {
     const path = join(directory, name)
-    const error = await thrown(loadConfiguration({ path, environment: {}, home: HOME, hostName: 'a' }))
+    const error = await thrown(
+      loadConfiguration({ path, environment: {}, home: HOME, hostName: 'a' }),
+    )
     return `${error.code} ${error.message.replace(directory, '').replace('""', '"/"')}`
   }
   assert.is(await read('none'), 'CONFIG_ABSENT there is no configuration at "/none"')
@@ -198,10 +227,22 @@ const GOLDEN: readonly (readonly [string, string])[] = [
     '2:14: retention.forever: unknown property | properties here are local, external',
   ],
   ['backup_sets: []', '1:1: backup_sets: expected a list of sets, found an empty list'],
-  ['backup_sets: [{ name: a }]', '1:15: backup_sets[0]: expected a set with a name and sources, but sources is missing'],
-  ['backup_sets:\n  - name: a\n    sources:\n', '3:5: backup_sets[0].sources: expected a list of paths, found nothing'],
-  ['backup_sets: [{ name: a, sources: [""] }]', '1:36: backup_sets[0].sources[0]: expected a path, found empty text'],
-  ['backup_sets: [{ name: a, sources: [3] }]', '1:36: backup_sets[0].sources[0]: expected a path, found 3'],
+  [
+    'backup_sets: [{ name: a }]',
+    '1:15: backup_sets[0]: expected a set with a name and sources, but sources is missing',
+  ],
+  [
+    'backup_sets:\n  - name: a\n    sources:\n',
+    '3:5: backup_sets[0].sources: expected a list of paths, found nothing',
+  ],
+  [
+    'backup_sets: [{ name: a, sources: [""] }]',
+    '1:36: backup_sets[0].sources[0]: expected a path, found empty text',
+  ],
+  [
+    'backup_sets: [{ name: a, sources: [3] }]',
+    '1:36: backup_sets[0].sources[0]: expected a path, found 3',
+  ],
   [
     'backup_sets: [{ name: a, sources: [data] }]',
     '1:36: backup_sets[0].sources[0]: expected an absolute path | begin it with /, ~/ or a variable that does',
@@ -247,11 +288,20 @@ const GOLDEN: readonly (readonly [string, string])[] = [
     'backup_sets: [{ name: a, sources: [/a], snapshot: requred }]',
     '1:41: backup_sets[0].snapshot: expected one of auto, required, none, found "requred" | did you mean required?',
   ],
-  [`${SET}machine: 3`, '2:1: machine: expected a name of a-z, 0-9, _ and -, at most 64 characters, found 3'],
+  [
+    `${SET}machine: 3`,
+    '2:1: machine: expected a name of a-z, 0-9, _ and -, at most 64 characters, found 3',
+  ],
   [`${SET}machine: con`, '2:1: machine: the name con cannot be used: it is a device on Windows'],
-  [`${SET}staging: here`, '2:1: staging: expected an absolute path | begin it with /, ~/ or a variable that does'],
+  [
+    `${SET}staging: here`,
+    '2:1: staging: expected an absolute path | begin it with /, ~/ or a variable that does',
+  ],
   [withTarget('kind: x'), '2:49: map keys must be unique'],
-  [`${SET}targets: [{ name: t, kind: s3, path: /t }]`, '2:22: targets[0].kind: expected directory, found "s3"'],
+  [
+    `${SET}targets: [{ name: t, kind: s3, path: /t }]`,
+    '2:22: targets[0].kind: expected directory, found "s3"',
+  ],
   [
     withTarget('bundle_size: 256 MB/s'),
     '2:49: targets[0].bundle_size: expected a size from 1 MiB to 1 GiB, such as "256 MiB", found other text',
@@ -302,9 +352,18 @@ const GOLDEN: readonly (readonly [string, string])[] = [
     `${SET}schedule: { external: 1 }`,
     '2:13: schedule.external: expected one of daily, weekly, monthly, always, manual, found 1',
   ],
-  [`${SET}retention: { local: 0 }`, '2:14: retention.local: expected a whole number from 1 to 100000, found 0'],
-  [`${SET}retention: { external: -1 }`, '2:14: retention.external: expected a whole number from 1 to 100000, found -1'],
-  ['{ "backup_sets": [\n { "name": "a", "sources": [1] } ] }', '2:29: backup_sets[0].sources[0]: expected a path, found 1'],
+  [
+    `${SET}retention: { local: 0 }`,
+    '2:14: retention.local: expected a whole number from 1 to 100000, found 0',
+  ],
+  [
+    `${SET}retention: { external: -1 }`,
+    '2:14: retention.external: expected a whole number from 1 to 100000, found -1',
+  ],
+  [
+    '{ "backup_sets": [\n { "name": "a", "sources": [1] } ] }',
+    '2:29: backup_sets[0].sources[0]: expected a path, found 1',
+  ],
 ]
 
 for (const [text, expected] of GOLDEN) {
@@ -314,32 +373,55 @@ for (const [text, expected] of GOLDEN) {
 }
 
 mistakes('no staging and no DBACKUP is an error with a hint', async () => {
-  assert.is(await mistake(SET, {}), '/c/config.yaml:1:1: there is no staging directory: staging is missing, '
-    + 'and DBACKUP is not set | set staging to a directory, or the variable DBACKUP')
+  assert.is(
+    await mistake(SET, {}),
+    '/c/config.yaml:1:1: there is no staging directory: staging is missing, '
+      + 'and DBACKUP is not set | set staging to a directory, or the variable DBACKUP',
+  )
 })
 
 mistakes('BACKUP_RETENTION must be a positive whole number', async () => {
   for (const wrong of ['0', '-1', 'five', '1.5', '1e3', '100001', ' 5']) {
-    assert.is(await mistake(SET, { ...ENVIRONMENT, BACKUP_RETENTION: wrong }),
+    assert.is(
+      await mistake(SET, { ...ENVIRONMENT, BACKUP_RETENTION: wrong }),
       'BACKUP_RETENTION: expected a whole number from 1 to 100000 | '
-      + 'it says how many exports to keep on each target, and goes before retention.external')
+        + 'it says how many exports to keep on each target, and goes before retention.external',
+    )
   }
 })
 
 mistakes('the first mistake in the file is told, and the facts have all of them', async () => {
-  const error = await thrown(parse(`retention: { local: 0 }\nbackup_sets: [{ nam: a, sources: [] }]`))
+  const error = await thrown(
+    parse(`retention: { local: 0 }\nbackup_sets: [{ nam: a, sources: [] }]`),
+  )
   assert.equal(error.facts['problems'], [
-    { path: 'retention.local', line: 1, column: 14, message: 'expected a whole number from 1 to 100000, found 0' },
+    {
+      path: 'retention.local',
+      line: 1,
+      column: 14,
+      message: 'expected a whole number from 1 to 100000, found 0',
+    },
     { path: 'backup_sets[0].nam', line: 2, column: 17, message: 'unknown property' },
-    { path: 'backup_sets[0].sources', line: 2, column: 25, message: 'expected a list of paths, found an empty list' },
+    {
+      path: 'backup_sets[0].sources',
+      line: 2,
+      column: 25,
+      message: 'expected a list of paths, found an empty list',
+    },
   ])
   assert.is(error.facts['line'], 1)
 })
 
 mistakes('a bomb of aliases is refused', async () => {
   let text = 'a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n'
-  for (let i = 1; i < 9; i++) text += `a${i}: &a${i} [${Array(10).fill(`*a${i - 1}`).join(', ')}]\n`
-  assert.is(await mistake(text), '/c/config.yaml:1:1: excessive alias count indicates a resource exhaustion attack')
+  for (let i = 1; i < 9; i++)
+    text += `a${i}: &a${i} [${Array(10)
+      .fill(`*a${i - 1}`)
+      .join(', ')}]\n`
+  assert.is(
+    await mistake(text),
+    '/c/config.yaml:1:1: excessive alias count indicates a resource exhaustion attack',
+  )
 })
 
 mistakes.run()
@@ -373,24 +455,34 @@ manual('every property has a description and examples that the schema accepts', 
     assert.ok((property.description ?? '').endsWith('.'), `${path} has a description`)
     assert.ok((property.examples ?? []).length > 0, `${path} has examples`)
     const check = ajv.compile(property)
-    for (const example of property.examples ?? []) assert.ok(check(example), `${path}: ${JSON.stringify(example)}`)
+    for (const example of property.examples ?? [])
+      assert.ok(check(example), `${path}: ${JSON.stringify(example)}`)
   }
 })
 
-manual('every property has a row in docs/configuration.md, with its default, and no row is left over', () => {
-  const rows = new Map<string, string>()
-  for (const [line, name = ''] of file('docs/configuration.md').matchAll(/^\| `([^`]+)` \|.*$/gm)) {
-    rows.set(name, line)
-  }
-  for (const [path, property] of properties(SCHEMA)) {
-    const row = rows.get(path)
-    assert.ok(row !== undefined, `${path} has a row`)
-    const plain = ['string', 'number'].includes(typeof property.default)
-    if (plain) assert.ok(row?.endsWith(`| \`${property.default}\` |`), `${path}: default ${property.default}`)
-    rows.delete(path)
-  }
-  assert.equal([...rows.keys()], [])
-})
+manual(
+  'every property has a row in docs/configuration.md, with its default, and no row is left over',
+  () => {
+    const rows = new Map<string, string>()
+    for (const [line, name = ''] of file('docs/configuration.md').matchAll(
+      /^\| `([^`]+)` \|.*$/gm,
+    )) {
+      rows.set(name, line)
+    }
+    for (const [path, property] of properties(SCHEMA)) {
+      const row = rows.get(path)
+      assert.ok(row !== undefined, `${path} has a row`)
+      const plain = ['string', 'number'].includes(typeof property.default)
+      if (plain)
+        assert.ok(
+          row?.endsWith(`| \`${property.default}\` |`),
+          `${path}: default ${property.default}`,
+        )
+      rows.delete(path)
+    }
+    assert.equal([...rows.keys()], [])
+  },
+)
 
 manual('the schema is open nowhere: an unknown property is always an error', () => {
   const text = file('config/schema.json')
@@ -412,16 +504,37 @@ manual.run()
 const words = suite('names and amounts')
 
 words('names are those of docs/format.md', () => {
-  for (const name of ['a', '0', 'a-b_c', 'con1', 'com', 'lpt', 'a'.repeat(64)]) assert.ok(isValidName(name), name)
-  for (const name of ['', '-a', '_a', 'A', 'a b', 'a.b', 'ä', 'con', 'aux', 'com0', 'lpt9', 'a\n', 'a'.repeat(65)]) {
+  for (const name of ['a', '0', 'a-b_c', 'con1', 'com', 'lpt', 'a'.repeat(64)])
+    assert.ok(isValidName(name), name)
+  for (const name of [
+    '',
+    '-a',
+    '_a',
+    'A',
+    'a b',
+    'a.b',
+    'ä',
+    'con',
+    'aux',
+    'com0',
+    'lpt9',
+    'a\n',
+    'a'.repeat(65),
+  ]) {
     assert.not.ok(isValidName(name), name)
   }
 })
 
 words('the clean name of any text is valid or undefined', () => {
   const cases: readonly (readonly [string, string | undefined])[] = [
-    ['My Laptop', 'my-laptop'], ['--x', 'x'], ['Ünï', 'n'], ['', undefined], ['...', undefined],
-    ['NUL', 'nul-1'], ['x'.repeat(80), 'x'.repeat(64)], ['a--', 'a'],
+    ['My Laptop', 'my-laptop'],
+    ['--x', 'x'],
+    ['Ünï', 'n'],
+    ['', undefined],
+    ['...', undefined],
+    ['NUL', 'nul-1'],
+    ['x'.repeat(80), 'x'.repeat(64)],
+    ['a--', 'a'],
   ]
   for (const [text, name] of cases) {
     assert.is(cleanName(text), name)
@@ -440,13 +553,26 @@ words('the nearest word is the one with the fewest edits, or none', () => {
 
 words('sizes are read and written', () => {
   const sizes: readonly (readonly [string, number | undefined])[] = [
-    ['0', 0], ['1 KB', 1000], ['1KiB', 1024], ['1.5 GiB', 1610612736], ['-1', undefined], ['1 kb', undefined],
-    ['1  MiB', undefined], ['MiB', undefined], ['1e3', undefined], ['99999999999 GiB', undefined],
+    ['0', 0],
+    ['1 KB', 1000],
+    ['1KiB', 1024],
+    ['1.5 GiB', 1610612736],
+    ['-1', undefined],
+    ['1 kb', undefined],
+    ['1  MiB', undefined],
+    ['MiB', undefined],
+    ['1e3', undefined],
+    ['99999999999 GiB', undefined],
   ]
   for (const [text, sizeBytes] of sizes) assert.is(parseSize(text), sizeBytes)
   const texts: readonly (readonly [number, string])[] = [
-    [0, '0 B'], [1023, '1023 B'], [1024, '1 KiB'], [1536, '1.5 KiB'], [268435456, '256 MiB'],
-    [1023 * 1024, '1.0 MiB'], [5e9, '4.7 GiB'],
+    [0, '0 B'],
+    [1023, '1023 B'],
+    [1024, '1 KiB'],
+    [1536, '1.5 KiB'],
+    [268435456, '256 MiB'],
+    [1023 * 1024, '1.0 MiB'],
+    [5e9, '4.7 GiB'],
   ]
   for (const [sizeBytes, text] of texts) assert.is(formatSize(sizeBytes), text)
   assert.is(formatDuration(7400), '0:07')
@@ -454,7 +580,9 @@ words('sizes are read and written', () => {
 })
 
 words('what is escaped expands to itself', () => {
-  const fail = (message: string): never => { throw new Error(message) }
+  const fail = (message: string): never => {
+    throw new Error(message)
+  }
   for (const text of ['/a', '/$', '/$$', '/$HOME', '/${x}', '/a$$b$']) {
     assert.is(expandPattern(escapeVariables(text), { environment: {}, home: HOME }, fail), text)
   }

@@ -3,7 +3,12 @@
 
 import { spawnSync } from 'node:child_process'
 import {
-  mkdtempSync, readFileSync, readdirSync, statSync, symlinkSync, writeFileSync,
+  mkdtempSync,
+  readFileSync,
+  readdirSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
 } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
@@ -13,7 +18,9 @@ import { encryptAge, encryptWithPassphrase } from '../../lib/format/age.ts'
 import { generateIdentity, recipientOf } from '../../lib/format/age-keys.ts'
 import { generateSigningKey, publicKeyText } from '../../lib/format/minisign.ts'
 import {
-  createIdentityFile, generatePassphrase, readIdentityFile,
+  createIdentityFile,
+  generatePassphrase,
+  readIdentityFile,
 } from '../../lib/machine/identity.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 
@@ -36,7 +43,10 @@ function newDirectory(): string {
 }
 
 async function failureOf(promise: Promise<unknown>): Promise<BackupError> {
-  const error = await promise.then(() => undefined, (reason: unknown) => reason)
+  const error = await promise.then(
+    () => undefined,
+    (reason: unknown) => reason,
+  )
   if (!(error instanceof BackupError)) throw error ?? new Error('it did not fail')
   const { message, hint, facts, stack, cause } = error
   const said = JSON.stringify([message, hint, facts, stack, String(cause)])

@@ -6,7 +6,11 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import {
-  MANIFEST, type Verification, bundleFile, encodeVerification, parseVerification,
+  MANIFEST,
+  type Verification,
+  bundleFile,
+  encodeVerification,
+  parseVerification,
 } from '../../lib/model/verification.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 
@@ -14,13 +18,16 @@ const verification = suite('model/verification')
 const place = { set: 'home', stamp: '2025-04-02T020000Z' }
 const sha = (text: string): string => createHash('sha256').update(text).digest('hex')
 const names = [
-  'home/2025-04-02T020000Z/data-0001', 'home/2025-04-02T020000Z/data-0002',
+  'home/2025-04-02T020000Z/data-0001',
+  'home/2025-04-02T020000Z/data-0002',
   'home/2025-04-02T020000Z/catalog-0001',
-  'home/2025-04-01T020000Z/data-0001', 'etc/2025-04-01T020000Z/data-0007',
+  'home/2025-04-01T020000Z/data-0001',
+  'etc/2025-04-01T020000Z/data-0007',
   'home/2025-04-01T020000Z/data-12345',
 ]
 const sample: Verification = {
-  bundles: new Map(names.map((name) => [name, sha(name)])), manifestSha256: sha('manifest'),
+  bundles: new Map(names.map((name) => [name, sha(name)])),
+  manifestSha256: sha('manifest'),
 }
 
 const isDamaged = (text: string): boolean => {
@@ -35,13 +42,19 @@ const isDamaged = (text: string): boolean => {
 
 verification('lists bundles relative to its own directory, the manifest last', () => {
   const lines = encodeVerification(sample, place).split('\n')
-  assert.equal(lines.map((line) => line.slice(66)), [
-    '../../etc/2025-04-01T020000Z/data-0007.tar.zst.age',
-    '../2025-04-01T020000Z/data-0001.tar.zst.age',
-    '../2025-04-01T020000Z/data-12345.tar.zst.age', 'catalog-0001.tar.zst.age',
-    'data-0001.tar.zst.age',
-    'data-0002.tar.zst.age', 'manifest.tar.zst.age', '',
-  ])
+  assert.equal(
+    lines.map((line) => line.slice(66)),
+    [
+      '../../etc/2025-04-01T020000Z/data-0007.tar.zst.age',
+      '../2025-04-01T020000Z/data-0001.tar.zst.age',
+      '../2025-04-01T020000Z/data-12345.tar.zst.age',
+      'catalog-0001.tar.zst.age',
+      'data-0001.tar.zst.age',
+      'data-0002.tar.zst.age',
+      'manifest.tar.zst.age',
+      '',
+    ],
+  )
 })
 
 verification('what was written is read back, from any place', () => {
@@ -79,20 +92,30 @@ const end = line(MANIFEST)
 verification('refuses a line that leads anywhere but to a bundle of this machine', () => {
   assert.not.ok(isDamaged(line('data-0001.tar.zst.age') + end))
   for (const path of [
-    '/etc/passwd', '/data-0001.tar.zst.age',
+    '/etc/passwd',
+    '/data-0001.tar.zst.age',
     '../../../other/home/2025-04-01T020000Z/data-0001.tar.zst.age',
-    '../../../data-0001.tar.zst.age', '../../2025-04-01T020000Z/data-0001.tar.zst.age',
+    '../../../data-0001.tar.zst.age',
+    '../../2025-04-01T020000Z/data-0001.tar.zst.age',
     '../data-0001.tar.zst.age',
-    './data-0001.tar.zst.age', 'data-0001.tar.zst.age/',
+    './data-0001.tar.zst.age',
+    'data-0001.tar.zst.age/',
     '../home/2025-04-01T020000Z/data-0001.tar.zst.age',
     '../../home/../etc/2025-04-01T020000Z/data-0001.tar.zst.age',
     '../2025-04-01T020000Z/../x/data-0001.tar.zst.age',
     '../2025-04-01T020000Z//data-0001.tar.zst.age',
     '../../Home/2025-04-01T020000Z/data-0001.tar.zst.age',
-    '../latest/data-0001.tar.zst.age', '../../-x/2025-04-01T020000Z/data-0001.tar.zst.age',
-    'data-001.tar.zst.age', 'data-.tar.zst.age', 'data-0001.tar.zst', 'data-0001',
+    '../latest/data-0001.tar.zst.age',
+    '../../-x/2025-04-01T020000Z/data-0001.tar.zst.age',
+    'data-001.tar.zst.age',
+    'data-.tar.zst.age',
+    'data-0001.tar.zst',
+    'data-0001',
     'other-0001.tar.zst.age',
-    'verification.sha256', `../2025-04-01T020000Z/${MANIFEST}`, 'x'.repeat(100_000), '.tar.zst.age',
+    'verification.sha256',
+    `../2025-04-01T020000Z/${MANIFEST}`,
+    'x'.repeat(100_000),
+    '.tar.zst.age',
     '\\data-0001.tar.zst.age',
   ]) {
     assert.ok(isDamaged(line(path) + end), path.slice(0, 100))
@@ -102,12 +125,23 @@ verification('refuses a line that leads anywhere but to a bundle of this machine
 verification('refuses what sha256sum would not have written', () => {
   const bundle = 'data-0001.tar.zst.age'
   for (const text of [
-    '', '\n', end.slice(0, -1), `${end}\n`, `\n${end}`, end.replace('  ', ' '),
+    '',
+    '\n',
+    end.slice(0, -1),
+    `${end}\n`,
+    `\n${end}`,
+    end.replace('  ', ' '),
     end.replace('  ', ' *'),
-    end.replace('  ', '\t'), end.replaceAll('\n', '\r\n'), end.toUpperCase(), `${end} `,
+    end.replace('  ', '\t'),
+    end.replaceAll('\n', '\r\n'),
+    end.toUpperCase(),
+    `${end} `,
     `# note\n${end}`,
-    `${sha('x').toUpperCase()}  ${bundle}\n${end}`, `${sha('x').slice(1)}  ${bundle}\n${end}`,
-    `0${sha('x')}  ${bundle}\n${end}`, ` ${line(bundle)}${end}`, `${sha('x')}  \n${end}`,
+    `${sha('x').toUpperCase()}  ${bundle}\n${end}`,
+    `${sha('x').slice(1)}  ${bundle}\n${end}`,
+    `0${sha('x')}  ${bundle}\n${end}`,
+    ` ${line(bundle)}${end}`,
+    `${sha('x')}  \n${end}`,
     `${end}${end}`,
   ]) {
     assert.ok(isDamaged(text), JSON.stringify(text.slice(0, 100)))
@@ -120,8 +154,8 @@ verification('refuses a list that names no manifest', () => {
 
 verification('refuses a list that is cut short anywhere', () => {
   const text = encodeVerification(sample, place)
-  for (let length = 0; length < text.length; length++) assert.ok(isDamaged(text.slice(0, length)),
-    `${length}`)
+  for (let length = 0; length < text.length; length++)
+    assert.ok(isDamaged(text.slice(0, length)), `${length}`)
 })
 
 verification('bug: a bundle that is named twice, out of order or by a way round is taken', () => {
@@ -129,10 +163,14 @@ verification('bug: a bundle that is named twice, out of order or by a way round 
   const other = `${sha('y')}  data-0001.tar.zst.age\n`
   assert.ok(isDamaged(bundle + other + end), 'two sums for one bundle: the last one would win')
   assert.ok(isDamaged(end + bundle), 'the manifest is not last')
-  assert.ok(isDamaged(line(`../${place.stamp}/data-0001.tar.zst.age`) + end),
-    'its own stamp, the long way')
-  assert.ok(isDamaged(line('../../home/2025-04-01T020000Z/data-0001.tar.zst.age') + end),
-    'its own set')
+  assert.ok(
+    isDamaged(line(`../${place.stamp}/data-0001.tar.zst.age`) + end),
+    'its own stamp, the long way',
+  )
+  assert.ok(
+    isDamaged(line('../../home/2025-04-01T020000Z/data-0001.tar.zst.age') + end),
+    'its own set',
+  )
 })
 
 verification.run()

@@ -1,8 +1,16 @@
 import { Buffer } from 'node:buffer'
 import { execFileSync, spawnSync } from 'node:child_process'
 import {
-  chmodSync, existsSync, lstatSync, mkdirSync, readFileSync, readdirSync, readlinkSync, rmSync,
-  statSync, symlinkSync,
+  chmodSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  readlinkSync,
+  rmSync,
+  statSync,
+  symlinkSync,
   writeFileSync,
 } from 'node:fs'
 import { join } from 'node:path'
@@ -79,8 +87,8 @@ targets('a small file of any size around a block comes back', async () => {
     const content = Buffer.alloc(size, 'block')
     await target.write(`file-${size}`, content)
     assert.ok((await target.read(`file-${size}`, size))?.equals(content), `${size}`)
-    if (size > 0) assert.is(await codeOf(() => target.read(`file-${size}`, size - 1)),
-      'TARGET_FAILED')
+    if (size > 0)
+      assert.is(await codeOf(() => target.read(`file-${size}`, size - 1)), 'TARGET_FAILED')
   }
 })
 
@@ -184,8 +192,10 @@ targets('links in the way are not followed, and what they lead to is not touched
   await failureOf(() => target.read('repository.json', 100))
   await failureOf(() => target.write('repository.json', bytes))
   await target.replace('repository.json', bytes)
-  assert.ok(lstatSync(join(path, 'repository.json')).isFile(),
-    'the link was replaced, not followed')
+  assert.ok(
+    lstatSync(join(path, 'repository.json')).isFile(),
+    'the link was replaced, not followed',
+  )
   assert.equal(readdirSync(victim), ['file'])
   assert.is(readFileSync(join(victim, 'file'), 'utf8'), 'mine')
 })
@@ -248,8 +258,10 @@ targets('bug: a pipe in the place of a file holds the reader up for ever', () =>
       { name: 'red', path: ${JSON.stringify(path)}, mustBeMounted: false })
     try { await target.read('repository.json', 100) } catch (
       error) { process.stdout.write(error.code) }`
-  const child = spawnSync(process.execPath, ['--input-type=module', '-e', script],
-    { timeout: 5000, encoding: 'utf8' })
+  const child = spawnSync(process.execPath, ['--input-type=module', '-e', script], {
+    timeout: 5000,
+    encoding: 'utf8',
+  })
   assert.is(child.signal, null, 'it was stopped after 5 s')
   assert.is(child.stdout, 'TARGET_FAILED')
 })
@@ -266,42 +278,51 @@ if (canRunAsRoot('targets on file systems of their own')) {
     }
   }
 
-  targets('a file system that is mounted is a target, and its mount point alone is none',
+  targets(
+    'a file system that is mounted is a target, and its mount point alone is none',
     async () => {
-    let mounted = ''
-    await withTmpfs('size=4m', async (path) => {
-      mounted = path
-      openAt(path, true)
-      mkdirSync(join(path, 'below/deep'), { recursive: true })
-      openAt(join(path, 'below/deep'), true)
-    })
-    if (statSync(root).dev === statSync('/').dev) {
-      assert.is(await codeOf(() => openAt(mounted, true)), 'TARGET_ABSENT')
-    }
-  })
-
-  targets('a file system that is mounted read-only is TARGET_READ_ONLY, for every change',
-    async () => {
-    await withTmpfs('size=4m', async (path) => {
-      writeFileSync(join(path, 'latest'), 'one\n')
-      writeFileSync(join(path, 'b.partial'), 'bundle')
-      mkdirSync(join(path, 'machines'))
-      execFileSync('mount', ['-o', 'remount,ro', path])
-      const target = openAt(path, true)
-      for (const change of [
-        () => target.write('a', bytes), () => target.write('new/a', bytes), () =>
-          target.replace('latest', bytes),
-        () => target.workDirectory('machines/m'), () => target.publish('b'), () =>
-          target.remove('latest'),
-        () => target.removeDirectory('machines'),
-      ]) {
-        assert.is(await codeOf(change), 'TARGET_READ_ONLY', change.toString())
+      let mounted = ''
+      await withTmpfs('size=4m', async (path) => {
+        mounted = path
+        openAt(path, true)
+        mkdirSync(join(path, 'below/deep'), { recursive: true })
+        openAt(join(path, 'below/deep'), true)
+      })
+      if (statSync(root).dev === statSync('/').dev) {
+        assert.is(await codeOf(() => openAt(mounted, true)), 'TARGET_ABSENT')
       }
-      assert.is(await target.workDirectory('machines'), join(path, 'machines'),
-        'it is there already')
-      assert.ok((await target.read('latest', 10))?.equals(Buffer.from('one\n')))
-    })
-  })
+    },
+  )
+
+  targets(
+    'a file system that is mounted read-only is TARGET_READ_ONLY, for every change',
+    async () => {
+      await withTmpfs('size=4m', async (path) => {
+        writeFileSync(join(path, 'latest'), 'one\n')
+        writeFileSync(join(path, 'b.partial'), 'bundle')
+        mkdirSync(join(path, 'machines'))
+        execFileSync('mount', ['-o', 'remount,ro', path])
+        const target = openAt(path, true)
+        for (const change of [
+          () => target.write('a', bytes),
+          () => target.write('new/a', bytes),
+          () => target.replace('latest', bytes),
+          () => target.workDirectory('machines/m'),
+          () => target.publish('b'),
+          () => target.remove('latest'),
+          () => target.removeDirectory('machines'),
+        ]) {
+          assert.is(await codeOf(change), 'TARGET_READ_ONLY', change.toString())
+        }
+        assert.is(
+          await target.workDirectory('machines'),
+          join(path, 'machines'),
+          'it is there already',
+        )
+        assert.ok((await target.read('latest', 10))?.equals(Buffer.from('one\n')))
+      })
+    },
+  )
 
   targets('a full file system is TARGET_FULL, and no partial file stays', async () => {
     await withTmpfs('size=1m', async (path) => {
@@ -316,8 +337,11 @@ if (canRunAsRoot('targets on file systems of their own')) {
     })
     await withTmpfs('size=1m,nr_inodes=3', async (path) => {
       const target = openAt(path, true)
-      assert.is(await codeOf(() => target.workDirectory('a/b/c/d')), 'TARGET_FULL',
-        'no inode is left')
+      assert.is(
+        await codeOf(() => target.workDirectory('a/b/c/d')),
+        'TARGET_FULL',
+        'no inode is left',
+      )
     })
   })
 
@@ -332,8 +356,9 @@ if (canRunAsRoot('targets on file systems of their own')) {
         { name: 'red', path: ${JSON.stringify(path)}, mustBeMounted: false })
       try { await target.write('a', Buffer.from('x')) } catch (
         error) { process.stdout.write(error.code) }`
-    const child = spawnSync(process.execPath, ['--input-type=module', '-e', script],
-      { encoding: 'utf8' })
+    const child = spawnSync(process.execPath, ['--input-type=module', '-e', script], {
+      encoding: 'utf8',
+    })
     assert.is(child.stdout, 'TARGET_READ_ONLY', child.stderr)
   })
 
@@ -346,34 +371,45 @@ if (canRunAsRoot('targets on file systems of their own')) {
         openDirectoryTarget({ name: 'red', path: process.argv[1], mustBeMounted: undefined })
         process.stdout.write('open')
       } catch (error) { process.stdout.write(error.code) }`
-    const words = ['-m', 'bash', '-euc', `${setup}\nexec "$0" --input-type=module -e "$1" "$2"`,
-      process.execPath, script, path]
+    const words = [
+      '-m',
+      'bash',
+      '-euc',
+      `${setup}\nexec "$0" --input-type=module -e "$1" "$2"`,
+      process.execPath,
+      script,
+      path,
+    ]
     const { stdout, stderr, status } = spawnSync('unshare', words, { encoding: 'utf8' })
     assert.is(status, 0, stderr)
     return stdout
   }
 
-  targets('below the places where drives are mounted, a bare mount point is refused by itself',
+  targets(
+    'below the places where drives are mounted, a bare mount point is refused by itself',
     () => {
-    for (const place of ['/mnt', '/media']) {
-      const path = `${place}/backup-test/red`
-      const mount = `mount -t tmpfs t /${place}; mkdir -p ${path}; mount -t tmpfs t ${path}`
-      assert.is(openIn(`${mount}; mkdir ${path}/below`, `${path}/below`), 'open', place)
-    }
-    const scratch = '/mnt/backup-test-bare'
-    try {
-      mkdirSync(scratch)
-      if (statSync(scratch).dev === statSync('/').dev) assert.is(openIn(':', scratch),
-        'TARGET_ABSENT')
-    } finally {
-      rmSync(scratch, { recursive: true })
-    }
-  })
+      for (const place of ['/mnt', '/media']) {
+        const path = `${place}/backup-test/red`
+        const mount = `mount -t tmpfs t /${place}; mkdir -p ${path}; mount -t tmpfs t ${path}`
+        assert.is(openIn(`${mount}; mkdir ${path}/below`, `${path}/below`), 'open', place)
+      }
+      const scratch = '/mnt/backup-test-bare'
+      try {
+        mkdirSync(scratch)
+        if (statSync(scratch).dev === statSync('/').dev)
+          assert.is(openIn(':', scratch), 'TARGET_ABSENT')
+      } finally {
+        rmSync(scratch, { recursive: true })
+      }
+    },
+  )
 
   targets('what fstab mounts has to be mounted', () => {
     const directory = newDirectory()
-    writeFileSync(join(root, 'fstab'),
-      `# ${directory}/commented\n/dev/none ${directory}/red\\040drive ext4 noauto 0 0\n`)
+    writeFileSync(
+      join(root, 'fstab'),
+      `# ${directory}/commented\n/dev/none ${directory}/red\\040drive ext4 noauto 0 0\n`,
+    )
     const red = join(directory, 'red drive')
     const setup = `mount --bind ${root}/fstab /etc/fstab
       mkdir -p '${red}/below' ${directory}/commented`
@@ -388,20 +424,26 @@ if (canRunAsRoot('targets on file systems of their own')) {
   targets('bug: below a mounted /run, a bare mount point in /run/media is written to', () => {
     const path = '/run/media/joe/red'
     assert.is(openIn(`mount -t tmpfs t /run; mkdir -p ${path}`, path), 'TARGET_ABSENT')
-    assert.is(openIn(`mount -t tmpfs t /run; mkdir -p ${path}; mount -t tmpfs t ${path}`, path),
-      'open')
+    assert.is(
+      openIn(`mount -t tmpfs t /run; mkdir -p ${path}; mount -t tmpfs t ${path}`, path),
+      'open',
+    )
   })
 
-  targets('bug: below a file system of its own, a bare mount point that fstab names is written to',
+  targets(
+    'bug: below a file system of its own, a bare mount point that fstab names is written to',
     () => {
-    const home = newDirectory()
-    writeFileSync(join(root, 'fstab'),
-      `/dev/a ${home} ext4 defaults 0 0\n/dev/b ${home}/red ext4 noauto 0 0\n`)
-    const setup = `mount --bind ${root}/fstab /etc/fstab
+      const home = newDirectory()
+      writeFileSync(
+        join(root, 'fstab'),
+        `/dev/a ${home} ext4 defaults 0 0\n/dev/b ${home}/red ext4 noauto 0 0\n`,
+      )
+      const setup = `mount --bind ${root}/fstab /etc/fstab
       mount -t tmpfs t ${home}; mkdir ${home}/red ${home}/plain`
-    assert.is(openIn(setup, `${home}/plain`), 'open')
-    assert.is(openIn(setup, `${home}/red`), 'TARGET_ABSENT')
-  })
+      assert.is(openIn(setup, `${home}/plain`), 'open')
+      assert.is(openIn(setup, `${home}/red`), 'TARGET_ABSENT')
+    },
+  )
 }
 
 targets.run()

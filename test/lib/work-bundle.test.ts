@@ -1,8 +1,15 @@
 import { Buffer } from 'node:buffer'
 import { execFileSync, spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import fs, { existsSync, readFileSync, readdirSync, statSync, symlinkSync, truncateSync,
-  writeFileSync } from 'node:fs'
+import fs, {
+  existsSync,
+  readFileSync,
+  readdirSync,
+  statSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs'
 import { syncBuiltinESMExports } from 'node:module'
 import { join } from 'node:path'
 import { crc32 } from 'node:zlib'
@@ -37,9 +44,10 @@ interface Bundle extends BundleFacts {
 }
 
 /** A bundle with `tar` in it, appended in parts of `partBytes`. */
-function write(tar: Buffer, { partBytes = tar.length, writer = shared }: {
-  partBytes?: number; writer?: BundleWriter
-} = {}): Bundle {
+function write(
+  tar: Buffer,
+  { partBytes = tar.length, writer = shared }: { partBytes?: number; writer?: BundleWriter } = {},
+): Bundle {
   const path = newPath()
   writer.open(path)
   for (let at = 0; at < tar.length; at += partBytes) writer.append(tar.subarray(at, at + partBytes))
@@ -98,8 +106,15 @@ function checkBundle(bundle: Bundle, tar: Buffer): void {
 }
 
 bundles('tar of every size around a limit comes back', () => {
-  for (const limit of [0, 512, CHUNK_BYTES, MIB, FRAME_TARGET_BYTES, FRAME_MAX_BYTES,
-    2 * FRAME_MAX_BYTES]) {
+  for (const limit of [
+    0,
+    512,
+    CHUNK_BYTES,
+    MIB,
+    FRAME_TARGET_BYTES,
+    FRAME_MAX_BYTES,
+    2 * FRAME_MAX_BYTES,
+  ]) {
     for (const size of [limit - 1025, limit - 1024, limit - 1023, limit - 1, limit, limit + 1]) {
       if (size < 0) continue
       checkBundle(write(noise.subarray(0, size)), noise.subarray(0, size))
@@ -158,11 +173,15 @@ bundles('any run of tar can be read, alone and after any other', () => {
   reading(bundle.path, (reader) => {
     for (let round = 0; round < 150; round++) {
       const offset = random.integer(whole.length)
-      const length = Math.min(random.integer(random.pick([2, 600, 100_000, 4 * MIB])),
-        whole.length - offset)
+      const length = Math.min(
+        random.integer(random.pick([2, 600, 100_000, 4 * MIB])),
+        whole.length - offset,
+      )
       const found = reader.readTar(bundle.frames, { offset, length })
-      assert.ok(found.equals(whole.subarray(offset, offset + length)),
-        `${length} bytes from ${offset}`)
+      assert.ok(
+        found.equals(whole.subarray(offset, offset + length)),
+        `${length} bytes from ${offset}`,
+      )
       const parts: Buffer[] = []
       reader.forEachPart(bundle.frames, { offset, length }, (part) => parts.push(Buffer.from(part)))
       assert.ok(Buffer.concat(parts).equals(found))
@@ -174,7 +193,8 @@ bundles('bug: a run of tar in more than two frames is not what was written', () 
   const bundle = write(noise)
   assert.ok(bundle.frames.length > 2)
   const found = reading(bundle.path, (reader) =>
-    Buffer.from(reader.readTar(bundle.frames, { offset: 0, length: noise.length })))
+    Buffer.from(reader.readTar(bundle.frames, { offset: 0, length: noise.length })),
+  )
   assert.ok(found.equals(noise))
 })
 
@@ -195,8 +215,12 @@ bundles('refuses a run that its frames do not hold', () => {
   assert.is(codeOf([[0, 10, 2 ** 40, 10]], 0, 1), 'BUNDLE_DAMAGED', 'a frame outside the file')
 })
 
-const run = (command: string): Buffer => execFileSync('bash', ['-o', 'pipefail', '-c', command],
-  { cwd: directory, maxBuffer: 2 ** 27, stdio: ['ignore', 'pipe', 'pipe'] })
+const run = (command: string): Buffer =>
+  execFileSync('bash', ['-o', 'pipefail', '-c', command], {
+    cwd: directory,
+    maxBuffer: 2 ** 27,
+    stdio: ['ignore', 'pipe', 'pipe'],
+  })
 
 bundles('stock age, zstd and tar read it', () => {
   writeFileSync(join(directory, 'identity'), `${identity}\n`, { mode: 0o600 })
@@ -233,7 +257,8 @@ bundles('it opens for each of its recipients, and for nobody else', () => {
 
 bundles('two bundles of the same have nothing in common', () => {
   const [a, b] = [write(Buffer.alloc(5000)), write(Buffer.alloc(5000))].map(({ path }) =>
-    readFileSync(path))
+    readFileSync(path),
+  )
   assert.is(a!.length, b!.length)
   assert.not.ok(a!.subarray(250, 282).equals(b!.subarray(250, 282)))
 })
@@ -274,18 +299,24 @@ bundles('a byte that is turned anywhere is detected, and spoils no frame that it
     }
     assert.ok(opened instanceof BundleReader, `byte ${at}`)
     const whole = outcome(() => opened.readPayload(0, opened.payloadBytes))
-    assert.ok(whole instanceof BackupError
-      && whole.code === 'AGE_PAYLOAD', `byte ${at} was turned unnoticed`)
+    assert.ok(
+      whole instanceof BackupError && whole.code === 'AGE_PAYLOAD',
+      `byte ${at} was turned unnoticed`,
+    )
     const chunk = Math.floor((at - headBytes) / (CHUNK_BYTES + 16))
     for (const frame of bundle.frames) {
       const [tarOffset, tarLength, offset, length] = frame
-      const inChunk = Math.floor(offset / CHUNK_BYTES) <= chunk
+      const inChunk =
+        Math.floor(offset / CHUNK_BYTES) <= chunk
         && chunk <= Math.floor((offset + length - 1) / CHUNK_BYTES)
       const found = outcome(() => opened.readFrame(frame))
-      if (inChunk) assert.ok(found instanceof BackupError,
-        `byte ${at}: a frame of its chunk was given out`)
-      else assert.ok(Buffer.isBuffer(found)
-        && found.equals(tar.subarray(tarOffset, tarOffset + tarLength)), `${at}`)
+      if (inChunk)
+        assert.ok(found instanceof BackupError, `byte ${at}: a frame of its chunk was given out`)
+      else
+        assert.ok(
+          Buffer.isBuffer(found) && found.equals(tar.subarray(tarOffset, tarOffset + tarLength)),
+          `${at}`,
+        )
     }
     opened.close()
   }
@@ -305,9 +336,23 @@ bundles('a bundle that is cut short, or longer than it was, is detected', () => 
   const { path } = write(noise.subarray(0, 200_000))
   const good = readFileSync(path)
   const random = randomOfRun('cut')
-  const lengths = [0, 1, 21, 100, 199, 200, 216, 217, 300, 65_536, 65_752, good.length - 1,
+  const lengths = [
+    0,
+    1,
+    21,
+    100,
+    199,
+    200,
+    216,
+    217,
+    300,
+    65_536,
+    65_752,
+    good.length - 1,
     good.length - 16,
-    good.length - 17, ...Array.from({ length: 40 }, () => random.integer(good.length))]
+    good.length - 17,
+    ...Array.from({ length: 40 }, () => random.integer(good.length)),
+  ]
   for (const length of lengths) {
     writeFileSync(path, good)
     truncateSync(path, length)
@@ -347,8 +392,11 @@ bundles('bug: a bundle for more recipients than fit in 4 KiB of header cannot be
   const many = Array.from({ length: 60 }, () => recipientOf(generateIdentity()))
   const writer = new BundleWriter({ recipients: [...many, ...recipients], level: 1 })
   const bundle = write(noise.subarray(0, 5000), { writer })
-  assert.ok(reading(bundle.path, (reader) => tarOf(reader)).subarray(0, 5000)
-    .equals(noise.subarray(0, 5000)))
+  assert.ok(
+    reading(bundle.path, (reader) => tarOf(reader))
+      .subarray(0, 5000)
+      .equals(noise.subarray(0, 5000)),
+  )
 })
 
 bundles('a name that is taken, by a link too, is not written to', () => {
@@ -398,7 +446,8 @@ bundles('sizes and frames so far are told while it is written', () => {
 /** Replaces functions of node:fs, for everyone in this process, while `action` runs. */
 function withFaults(faults: Partial<typeof fs>, action: () => void): void {
   const originals = Object.fromEntries(
-    Object.keys(faults).map((name) => [name, fs[name as keyof typeof fs]]))
+    Object.keys(faults).map((name) => [name, fs[name as keyof typeof fs]]),
+  )
   Object.assign(fs, faults)
   syncBuiltinESMExports()
   try {
@@ -416,14 +465,18 @@ bundles('the medium is read back: any byte that changed behind our back is found
   const changes: Readonly<Record<string, (path: string) => void>> = {
     'a byte shorter': (path) => truncateSync(path, sizeBytes - 1),
     'a byte longer': (path) => truncateSync(path, sizeBytes + 1),
-    'empty': (path) => truncateSync(path, 0),
+    empty: (path) => truncateSync(path, 0),
     'a block shorter': (path) => truncateSync(path, sizeBytes - MIB),
-    ...Object.fromEntries([0, 1, MIB - 1, MIB, MIB + 1, 2 * MIB, sizeBytes - 1].map((at) =>
-      [`other at ${at}`, (path: string) => {
-        const bytes = readFileSync(path)
-        bytes[at]! ^= 1
-        writeFileSync(path, bytes)
-      }])),
+    ...Object.fromEntries(
+      [0, 1, MIB - 1, MIB, MIB + 1, 2 * MIB, sizeBytes - 1].map((at) => [
+        `other at ${at}`,
+        (path: string) => {
+          const bytes = readFileSync(path)
+          bytes[at]! ^= 1
+          writeFileSync(path, bytes)
+        },
+      ]),
+    ),
   }
   for (const [how, change] of Object.entries(changes)) {
     const path = newPath()
@@ -432,15 +485,20 @@ bundles('the medium is read back: any byte that changed behind our back is found
     const { file } = writer.finish()
     let code: string | undefined
     let changed = false
-    withFaults({
-      // The first file that is closed is the bundle, when all of it is written and synced.
-      closeSync: (fd) => {
-        close(fd)
-        if (changed) return
-        changed = true
-        change(path)
+    withFaults(
+      {
+        // The first file that is closed is the bundle, when all of it is written and synced.
+        closeSync: (fd) => {
+          close(fd)
+          if (changed) return
+          changed = true
+          change(path)
+        },
       },
-    }, () => { code = failureOf(() => prove(file)).code })
+      () => {
+        code = failureOf(() => prove(file)).code
+      },
+    )
     assert.ok(changed && code === 'READ_BACK', `${how}: ${code}`)
     assert.not.ok(existsSync(path), `${how}: the partial file is there`)
   }
@@ -454,7 +512,8 @@ bundles('files that end with a block are proven, and not when they are longer or
       const path = newPath()
       writeFileSync(path, noise.subarray(0, size + more))
       const sums = Array.from({ length: Math.ceil(size / BLOCK_BYTES) }, (_, i) =>
-        crc32(noise.subarray(i * BLOCK_BYTES, Math.min(size, (i + 1) * BLOCK_BYTES))))
+        crc32(noise.subarray(i * BLOCK_BYTES, Math.min(size, (i + 1) * BLOCK_BYTES))),
+      )
       const file = { path, fd: fs.openSync(path, 'r+'), lengthBytes: size, sums }
       if (more === 0) prove(file)
       else assert.is(failureOf(() => prove(file)).code, 'READ_BACK', `${size} ${more}`)
@@ -471,15 +530,20 @@ bundles('a bundle is synced, then closed, then read back, and nothing stays open
       return real(...words)
     }) as unknown as T
   const writer = newWriter()
-  withFaults({
-    openSync: noting('open', original.openSync), fsyncSync: noting('sync', original.fsyncSync),
-    closeSync: noting('close', original.closeSync), readSync: noting('read', original.readSync),
-    writeSync: noting('write', original.writeSync),
-  }, () => {
-    writer.open(newPath())
-    writer.append(noise.subarray(0, 2 * MIB))
-    finished(writer)
-  })
+  withFaults(
+    {
+      openSync: noting('open', original.openSync),
+      fsyncSync: noting('sync', original.fsyncSync),
+      closeSync: noting('close', original.closeSync),
+      readSync: noting('read', original.readSync),
+      writeSync: noting('write', original.writeSync),
+    },
+    () => {
+      writer.open(newPath())
+      writer.append(noise.subarray(0, 2 * MIB))
+      finished(writer)
+    },
+  )
   const lastWrite = calls.lastIndexOf('write')
   assert.equal(calls.slice(lastWrite, lastWrite + 3), ['write', 'sync', 'close'])
   assert.ok(calls.indexOf('read') > lastWrite + 2)
@@ -488,26 +552,44 @@ bundles('a bundle is synced, then closed, then read back, and nothing stays open
 })
 
 bundles('short writes are continued, and a failed one says what it means', () => {
-  const original = fs.writeSync as (fd: number, bytes: Buffer, at: number, length?: number) =>
-    number
+  const original = fs.writeSync as (
+    fd: number,
+    bytes: Buffer,
+    at: number,
+    length?: number,
+  ) => number
   const writer = newWriter()
-  withFaults({
-    writeSync: ((fd: number, bytes: Buffer, at: number) =>
-      original(fd, bytes, at, Math.min(bytes.length - at, 77_777))) as typeof fs.writeSync,
-  }, () => checkBundle(write(noise.subarray(0, 3 * MIB), { writer }), noise.subarray(0, 3 * MIB)))
+  withFaults(
+    {
+      writeSync: ((fd: number, bytes: Buffer, at: number) =>
+        original(fd, bytes, at, Math.min(bytes.length - at, 77_777))) as typeof fs.writeSync,
+    },
+    () => checkBundle(write(noise.subarray(0, 3 * MIB), { writer }), noise.subarray(0, 3 * MIB)),
+  )
   for (const [system, code] of [
-    ['ENOSPC', 'TARGET_FULL'], ['EDQUOT', 'TARGET_FULL'], ['EFBIG', 'TARGET_FULL'],
+    ['ENOSPC', 'TARGET_FULL'],
+    ['EDQUOT', 'TARGET_FULL'],
+    ['EFBIG', 'TARGET_FULL'],
     ['EROFS', 'TARGET_READ_ONLY'],
     ['EIO', 'TARGET_FAILED'],
   ] as const) {
     const path = newPath()
     writer.open(path)
-    withFaults({
-      writeSync: () => { throw Object.assign(new Error(system), { code: system }) },
-    }, () => assert.is(failureOf(() => {
-      writer.append(noise)
-      finished(writer)
-    }).code, code))
+    withFaults(
+      {
+        writeSync: () => {
+          throw Object.assign(new Error(system), { code: system })
+        },
+      },
+      () =>
+        assert.is(
+          failureOf(() => {
+            writer.append(noise)
+            finished(writer)
+          }).code,
+          code,
+        ),
+    )
     writer.abort()
     assert.not.ok(existsSync(path))
   }
@@ -519,12 +601,15 @@ bundles('a failed sync is a failed bundle, and is not tried again', () => {
   writer.open(path)
   const { file } = writer.finish()
   let syncs = 0
-  withFaults({
-    fsyncSync: () => {
-      syncs += 1
-      throw Object.assign(new Error('EIO'), { code: 'EIO' })
+  withFaults(
+    {
+      fsyncSync: () => {
+        syncs += 1
+        throw Object.assign(new Error('EIO'), { code: 'EIO' })
+      },
     },
-  }, () => assert.is(failureOf(() => prove(file)).code, 'TARGET_FAILED'))
+    () => assert.is(failureOf(() => prove(file)).code, 'TARGET_FAILED'),
+  )
   assert.is(syncs, 1)
   assert.not.ok(existsSync(path))
 })
@@ -566,8 +651,10 @@ bundles('bug: a pipe in the place of a bundle holds the reader up for ever', () 
       try { new module.BundleReader({ path: ${JSON.stringify(path)}, identities: [] }) }
       catch (error) { process.stdout.write(error.code) }
     })`
-  const child = spawnSync(process.execPath, ['--input-type=module', '-e', script],
-    { timeout: 5000, encoding: 'utf8' })
+  const child = spawnSync(process.execPath, ['--input-type=module', '-e', script], {
+    timeout: 5000,
+    encoding: 'utf8',
+  })
   assert.is(child.signal, null, 'it was stopped after 5 s')
   assert.is(child.stdout, 'BUNDLE_DAMAGED')
 })

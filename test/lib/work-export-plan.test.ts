@@ -13,17 +13,28 @@ const GIB = 2 ** 30
 const base = { mode: 0o644, uid: 0, gid: 0, mtimeNs: 5n, inode: 100, bornNs: 1n } as const
 
 /** A file as staging has it. */
-const staged = (path: string, change: Partial<Entry> = {}): Entry =>
-  ({ ...base, path, type: 'file', size: 10, ...change })
+const staged = (path: string, change: Partial<Entry> = {}): Entry => ({
+  ...base,
+  path,
+  type: 'file',
+  size: 10,
+  ...change,
+})
 
 /** The same as an export left it. */
-const exported = (entry: Entry, change: Partial<Entry> = {}): Entry =>
-  ({ ...entry, header: [0, 0, 512], pieces: [[ID, 0, 512, entry.size ?? 0]], ...change })
+const exported = (entry: Entry, change: Partial<Entry> = {}): Entry => ({
+  ...entry,
+  header: [0, 0, 512],
+  pieces: [[ID, 0, 512, entry.size ?? 0]],
+  ...change,
+})
 
 const all = (): boolean => true
 
 function planned(
-  collected: readonly Entry[], last: readonly Entry[], isUsable: (bundle: number) => boolean = all,
+  collected: readonly Entry[],
+  last: readonly Entry[],
+  isUsable: (bundle: number) => boolean = all,
 ): PlannedEntry[] {
   return planExport({ collected, last, isUsable })
 }
@@ -34,7 +45,9 @@ const kinds = (entries: readonly PlannedEntry[]): string[] =>
 
 plan('everything is packed the first time, and sockets never', () => {
   const collected = [
-    { ...base, path: 'd', type: 'directory' }, staged('d/empty', { size: 0 }), staged('d/file'),
+    { ...base, path: 'd', type: 'directory' },
+    staged('d/empty', { size: 0 }),
+    staged('d/file'),
     { ...base, path: 'd/hard', type: 'link', target: 'd/file', size: 10 },
     { ...base, path: 'd/pipe', type: 'fifo' },
     { ...base, path: 'd/socket', type: 'socket' },
@@ -43,7 +56,10 @@ plan('everything is packed the first time, and sockets never', () => {
   const result = planned(collected, [])
   assert.equal(kinds(result), ['member', 'member', 'file', 'member', 'member', 'kept', 'member'])
   assert.is(result[5]!.kept, collected[5])
-  assert.equal(result.map(({ item }) => item?.index), [0, 1, 2, 3, 4, undefined, 6])
+  assert.equal(
+    result.map(({ item }) => item?.index),
+    [0, 1, 2, 3, 4, undefined, 6],
+  )
   for (const { item } of result) {
     assert.ok(item === undefined || !('inode' in item.metadata || 'bornNs' in item.metadata))
   }
@@ -51,23 +67,35 @@ plan('everything is packed the first time, and sockets never', () => {
 
 plan('nothing is packed of what has not changed', () => {
   const collected: Entry[] = [
-    { ...base, path: 'd', type: 'directory' }, staged('d/empty', { size: 0, inode: 1 }),
+    { ...base, path: 'd', type: 'directory' },
+    staged('d/empty', { size: 0, inode: 1 }),
     staged('d/file', { inode: 2 }),
     { ...base, path: 'd/to', type: 'symlink', target: 'x' },
   ]
-  const last = collected.map((entry) =>
-    ({ ...entry, header: [0, 0, 512] as const,
-      ...(entry.size === 10 ? { pieces: [[ID, 0, 512, 10] as const] } : {}) }))
+  const last = collected.map((entry) => ({
+    ...entry,
+    header: [0, 0, 512] as const,
+    ...(entry.size === 10 ? { pieces: [[ID, 0, 512, 10] as const] } : {}),
+  }))
   const result = planned(collected, last)
   assert.equal(kinds(result), ['kept', 'kept', 'kept', 'kept'])
-  assert.equal(result.map(({ kept }) => kept), last)
+  assert.equal(
+    result.map(({ kept }) => kept),
+    last,
+  )
 })
 
 plan('new metadata is a new header for content that stays where it is', () => {
   const entry = staged('f')
   for (const change of [
-    { mode: 0o600 }, { uid: 7 }, { gid: 7 }, { user: 'u' }, { group: 'g' }, { acl: 'user::rw-\n' },
-    { xattrs: new Map([['user.a', Buffer.from('x')]]) }, { birthNs: 9n },
+    { mode: 0o600 },
+    { uid: 7 },
+    { gid: 7 },
+    { user: 'u' },
+    { group: 'g' },
+    { acl: 'user::rw-\n' },
+    { xattrs: new Map([['user.a', Buffer.from('x')]]) },
+    { birthNs: 9n },
   ] as const) {
     const before = exported(entry)
     const [result] = planned([{ ...entry, ...change }], [before])
@@ -81,7 +109,11 @@ plan('new metadata is a new header for content that stays where it is', () => {
 plan('a change of any sign of other content is read', () => {
   const entry = staged('f')
   for (const change of [
-    { inode: 101 }, { bornNs: 2n }, { size: 11 }, { mtimeNs: 6n }, { sparse: [[0, 4]] as const },
+    { inode: 101 },
+    { bornNs: 2n },
+    { size: 11 },
+    { mtimeNs: 6n },
+    { sparse: [[0, 4]] as const },
   ]) {
     const [result] = planned([{ ...entry, ...change }], [exported(entry)])
     assert.is(result!.item?.kind, 'file', Object.keys(change)[0])
@@ -108,7 +140,13 @@ plan('a file that was renamed is a new header', () => {
 plan('two files that changed their names with each other keep their content each', () => {
   const [a, b] = [staged('a', { inode: 1 }), staged('b', { inode: 2 })]
   const last = [exported(a), exported(b, { pieces: [[OTHER, 0, 2000, 10]] })]
-  const result = planned([{ ...a, inode: 2 }, { ...b, inode: 1 }], last)
+  const result = planned(
+    [
+      { ...a, inode: 2 },
+      { ...b, inode: 1 },
+    ],
+    last,
+  )
   assert.equal(kinds(result), ['header', 'header'])
   assert.is(result[0]!.kept, last[1])
   assert.is(result[1]!.kept, last[0])
@@ -129,8 +167,14 @@ plan('an inode that was used again for another file is not believed', () => {
 
 plan('a hard link whose first path was removed becomes the file with the content it had', () => {
   const first = exported(staged('a'))
-  const further: Entry = { ...base, path: 'b', type: 'link', target: 'a', size: 10,
-    header: [0, 1024, 512] }
+  const further: Entry = {
+    ...base,
+    path: 'b',
+    type: 'link',
+    target: 'a',
+    size: 10,
+    header: [0, 1024, 512],
+  }
   const [result] = planned([staged('b')], [first, further])
   assert.is(result!.item?.kind, 'header')
   assert.is(result!.kept, first)
@@ -143,21 +187,28 @@ plan('a hard link that points to another first path is a new member', () => {
   assert.equal(kinds(planned([link], [{ ...before, target: 'b' }])), ['kept'])
 })
 
-plan('a file in a bundle that is gone is read, one whose header alone is gone gets a header',
+plan(
+  'a file in a bundle that is gone is read, one whose header alone is gone gets a header',
   () => {
-  const entry = staged('f')
-  const before = exported(entry,
-    { header: [1, 0, 512], pieces: [[ID, 2, 512, 5], [OTHER, 3, 0, 5]] })
-  const without = (gone: number): PlannedEntry =>
-    planned([entry], [before], (bundle) => bundle !== gone)[0]!
-  assert.is(without(0).item, undefined)
-  assert.is(without(1).item?.kind, 'header')
-  assert.is(without(2).item?.kind, 'file')
-  assert.is(without(3).item?.kind, 'file')
-  const empty = staged('e', { size: 0 })
-  const header = { ...empty, header: [1, 0, 512] as const }
-  assert.equal(kinds(planned([empty], [header], () => false)), ['member'])
-})
+    const entry = staged('f')
+    const before = exported(entry, {
+      header: [1, 0, 512],
+      pieces: [
+        [ID, 2, 512, 5],
+        [OTHER, 3, 0, 5],
+      ],
+    })
+    const without = (gone: number): PlannedEntry =>
+      planned([entry], [before], (bundle) => bundle !== gone)[0]!
+    assert.is(without(0).item, undefined)
+    assert.is(without(1).item?.kind, 'header')
+    assert.is(without(2).item?.kind, 'file')
+    assert.is(without(3).item?.kind, 'file')
+    const empty = staged('e', { size: 0 })
+    const header = { ...empty, header: [1, 0, 512] as const }
+    assert.equal(kinds(planned([empty], [header], () => false)), ['member'])
+  },
+)
 
 plan('a path keeps its parameter as long as its content is cut at all', () => {
   const chunkOf = (size: number, last: readonly Entry[]): number | undefined =>
@@ -191,10 +242,18 @@ plan('what was something else before is packed anew', () => {
 plan('entries find their like though others came and went around them', () => {
   const names = ['a', 'can', 'can/x', 'can.h', 'm', 'z']
   const last = names.map((path, i) => exported(staged(path, { inode: i })))
-  const collected = ['A', 'can', 'can/w', 'can/x', 'can.h', 'z', 'zz']
-    .map((path) => staged(path, { inode: names.includes(path) ? names.indexOf(path) : 999 }))
-  assert.equal(kinds(planned(collected, last)),
-    ['file', 'kept', 'file', 'kept', 'kept', 'kept', 'file'])
+  const collected = ['A', 'can', 'can/w', 'can/x', 'can.h', 'z', 'zz'].map((path) =>
+    staged(path, { inode: names.includes(path) ? names.indexOf(path) : 999 }),
+  )
+  assert.equal(kinds(planned(collected, last)), [
+    'file',
+    'kept',
+    'file',
+    'kept',
+    'kept',
+    'kept',
+    'file',
+  ])
 })
 
 plan('bug: a file with content is kept though the last export has no pieces of it', () => {
@@ -204,26 +263,63 @@ plan('bug: a file with content is kept though the last export has no pieces of i
 
 plan('metadata is the same only where all of it is', () => {
   const entry: Entry = {
-    ...base, path: 'f', type: 'file', size: 1, user: 'u', group: 'g', target: 't', device: [1, 2],
+    ...base,
+    path: 'f',
+    type: 'file',
+    size: 1,
+    user: 'u',
+    group: 'g',
+    target: 't',
+    device: [1, 2],
     acl: 'a',
-    defaultAcl: 'd', birthNs: 3n, sparse: [[0, 1]], xattrs: new Map([['user.a', Buffer.from('x')]]),
+    defaultAcl: 'd',
+    birthNs: 3n,
+    sparse: [[0, 1]],
+    xattrs: new Map([['user.a', Buffer.from('x')]]),
   }
-  assert.ok(sameMetadata(entry, { ...entry, xattrs: new Map([['user.a', Buffer.from('x')]]),
-    sparse: [[0, 1]] }))
+  assert.ok(
+    sameMetadata(entry, {
+      ...entry,
+      xattrs: new Map([['user.a', Buffer.from('x')]]),
+      sparse: [[0, 1]],
+    }),
+  )
   const changes: readonly Partial<Entry>[] = [
-    { path: 'g' }, { type: 'fifo' }, { mode: 1 }, { uid: 1 }, { gid: 1 }, { user: 'v' },
-    { group: 'h' }, { mtimeNs: 6n },
-    { size: 2 }, { target: 's' }, { device: [1, 3] }, { device: [2, 2] }, { acl: 'b' },
+    { path: 'g' },
+    { type: 'fifo' },
+    { mode: 1 },
+    { uid: 1 },
+    { gid: 1 },
+    { user: 'v' },
+    { group: 'h' },
+    { mtimeNs: 6n },
+    { size: 2 },
+    { target: 's' },
+    { device: [1, 3] },
+    { device: [2, 2] },
+    { acl: 'b' },
     { defaultAcl: 'e' },
-    { birthNs: 4n }, { sparse: [[0, 2]] }, { sparse: [[1, 1]] }, { sparse: [] },
+    { birthNs: 4n },
+    { sparse: [[0, 2]] },
+    { sparse: [[1, 1]] },
+    { sparse: [] },
     { xattrs: new Map() },
     { xattrs: new Map([['user.a', Buffer.from('y')]]) },
     { xattrs: new Map([['user.b', Buffer.from('x')]]) },
   ]
-  for (const change of changes) assert.not.ok(sameMetadata(entry, { ...entry, ...change }),
-    Object.keys(change)[0])
-  for (const name of ['user', 'group', 'target', 'device', 'acl', 'defaultAcl', 'birthNs', 'sparse',
-    'xattrs'] as const) {
+  for (const change of changes)
+    assert.not.ok(sameMetadata(entry, { ...entry, ...change }), Object.keys(change)[0])
+  for (const name of [
+    'user',
+    'group',
+    'target',
+    'device',
+    'acl',
+    'defaultAcl',
+    'birthNs',
+    'sparse',
+    'xattrs',
+  ] as const) {
     const { [name]: _gone, ...rest } = entry
     assert.not.ok(sameMetadata(entry, rest), `without ${name}`)
     assert.not.ok(sameMetadata(rest, entry), `without ${name}`)
@@ -232,11 +328,23 @@ plan('metadata is the same only where all of it is', () => {
 
 plan('usage counts what several entries share once', () => {
   const usage = usageOf([
-    exported(staged('a'), { header: [0, 0, 512], pieces: [[ID, 0, 512, 10], [OTHER, 1, 0, 99]] }),
+    exported(staged('a'), {
+      header: [0, 0, 512],
+      pieces: [
+        [ID, 0, 512, 10],
+        [OTHER, 1, 0, 99],
+      ],
+    }),
     exported(staged('b'), { header: [0, 1024, 512], pieces: [[ID, 0, 512, 10]] }),
     { ...base, path: 's', type: 'socket' },
   ])
-  assert.equal(usage, new Map([[0, 512 + 10 + 512], [1, 99]]))
+  assert.equal(
+    usage,
+    new Map([
+      [0, 512 + 10 + 512],
+      [1, 99],
+    ]),
+  )
 })
 
 plan.run()

@@ -16,10 +16,13 @@ const idsOf = (seed: string, count: number): Buffer[] => {
   return Array.from({ length: count }, (_, i) => bytes.subarray(i * ID_BYTES, (i + 1) * ID_BYTES))
 }
 
-const locationOf = (id: Buffer): { bundle: number; offset: number; length: number } =>
-  ({ bundle: id.readUInt16LE(8), offset: id.readUIntLE(10, 6), length: id.readUInt32LE(16) })
+const locationOf = (id: Buffer): { bundle: number; offset: number; length: number } => ({
+  bundle: id.readUInt16LE(8),
+  offset: id.readUIntLE(10, 6),
+  length: id.readUInt32LE(16),
+})
 
-pieces('a piece is the first one\'s who claims it, and known from then on', () => {
+pieces("a piece is the first one's who claims it, and known from then on", () => {
   const index = PieceIndex.forPieces(10)
   const [a, b] = idsOf('two', 2)
   assert.is(index.claim(a!), 'mine')
@@ -84,8 +87,10 @@ pieces('an id that forEach gave stays as it was', () => {
     index.locate(id, locationOf(id))
   }
   index.forEach((id) => kept.push(id))
-  assert.equal(kept.map((id) => id.toString('hex')).sort(),
-    ids.map((id) => id.toString('hex')).sort())
+  assert.equal(
+    kept.map((id) => id.toString('hex')).sort(),
+    ids.map((id) => id.toString('hex')).sort(),
+  )
 })
 
 pieces('a full index tells that it is, at once, and keeps what it has', () => {
@@ -131,36 +136,45 @@ interface Race {
   readonly order: 1 | -1
 }
 
-pieces('of several threads that claim the same pieces at once each is one thread\'s alone',
+pieces(
+  "of several threads that claim the same pieces at once each is one thread's alone",
   async () => {
-  const count = 100_000
-  const threads = 3
-  for (let round = 0; round < 3; round++) {
-    const ids = new Uint8Array(randomOfRun(`race ${round}`).bytes(count * ID_BYTES))
-    const index = PieceIndex.forPieces(count)
-    const gate = new SharedArrayBuffer(4)
-    const mine = await Promise.all(Array.from({ length: threads }, async (_, i) => {
-      const race: Race = { memory: index.memory, gate, ids, threads, order: i === 1 ? -1 : 1 }
-      const worker = new Worker(fileURLToPath(import.meta.url), { workerData: race })
-      const [[flags]] = await Promise.all([once(worker, 'message'), once(worker, 'exit')])
-      return flags as Uint8Array
-    }))
-    const claimed = mine.map((flags) => flags.reduce((sum, flag) => sum + flag, 0))
-    for (let i = 0; i < count; i++) {
-      const winners = mine.reduce((sum, flags) => sum + flags[i]!, 0)
-      if (winners !== 1) assert.unreachable(`piece ${i} was claimed ${winners} times`)
+    const count = 100_000
+    const threads = 3
+    for (let round = 0; round < 3; round++) {
+      const ids = new Uint8Array(randomOfRun(`race ${round}`).bytes(count * ID_BYTES))
+      const index = PieceIndex.forPieces(count)
+      const gate = new SharedArrayBuffer(4)
+      const mine = await Promise.all(
+        Array.from({ length: threads }, async (_, i) => {
+          const race: Race = { memory: index.memory, gate, ids, threads, order: i === 1 ? -1 : 1 }
+          const worker = new Worker(fileURLToPath(import.meta.url), { workerData: race })
+          const [[flags]] = await Promise.all([once(worker, 'message'), once(worker, 'exit')])
+          return flags as Uint8Array
+        }),
+      )
+      const claimed = mine.map((flags) => flags.reduce((sum, flag) => sum + flag, 0))
+      for (let i = 0; i < count; i++) {
+        const winners = mine.reduce((sum, flags) => sum + flags[i]!, 0)
+        if (winners !== 1) assert.unreachable(`piece ${i} was claimed ${winners} times`)
+      }
+      assert.is(
+        claimed.reduce((a, b) => a + b),
+        count,
+      )
+      assert.ok(
+        claimed.filter((part) => part > 0).length > 1,
+        `no race took place: ${claimed.join(' ')}`,
+      )
+      let located = 0
+      index.forEach((id, location) => {
+        located += 1
+        assert.equal(location, locationOf(id))
+      })
+      assert.is(located, count, 'what each of them located is there for all')
     }
-    assert.is(claimed.reduce((a, b) => a + b), count)
-    assert.ok(claimed.filter((part) => part > 0).length > 1,
-      `no race took place: ${claimed.join(' ')}`)
-    let located = 0
-    index.forEach((id, location) => {
-      located += 1
-      assert.equal(location, locationOf(id))
-    })
-    assert.is(located, count, 'what each of them located is there for all')
-  }
-})
+  },
+)
 
 /** Claims every id when all threads are ready; sends a flag for each. */
 function claimAll({ memory, gate, ids, threads, order }: Race): Uint8Array {

@@ -1,8 +1,18 @@
 import { execFileSync, spawnSync } from 'node:child_process'
 import {
-  chmodSync, existsSync, linkSync, lstatSync, mkdirSync, readFileSync, readdirSync, rmSync,
-  statSync, symlinkSync,
-  truncateSync, unlinkSync, writeFileSync,
+  chmodSync,
+  existsSync,
+  linkSync,
+  lstatSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  truncateSync,
+  unlinkSync,
+  writeFileSync,
 } from 'node:fs'
 import { randomBytes } from 'node:crypto'
 import { suite } from 'uvu'
@@ -15,12 +25,16 @@ import { type Entry, dataBytes } from '../../lib/model/entry.ts'
 import { encodeShard } from '../../lib/model/shard.ts'
 import { collectSet } from '../../lib/work/collect.ts'
 import {
-  type RestoreLocalOptions, type RestoreLocalOutcome, restoreLocal,
+  type RestoreLocalOptions,
+  type RestoreLocalOutcome,
+  restoreLocal,
 } from '../../lib/work/restore-local.ts'
 import { acquireSetLock, readCollection } from '../../lib/work/staging.ts'
 import { EMPTY_STATE, adoptPending, stateDirectory, writePending } from '../../lib/work/state.ts'
 import {
-  type CollectionVerification, digestsFor, verifyCollection,
+  type CollectionVerification,
+  digestsFor,
+  verifyCollection,
 } from '../../lib/work/verify-local.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
@@ -57,68 +71,106 @@ async function scene(fill: (home: string) => void): Promise<Scene> {
   mkdirSync(into)
   fill(home)
   const set: SetConfiguration = {
-    name: 'home', sources: [home], method: 'rsync', exclusions: [], snapshot: 'none',
+    name: 'home',
+    sources: [home],
+    method: 'rsync',
+    exclusions: [],
+    snapshot: 'none',
   }
   const configuration: Configuration = {
-    path: '/none', machine: 'test', staging, backupSets: [set], targets: [], recipients: [],
+    path: '/none',
+    machine: 'test',
+    staging,
+    backupSets: [set],
+    targets: [],
+    recipients: [],
     identity: undefined,
-    signingKey: '/none', trustedSigningKeys: [], retention: { local: 7, external: 5 },
+    signingKey: '/none',
+    trustedSigningKeys: [],
+    retention: { local: 7, external: 5 },
     schedule: { incremental: 'daily', full: 'weekly', external: 'weekly' },
   }
   const { stamp } = await collectSet({
-    configuration, set, report, nowMs: Date.UTC(2025, 3, 1, 2), dryRun: false,
+    configuration,
+    set,
+    report,
+    nowMs: Date.UTC(2025, 3, 1, 2),
+    dryRun: false,
   })
   const place = { staging, set: 'home', stamp }
   return {
-    home, staging, stamp, into, tree: `${staging}/home/${stamp}${home}`, restored: `${into}${home}`,
-    restore: async (change = {}) => await restoreLocal({
-      ...place, paths: [], into, overwrite: false, dryRun: false, report, signal, ...change,
-    }),
-    verify: async (paths = []) => await verifyCollection({
-      ...place, paths, digests: await digestsFor(place), report, signal,
-    }),
+    home,
+    staging,
+    stamp,
+    into,
+    tree: `${staging}/home/${stamp}${home}`,
+    restored: `${into}${home}`,
+    restore: async (change = {}) =>
+      await restoreLocal({
+        ...place,
+        paths: [],
+        into,
+        overwrite: false,
+        dryRun: false,
+        report,
+        signal,
+        ...change,
+      }),
+    verify: async (paths = []) =>
+      await verifyCollection({ ...place, paths, digests: await digestsFor(place), report, signal }),
     learnDigests: () => learnDigests(place),
     own: (path) => `${home.slice(1)}/${path}`,
   }
 }
 
 /** Every piece has 1 MiB: the lengths are the digests' own. */
-function learnDigests(place: { staging: string, set: string, stamp: string }): void {
+function learnDigests(place: { staging: string; set: string; stamp: string }): void {
   const { entries } = readCollection(place)
   const tree = `${place.staging}/${place.set}/${place.stamp}`
   const withPieces = entries.map((entry): Entry => {
     if (entry.type !== 'file' || dataBytes(entry) === 0) return entry
     const bytes = readFileSync(Buffer.from(`${tree}/${entry.path}`, 'latin1'))
     const segments = entry.sparse ?? [[0, bytes.length] as const]
-    const data = Buffer.concat(segments.map(([start, length]) =>
-      bytes.subarray(start, start + length)))
+    const data = Buffer.concat(
+      segments.map(([start, length]) => bytes.subarray(start, start + length)),
+    )
     const offsets = Array.from({ length: Math.ceil(data.length / 1048576) }, (_, i) => i * 1048576)
     const cuts = offsets.map((offset) => data.subarray(offset, offset + 1048576))
     return {
-      ...entry, pieces: cuts.map((cut, i) => [digestOf(cut), 0, offsets[i]!, cut.length] as const),
+      ...entry,
+      pieces: cuts.map((cut, i) => [digestOf(cut), 0, offsets[i]!, cut.length] as const),
     }
   })
   const index = {
-    digest: '0'.repeat(64), bundle: 'home/x/catalog-0001', tar: [0, 0] as const, frames: [],
+    digest: '0'.repeat(64),
+    bundle: 'home/x/catalog-0001',
+    tar: [0, 0] as const,
+    frames: [],
     shards: 0,
   }
   const last = {
-    stamp: place.stamp, manifestSha256: '0'.repeat(64), entries: withPieces, index, shards: [],
+    stamp: place.stamp,
+    manifestSha256: '0'.repeat(64),
+    entries: withPieces,
+    index,
+    shards: [],
     usage: {},
   }
   const directory = stateDirectory({ staging: place.staging, id: 'f'.repeat(32) })
   const bundle = { name: `home/${place.stamp}/data-0001`, frames: [] }
   const shard = encodeShard(withPieces, () => bundle)
-  writePending(directory, { ...EMPTY_STATE, sets: new Map([['home', last]]) }, {
-    commit: { set: 'home', stamp: place.stamp, sha256: '0' }, shardBytes: [shard],
-  })
+  writePending(
+    directory,
+    { ...EMPTY_STATE, sets: new Map([['home', last]]) },
+    { commit: { set: 'home', stamp: place.stamp, sha256: '0' }, shardBytes: [shard] },
+  )
   adoptPending(directory)
 }
 
 const differences = (a: string, b: string): string =>
-  execFileSync(
-    'rsync', ['-aHAXSnic', '--numeric-ids', '--delete', `${a}/`, `${b}/`], { encoding: 'utf8' },
-  )
+  execFileSync('rsync', ['-aHAXSnic', '--numeric-ids', '--delete', `${a}/`, `${b}/`], {
+    encoding: 'utf8',
+  })
 
 const nanoseconds = (path: Buffer | string): bigint => lstatSync(path, { bigint: true }).mtimeNs
 
@@ -142,9 +194,21 @@ async function failureOf(promise: Promise<unknown>): Promise<BackupError> {
 }
 
 const WEIRD = [
-  'new\nline', "quo'te\"s", '-dash', '--delete', '$(id)', '*?[x]', '\\#012', 'x'.repeat(255), ' ',
-  '#hash', ';semi',
-  'caf\xc3\xa9', '\xff\xfe\x80', '.f.Ab12Cd', 'end ',
+  'new\nline',
+  'quo\'te"s',
+  '-dash',
+  '--delete',
+  '$(id)',
+  '*?[x]',
+  '\\#012',
+  'x'.repeat(255),
+  ' ',
+  '#hash',
+  ';semi',
+  'caf\xc3\xa9',
+  '\xff\xfe\x80',
+  '.f.Ab12Cd',
+  'end ',
 ]
 
 function fillNasty(home: string): void {
@@ -158,9 +222,16 @@ function fillNasty(home: string): void {
   linkSync(`${home}/a/-dash`, `${home}/third`)
   symlinkSync('/nowhere/\n', `${home}/link`)
   execFileSync('mkfifo', [`${home}/fifo`])
-  execFileSync('bash', ['-c', 'truncate -s 20M sparse;'
-    + 'printf head | dd of=sparse conv=notrunc status=none;'
-    + 'printf tail | dd of=sparse bs=1M seek=9 conv=notrunc status=none'], { cwd: home })
+  execFileSync(
+    'bash',
+    [
+      '-c',
+      'truncate -s 20M sparse;'
+        + 'printf head | dd of=sparse conv=notrunc status=none;'
+        + 'printf tail | dd of=sparse bs=1M seek=9 conv=notrunc status=none',
+    ],
+    { cwd: home },
+  )
   writeFileSync(`${home}/large`, randomBytes(5_000_000))
   setXattr(`${home}/a/--delete`, 'user.x', Buffer.from([0, 255]))
   setXattr(`${home}/empty`, 'user.on-directory', Buffer.from('y'))
@@ -174,9 +245,13 @@ function fillNasty(home: string): void {
     execFileSync('chown', ['-h', '4711:4712', `${home}/a/;semi`, `${home}/link`, `${home}/empty`])
     execFileSync('mknod', [`${home}/null`, 'c', '1', '3'])
   }
-  execFileSync(
-    'touch', ['-d', '2003-02-01T00:00:00.987654321Z', `${home}/a/b`, `${home}/a`, `${home}/empty`],
-  )
+  execFileSync('touch', [
+    '-d',
+    '2003-02-01T00:00:00.987654321Z',
+    `${home}/a/b`,
+    `${home}/a`,
+    `${home}/empty`,
+  ])
 }
 
 local('gives back a nasty tree with all that it had', async () => {
@@ -305,9 +380,10 @@ local('restores nothing through a link, but in the original place', async () => 
   const outcome = await restore()
   assert.equal(
     outcome.failures.map(({ path, code }) => [path, code]),
-    [
-      'data', 'data/#no-comment', 'data/deep', 'data/deep/f',
-    ].map((path) => [own(path), 'UNSAFE_PATH']),
+    ['data', 'data/#no-comment', 'data/deep', 'data/deep/f'].map((path) => [
+      own(path),
+      'UNSAFE_PATH',
+    ]),
   )
   assert.is(outcome.written, 1)
   assert.equal(readdirSync(elsewhere), [])
@@ -345,11 +421,21 @@ local('names what was altered, removed or added in staging, and restores the res
 
   const { problems, contentChecked } = await verify()
   assert.not(contentChecked)
-  assert.equal(problems.map(({ path, kind }) => [path, kind]), [
-    ['', 'changed'], ['d', 'changed'], ['d/a', 'changed'], ['d/added', 'extra'], ['d/b', 'missing'],
-    ['d/c', 'changed'], ['d/e', 'changed'], ['d/f', 'changed'], ['d/sub', 'changed'],
-    ['l1', 'missing'],
-  ].map(([path, kind]) => [own(path!).replace(/\/$/, ''), kind]))
+  assert.equal(
+    problems.map(({ path, kind }) => [path, kind]),
+    [
+      ['', 'changed'],
+      ['d', 'changed'],
+      ['d/a', 'changed'],
+      ['d/added', 'extra'],
+      ['d/b', 'missing'],
+      ['d/c', 'changed'],
+      ['d/e', 'changed'],
+      ['d/f', 'changed'],
+      ['d/sub', 'changed'],
+      ['l1', 'missing'],
+    ].map(([path, kind]) => [own(path!).replace(/\/$/, ''), kind]),
+  )
   const why = (path: string): string | undefined =>
     problems.find((problem) => problem.path === own(path))?.why
   assert.match(why('d/a') ?? '', 'size, time')
@@ -362,7 +448,8 @@ local('names what was altered, removed or added in staging, and restores the res
   const outcome = await restore()
   assert.equal(preview, outcome)
   assert.equal(
-    outcome.failures.map(({ path }) => path), ['d/a', 'd/b', 'd/c', 'd/e', 'd/f', 'l1'].map(own),
+    outcome.failures.map(({ path }) => path),
+    ['d/a', 'd/b', 'd/c', 'd/e', 'd/f', 'l1'].map(own),
   )
   assert.ok(outcome.failures.every(({ code }) => code === 'STAGING_DAMAGED'))
   assert.equal(readdirSync(`${restored}/d`), ['good', 'sub'])
@@ -396,16 +483,22 @@ local('finds a flipped bit that left no trace where an export tells the digests'
 
   flip(`${tree}/bad`)
   const holed = lstatSync(`${tree}/holes`, { bigint: true })
-  execFileSync(
-    'bash', ['-c', 'printf x | dd of=holes bs=1M seek=6 conv=notrunc status=none'], { cwd: tree },
-  )
+  execFileSync('bash', ['-c', 'printf x | dd of=holes bs=1M seek=6 conv=notrunc status=none'], {
+    cwd: tree,
+  })
   setTimes(`${tree}/holes`, { mtimeNs: holed.mtimeNs })
   const { problems } = await verify()
-  assert.equal(problems.map(({ path }) => path), ['bad', 'bad2', 'holes'].map(own))
+  assert.equal(
+    problems.map(({ path }) => path),
+    ['bad', 'bad2', 'holes'].map(own),
+  )
   assert.match(problems[0]?.why ?? '', 'content')
   assert.match(problems[2]?.why ?? '', 'hole')
   const outcome = await restore()
-  assert.equal(outcome.failures.map(({ path }) => path), ['bad', 'bad2', 'holes'].map(own))
+  assert.equal(
+    outcome.failures.map(({ path }) => path),
+    ['bad', 'bad2', 'holes'].map(own),
+  )
   assert.equal(readdirSync(restored), ['good'])
 
   const directory = stateDirectory({ staging, id: 'f'.repeat(32) })
@@ -428,23 +521,35 @@ local('takes holes that moved for what they are: zeros', async () => {
   })
   learnDigests()
   const { mtimeNs } = lstatSync(`${tree}/holes`, { bigint: true })
-  execFileSync(
-    'dd', ['if=/dev/zero', `of=${tree}/holes`, 'bs=1M', 'count=1', 'conv=notrunc', 'status=none'],
-  )
+  execFileSync('dd', [
+    'if=/dev/zero',
+    `of=${tree}/holes`,
+    'bs=1M',
+    'count=1',
+    'conv=notrunc',
+    'status=none',
+  ])
   setTimes(`${tree}/holes`, { mtimeNs })
   assert.ok(lstatSync(`${tree}/holes`).blocks * 512 > 1048576)
   assert.equal((await verify()).problems, [])
 })
 
 local('restores from a staging that was copied to another disk', async () => {
-  const {
-    staging, stamp, into, restored, home,
-  } = await scene((at) => writeFileSync(`${at}/f`, 'x'))
+  const { staging, stamp, into, restored, home } = await scene((at) =>
+    writeFileSync(`${at}/f`, 'x'),
+  )
   const copy = `${staging}-copy`
   execFileSync('cp', ['-a', staging, copy])
   const outcome = await restoreLocal({
-    staging: copy, set: 'home', stamp, paths: [], into, overwrite: false, dryRun: false,
-    report, signal,
+    staging: copy,
+    set: 'home',
+    stamp,
+    paths: [],
+    into,
+    overwrite: false,
+    dryRun: false,
+    report,
+    signal,
   })
   assert.equal([outcome.written, outcome.failures], [1, []])
   assert.is(differences(home, restored), '')
@@ -471,7 +576,10 @@ local('names every path that could not be written when the disk is full', async 
     writeFileSync(`${restored}/large1`, '')
     truncateSync(`${restored}/large1`, 3_000_000)
     const outcome = await restore({ overwrite: true })
-    assert.equal(outcome.failures.map(({ path }) => path), ['large1', 'large2'].map(own))
+    assert.equal(
+      outcome.failures.map(({ path }) => path),
+      ['large1', 'large2'].map(own),
+    )
     assert.match(outcome.failures[0]?.why ?? '', 'no space')
     assert.is(outcome.written, 1)
     assert.equal(readdirSync(restored), ['a-small', 'large1'])
@@ -502,13 +610,17 @@ local('says what somebody else than root could not set', async () => {
     })
     console.log(JSON.stringify([await run(), await run()]))`
   const program = ['--input-type=module', '--eval', script]
-  const child = spawnSync(
-    process.execPath, program, { uid: 65534, gid: 65534, cwd: '/', encoding: 'utf8' },
-  )
+  const child = spawnSync(process.execPath, program, {
+    uid: 65534,
+    gid: 65534,
+    cwd: '/',
+    encoding: 'utf8',
+  })
   assert.is(child.status, 0, child.stderr)
   const [first, again] = JSON.parse(child.stdout) as RestoreLocalOutcome[]
   assert.equal(
-    first?.failures.map(({ path, why }) => [path, why]), [[own('secret'), 'permission denied']],
+    first?.failures.map(({ path, why }) => [path, why]),
+    [[own('secret'), 'permission denied']],
   )
   assert.equal(first?.lost.find(({ path }) => path === own('f'))?.what, ['owner'])
   assert.equal([again?.same, again?.kept], [1, []])

@@ -1,7 +1,14 @@
 import { Buffer } from 'node:buffer'
 import { createHash } from 'node:crypto'
-import { existsSync, readFileSync, readdirSync, rmSync, statSync, truncateSync,
-  writeFileSync } from 'node:fs'
+import {
+  existsSync,
+  readFileSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -10,9 +17,18 @@ import type { Entry } from '../../lib/model/entry.ts'
 import { encodeShard } from '../../lib/model/shard.ts'
 import { PieceIndex } from '../../lib/work/piece-index.ts'
 import {
-  EMPTY_STATE, PIECE_RECORD_BYTES, type State, type StateSet, adoptPending, compressFrames,
+  EMPTY_STATE,
+  PIECE_RECORD_BYTES,
+  type State,
+  type StateSet,
+  adoptPending,
+  compressFrames,
   decompressFrames,
-  encodePieces, loadPieces, loadState, stateDirectory, writePending,
+  encodePieces,
+  loadPieces,
+  loadState,
+  stateDirectory,
+  writePending,
 } from '../../lib/work/state.ts'
 import { randomFrom } from '../helpers/random.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
@@ -20,46 +36,76 @@ import { tempDirectory } from '../helpers/temp-dir.ts'
 const states = suite('work/state')
 const root = tempDirectory()
 let directories = 0
-const fresh = (): string => stateDirectory(
-  { staging: join(root, String(++directories)), id: 'ab'.repeat(16) })
+const fresh = (): string =>
+  stateDirectory({ staging: join(root, String(++directories)), id: 'ab'.repeat(16) })
 const sha = (text: string): string => createHash('sha256').update(text).digest('hex')
 
 const entry: Entry = {
-  path: 'home/\xff', type: 'file', mode: 0o600, uid: 1, gid: 2, mtimeNs: -5n, size: 3,
+  path: 'home/\xff',
+  type: 'file',
+  mode: 0o600,
+  uid: 1,
+  gid: 2,
+  mtimeNs: -5n,
+  size: 3,
   header: [1, 0, 512],
-  pieces: [['ab'.repeat(32), 1, 512, 3]], inode: 2 ** 40, bornNs: 9n,
+  pieces: [['ab'.repeat(32), 1, 512, 3]],
+  inode: 2 ** 40,
+  bornNs: 9n,
 }
 const BUNDLE = 'home/2025-03-01T020000Z/data-0001'
 
-
 const setOf = (stamp: string, entries: readonly Entry[] = [entry]): StateSet => ({
-  stamp, manifestSha256: sha(stamp), entries,
-  index: { digest: sha('index'), bundle: `home/${stamp}/catalog-0001`, tar: [0, 5],
-    frames: [[0, 5, 0, 4]], shards: 1 },
-  shards: [{
-    digest: sha('shard'), bundle: `home/${stamp}/catalog-0001`, tar: [512, 9], frames: [],
-    entries: 1, first: 'home/\xff',
-  }],
+  stamp,
+  manifestSha256: sha(stamp),
+  entries,
+  index: {
+    digest: sha('index'),
+    bundle: `home/${stamp}/catalog-0001`,
+    tar: [0, 5],
+    frames: [[0, 5, 0, 4]],
+    shards: 1,
+  },
+  shards: [
+    {
+      digest: sha('shard'),
+      bundle: `home/${stamp}/catalog-0001`,
+      tar: [512, 9],
+      frames: [],
+      entries: 1,
+      first: 'home/\xff',
+    },
+  ],
   usage: { [`home/${stamp}/data-0001`]: 515 },
 })
 
-const stateOf = (stamp: string, set = 'home',
-  more: readonly (readonly [string, StateSet])[] = []): State => ({
+const stateOf = (
+  stamp: string,
+  set = 'home',
+  more: readonly (readonly [string, StateSet])[] = [],
+): State => ({
   bundles: [
     undefined,
     { name: BUNDLE, sizeBytes: 7, sha256: sha('b'), tarBytes: 9000, frames: [[0, 9000, 0, 7]] },
   ],
   sets: new Map([...more, [set, setOf(stamp)]]),
   pieces: Buffer.alloc(PIECE_RECORD_BYTES * 3, stamp),
-  exports: new Map([[`${set}/${stamp}`, {
-    complete: true, statistics: { entries: 1, files: 1, bytes: 3, newBytes: 3, storedBytes: 7 },
-  }]]),
+  exports: new Map([
+    [
+      `${set}/${stamp}`,
+      {
+        complete: true,
+        statistics: { entries: 1, files: 1, bytes: 3, newBytes: 3, storedBytes: 7 },
+      },
+    ],
+  ]),
 })
 
 /** Writes a state as pending, with the catalog of the set that it commits. */
 function writeState(directory: string, state: State, stamp: string, set = 'home'): void {
   const entries = state.sets.get(set)?.entries ?? []
-  const shardBytes = [entries.slice(0, 1), entries.slice(1)].filter(({ length }) => length > 0)
+  const shardBytes = [entries.slice(0, 1), entries.slice(1)]
+    .filter(({ length }) => length > 0)
     .map((run) => encodeShard(run, (bundle) => state.bundles[bundle]!))
   writePending(directory, state, { commit: { set, stamp, sha256: sha(stamp) }, shardBytes })
 }
@@ -67,16 +113,18 @@ function writeState(directory: string, state: State, stamp: string, set = 'home'
 const [FIRST, SECOND] = ['2025-04-01T020000Z', '2025-04-02T020000Z'] as const
 
 /** A target that has the manifests of these stamps. */
-const having = (...stamps: readonly string[]) =>
+const having =
+  (...stamps: readonly string[]) =>
   async ({ stamp }: { stamp: string }): Promise<string | undefined> =>
-  stamps.includes(stamp) ? sha(stamp) : undefined
+    stamps.includes(stamp) ? sha(stamp) : undefined
 
 /** Loads a state, with nothing in its sets but what StateSet names. */
 const load = async (
-  directory: string, manifests: Parameters<typeof loadState>[1],
+  directory: string,
+  manifests: Parameters<typeof loadState>[1],
 ): Promise<State | undefined> => {
   const state = await loadState(directory, manifests)
-  const sets = [...state?.sets ?? []].map(([name, set]): [string, StateSet] => {
+  const sets = [...(state?.sets ?? [])].map(([name, set]): [string, StateSet] => {
     const { stamp, manifestSha256, entries, index, shards, usage } = set
     return [name, { stamp, manifestSha256, entries, index, shards, usage }]
   })
@@ -92,8 +140,11 @@ states('what was adopted is loaded, all of it', async () => {
   const directory = fresh()
   adopted(directory, stateOf(FIRST), FIRST)
   assert.equal(await load(directory, having(FIRST)), stateOf(FIRST))
-  assert.equal(await load(directory, having()), stateOf(FIRST),
-    'no question is asked without a pending state')
+  assert.equal(
+    await load(directory, having()),
+    stateOf(FIRST),
+    'no question is asked without a pending state',
+  )
 })
 
 states('an empty state and large ones are kept too', async () => {
@@ -101,8 +152,8 @@ states('an empty state and large ones are kept too', async () => {
   adopted(directory, EMPTY_STATE, FIRST)
   assert.equal(await load(directory, having()), EMPTY_STATE)
   const large = {
-    ...stateOf(SECOND), pieces: randomFrom('state')
-      .bytes(PIECE_RECORD_BYTES * Math.ceil(2.5 * FRAME_MAX_BYTES / 48)),
+    ...stateOf(SECOND),
+    pieces: randomFrom('state').bytes(PIECE_RECORD_BYTES * Math.ceil((2.5 * FRAME_MAX_BYTES) / 48)),
   }
   adopted(directory, large, SECOND)
   const loaded = await load(directory, having())
@@ -118,10 +169,16 @@ states('a pending state counts only when the target has its manifest', async () 
   adopted(directory, stateOf(FIRST), FIRST)
   writeState(directory, stateOf(SECOND), SECOND)
   assert.equal(await load(directory, having(FIRST)), stateOf(FIRST), 'killed before the manifest')
-  assert.equal(await load(directory, async () => sha('another')), stateOf(FIRST),
-    'another manifest')
-  assert.equal(await load(directory, having(FIRST, SECOND)), stateOf(SECOND),
-    'killed after the manifest')
+  assert.equal(
+    await load(directory, async () => sha('another')),
+    stateOf(FIRST),
+    'another manifest',
+  )
+  assert.equal(
+    await load(directory, having(FIRST, SECOND)),
+    stateOf(SECOND),
+    'killed after the manifest',
+  )
   assert.equal(await load(directory, having(FIRST)), stateOf(SECOND), 'and it stays')
 })
 
@@ -154,38 +211,49 @@ states('a set that was not exported keeps its files', async () => {
   const before = readdirSync(directory).filter((name) => name.startsWith('etc-'))
   const next = stateOf(SECOND, 'home', [['etc', setOf(FIRST)]])
   adopted(directory, next, SECOND)
-  assert.equal(readdirSync(directory).filter((name) => name.startsWith('etc-')), before)
+  assert.equal(
+    readdirSync(directory).filter((name) => name.startsWith('etc-')),
+    before,
+  )
   assert.equal(await load(directory, having()), next)
 })
 
-states('entries keep their places and what only staging knows, also those that have neither',
+states(
+  'entries keep their places and what only staging knows, also those that have neither',
   async () => {
-  const directory = fresh()
-  const { pieces: _pieces, header: _header, ...bare } = entry
-  const entries: Entry[] = [
-    entry, { ...bare, path: 'home/\xff0', type: 'socket', inode: 0, bornNs: -(2n ** 62n) },
-    { ...entry, path: 'z', pieces: [['cd'.repeat(32), 1, 8000, 3]] },
-  ]
-  const { inode: _inode, bornNs: _born, ...strange } = { ...bare, path: 'zz',
-    type: 'fifo' as const }
-  entries.push(strange)
-  const state = { ...stateOf(FIRST), sets: new Map([['home', setOf(FIRST, entries)]]) }
-  adopted(directory, state, FIRST)
-  assert.equal((await load(directory, having()))?.sets.get('home')?.entries, entries)
-})
+    const directory = fresh()
+    const { pieces: _pieces, header: _header, ...bare } = entry
+    const entries: Entry[] = [
+      entry,
+      { ...bare, path: 'home/\xff0', type: 'socket', inode: 0, bornNs: -(2n ** 62n) },
+      { ...entry, path: 'z', pieces: [['cd'.repeat(32), 1, 8000, 3]] },
+    ]
+    const {
+      inode: _inode,
+      bornNs: _born,
+      ...strange
+    } = { ...bare, path: 'zz', type: 'fifo' as const }
+    entries.push(strange)
+    const state = { ...stateOf(FIRST), sets: new Map([['home', setOf(FIRST, entries)]]) }
+    adopted(directory, state, FIRST)
+    assert.equal((await load(directory, having()))?.sets.get('home')?.entries, entries)
+  },
+)
 
 states('what lies in a bundle that left is nowhere, and keeps its set', async () => {
   const directory = fresh()
   const state = stateOf(FIRST)
   const shardBytes = [encodeShard([entry], (bundle) => state.bundles[bundle]!)]
   const without = { ...state, bundles: [undefined, undefined] }
-  writePending(directory, without,
-    { commit: { set: 'home', stamp: FIRST, sha256: sha(FIRST) }, shardBytes })
+  writePending(directory, without, {
+    commit: { set: 'home', stamp: FIRST, sha256: sha(FIRST) },
+    shardBytes,
+  })
   adoptPending(directory)
   const [found] = (await load(directory, having()))!.sets.get('home')!.entries
   assert.is(found?.inode, entry.inode)
-  for (const bundle of [found!.header![0], found!.pieces![0]![1]]) assert.ok(bundle >= 2 ** 31,
-    `${bundle}`)
+  for (const bundle of [found!.header![0], found!.pieces![0]![1]])
+    assert.ok(bundle >= 2 ** 31, `${bundle}`)
 })
 
 states('files of states before are removed, and only those', async () => {
@@ -206,45 +274,54 @@ states('nobody else may read it', () => {
   }
 })
 
-states('a file that is missing, cut short or changed in one bit means that all is lost',
+states(
+  'a file that is missing, cut short or changed in one bit means that all is lost',
   async () => {
-  const names = (): string => {
-    const directory = fresh()
-    adopted(directory, stateOf(FIRST), FIRST)
-    return directory
-  }
-  const damages: Readonly<Record<string, (path: string) => void>> = {
-    missing: (path) => rmSync(path),
-    empty: (path) => truncateSync(path, 0),
-    'cut short': (path) => truncateSync(path, statSync(path).size - 1),
-    'changed in one bit': (path) => {
-      const bytes = readFileSync(path)
-      bytes[bytes.length >> 1]! ^= 1
-      writeFileSync(path, bytes)
-    },
-    longer: (path) => writeFileSync(path, Buffer.concat([readFileSync(path), Buffer.from('x')])),
-  }
-  const files = readdirSync(names()).filter((name) => name !== 'state.json')
-  assert.is(files.length, 5, 'bundles, pieces, entries, inodes and shards')
-  for (const [how, damage] of Object.entries(damages)) {
-    for (const name of files) {
-      const directory = names()
-      damage(join(directory, name))
-      assert.is(await load(directory, having(FIRST)), undefined, `${name} is ${how}`)
+    const names = (): string => {
+      const directory = fresh()
+      adopted(directory, stateOf(FIRST), FIRST)
+      return directory
     }
-  }
-  for (const how of ['missing', 'empty', 'cut short', 'longer']) {
-    const directory = names()
-    damages[how]!(join(directory, 'state.json'))
-    assert.is(await load(directory, having(FIRST)), undefined, `state.json is ${how}`)
-  }
-  for (const text of ['null', '[]', '{}', '1', '{"format":2}', '{"format":1}',
-    '{"format":1,"bundles":null}']) {
-    const directory = names()
-    writeFileSync(join(directory, 'state.json'), text)
-    assert.is(await load(directory, having(FIRST)), undefined, text)
-  }
-})
+    const damages: Readonly<Record<string, (path: string) => void>> = {
+      missing: (path) => rmSync(path),
+      empty: (path) => truncateSync(path, 0),
+      'cut short': (path) => truncateSync(path, statSync(path).size - 1),
+      'changed in one bit': (path) => {
+        const bytes = readFileSync(path)
+        bytes[bytes.length >> 1]! ^= 1
+        writeFileSync(path, bytes)
+      },
+      longer: (path) => writeFileSync(path, Buffer.concat([readFileSync(path), Buffer.from('x')])),
+    }
+    const files = readdirSync(names()).filter((name) => name !== 'state.json')
+    assert.is(files.length, 5, 'bundles, pieces, entries, inodes and shards')
+    for (const [how, damage] of Object.entries(damages)) {
+      for (const name of files) {
+        const directory = names()
+        damage(join(directory, name))
+        assert.is(await load(directory, having(FIRST)), undefined, `${name} is ${how}`)
+      }
+    }
+    for (const how of ['missing', 'empty', 'cut short', 'longer']) {
+      const directory = names()
+      damages[how]!(join(directory, 'state.json'))
+      assert.is(await load(directory, having(FIRST)), undefined, `state.json is ${how}`)
+    }
+    for (const text of [
+      'null',
+      '[]',
+      '{}',
+      '1',
+      '{"format":2}',
+      '{"format":1}',
+      '{"format":1,"bundles":null}',
+    ]) {
+      const directory = names()
+      writeFileSync(join(directory, 'state.json'), text)
+      assert.is(await load(directory, having(FIRST)), undefined, text)
+    }
+  },
+)
 
 states('a pending file that is no state changes nothing', async () => {
   const directory = fresh()
@@ -265,17 +342,27 @@ states('bug: a pending file without a commit is a crash instead of a loss', asyn
 states('writing a pending state leaves the adopted one whole', async () => {
   const directory = fresh()
   adopted(directory, stateOf(FIRST), FIRST)
-  const before = new Map(readdirSync(directory)
-    .map((name) => [name, readFileSync(join(directory, name)).toString('hex')]))
+  const before = new Map(
+    readdirSync(directory).map((name) => [
+      name,
+      readFileSync(join(directory, name)).toString('hex'),
+    ]),
+  )
   writeState(directory, stateOf(SECOND), SECOND)
-  for (const [name, bytes] of before) assert.is(readFileSync(join(directory, name)).toString('hex'),
-    bytes, name)
+  for (const [name, bytes] of before)
+    assert.is(readFileSync(join(directory, name)).toString('hex'), bytes, name)
   assert.ok(existsSync(join(directory, 'state.pending.json')))
 })
 
 states('frames of any size come back', () => {
-  for (const size of [0, 1, FRAME_MAX_BYTES - 1, FRAME_MAX_BYTES, FRAME_MAX_BYTES + 1,
-    2 * FRAME_MAX_BYTES]) {
+  for (const size of [
+    0,
+    1,
+    FRAME_MAX_BYTES - 1,
+    FRAME_MAX_BYTES,
+    FRAME_MAX_BYTES + 1,
+    2 * FRAME_MAX_BYTES,
+  ]) {
     const bytes = Buffer.alloc(size, 'state')
     assert.ok(decompressFrames(compressFrames(bytes)).equals(bytes), `${size}`)
   }

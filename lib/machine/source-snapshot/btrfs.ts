@@ -159,10 +159,7 @@ interface Part extends SnapshotSource {
 function partsOf(
   sources: readonly SnapshotSource[],
   mounts: readonly Mount[],
-): {
-  readonly btrfs: readonly Part[]
-  readonly others: readonly SnapshotSource[]
-} {
+): { readonly btrfs: readonly Part[]; readonly others: readonly SnapshotSource[] } {
   const btrfs = new Map<RawPath, Part>()
   const others = new Map<RawPath, SnapshotSource>()
   for (const { given, real } of sources) {
