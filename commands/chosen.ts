@@ -1,7 +1,7 @@
 // Which sets and targets the words of a command choose: those that are named, else all.
 //
-// Shared by backup.ts, backup-collect.ts and backup-external.ts. Throws USAGE for a name that is not
-// configured.
+// Shared by backup.ts, backup-collect.ts and backup-external.ts. Throws USAGE for a name that is
+// not configured.
 
 import { BackupError } from '../lib/errors.ts'
 import type { Configuration, SetConfiguration, TargetConfiguration } from '../lib/machine/config.ts'

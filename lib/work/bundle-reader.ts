@@ -214,6 +214,23 @@ export class BundleReader {
   }
 }
 
+/**
+ * A bundle of an export whose manifest these identities have opened: one that they do not open is
+ * damaged.
+ * @throws BackupError BUNDLE_DAMAGED, and what the constructor throws
+ */
+export function openBundle(of: {
+  readonly path: RawPath
+  readonly identities: readonly string[]
+}): BundleReader {
+  try {
+    return new BundleReader(of)
+  } catch (error) {
+    if (!(error instanceof BackupError) || error.code !== 'IDENTITY_WRONG') throw error
+    throw damaged(of.path, 'has a damaged header')
+  }
+}
+
 /** A head with ten recipients fits. */
 const HEAD_GUESS_BYTES = 4096
 

@@ -13,7 +13,7 @@ import type { Manifest } from '../model/manifest.ts'
 import { type RawPath, comparePaths } from '../model/raw-path.ts'
 import { type Shard, type ShardPlace, parseIndex, parseShard } from '../model/shard.ts'
 import { bundleFile } from '../model/verification.ts'
-import { BundleReader } from './bundle-reader.ts'
+import { type BundleReader, openBundle } from './bundle-reader.ts'
 import type { Repository } from './repository.ts'
 
 /** Catalog bundles open at a time; an old export may have shards in many. */
@@ -96,7 +96,7 @@ export class ExportReader {
       reader.close()
       this.#open.delete(oldest)
     }
-    const reader = new BundleReader({ path: this.bundlePath(bundle), identities: this.#identities })
+    const reader = openBundle({ path: this.bundlePath(bundle), identities: this.#identities })
     this.#open.set(bundle, reader)
     return reader
   }

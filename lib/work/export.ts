@@ -46,7 +46,7 @@ import {
   sha256OfFile,
 } from './repository.ts'
 import type { Signer } from './signing.ts'
-import { collectionDirectory, listCollections, readCollection } from './staging.ts'
+import { collectionDirectory, listCollections, readCollection, stagingError } from './staging.ts'
 import {
   EMPTY_STATE,
   type State,
@@ -96,11 +96,34 @@ export async function exportSet(options: ExportOptions): Promise<ExportOutcome> 
     .filter((place) => place.set === set)
     .at(-1)
   if (lastThere !== undefined && lastThere.stamp >= newest.stamp) {
+    await repairLatest(options, { stamp: lastThere.stamp })
     return { kind: 'already there', stamp: lastThere.stamp }
   }
   await sweepUnfinished(repository, { stamps, set, after: lastThere?.stamp })
   return await new Export(options, { stamp: newest.stamp, stamps, previous: lastThere }).run()
 }
+
+/** Moves `latest` where a run that was killed after its manifest could not. */
+async function repairLatest(
+  { configuration, repository, set }: ExportOptions,
+  { stamp }: { stamp: string },
+): Promise<void> {
+  const { machine, staging } = configuration
+  const path = `machines/${machine}/${set}/latest`
+  const bytes = Buffer.from(`${stamp}\n`)
+  if ((await repository.target.read(path, MAX_LATEST_BYTES))?.equals(bytes) === true) return
+  const directory = stateDirectory({ staging, id: repository.id })
+  const state = await loadState(
+    directory,
+    async (of) =>
+      await sha256OfFile(repository.target, `${directoryOf({ machine, ...of })}/${MANIFEST}`),
+  )
+  if (state?.exports.get(`${set}/${stamp}`)?.complete !== true) return
+  await repository.target.replace(path, bytes)
+}
+
+/** A stamp and a newline, and some. */
+const MAX_LATEST_BYTES = 64
 
 /** One export under way: owns nothing but what run() passes along. */
 class Export {
@@ -431,10 +454,12 @@ class Export {
     exports.set(`${set}/${stamp}`, { complete, statistics })
     const next: State = { bundles: bundles.present, sets, pieces: encodePieces(index), exports }
     const directory = stateDirectory({ staging: configuration.staging, id: repository.id })
-    writePending(directory, next, {
-      commit: { set, stamp, sha256: manifestSha256 },
-      shardBytes: catalog.shardBytes,
-    })
+    try {
+      const commit = { set, stamp, sha256: manifestSha256 }
+      writePending(directory, next, { commit, shardBytes: catalog.shardBytes })
+    } catch (error) {
+      throw stagingError({ error, staging: configuration.staging, doing: 'written' })
+    }
     await repository.target.publish(`${this.#directory}/${MANIFEST}`)
     adoptPending(directory)
   }

@@ -25,7 +25,7 @@ import { digestBytes } from '../format/chunker.ts'
 import { applyMetadata } from '../machine/metadata.ts'
 import { type Entry, type FrameRange, dataBytes } from '../model/entry.ts'
 import { type RawPath, displayPath, parentOf, rawPathToBytes } from '../model/raw-path.ts'
-import { BundleReader } from './bundle-reader.ts'
+import { type BundleReader, openBundle } from './bundle-reader.ts'
 
 export interface RestoreSettings {
   readonly identities: readonly string[]
@@ -43,7 +43,7 @@ export interface RestoreItem {
 
 export type FileOutcome =
   | { readonly kind: 'written'; readonly lost: readonly string[] }
-  | { readonly kind: 'same' }
+  | { readonly kind: 'same'; readonly lost: readonly string[] }
   /** Something else is there, and may not be overwritten. */
   | { readonly kind: 'kept' }
   | { readonly kind: 'failed'; readonly error: PlainError }
@@ -96,7 +96,7 @@ class Restorer {
     const there = lstatSync(rawPathToBytes(path), { throwIfNoEntry: false, bigint: true })
     if (there !== undefined) {
       if (there.isFile() && isSameFile(path, { entry, mtimeNs: there.mtimeNs, size: there.size })) {
-        return { kind: 'same' }
+        return { kind: 'same', lost: this.#settings.overwrite ? applyMetadata(path, entry) : [] }
       }
       if (there.isDirectory() || !this.#settings.overwrite) return { kind: 'kept' }
     }
@@ -142,7 +142,7 @@ class Restorer {
       this.#open.delete(oldest)
     }
     const { path } = this.#settings.bundles[bundle]!
-    const reader = new BundleReader({ path, identities: this.#settings.identities })
+    const reader = openBundle({ path, identities: this.#settings.identities })
     this.#open.set(bundle, reader)
     return reader
   }

@@ -6,6 +6,7 @@
 // named. Throws TARGET and catalog errors, NOTHING_FOUND.
 
 import {
+  existsSync,
   linkSync,
   lstatSync,
   mkdirSync,
@@ -15,6 +16,7 @@ import {
   statSync,
   symlinkSync,
   unlinkSync,
+  writeFileSync,
 } from 'node:fs'
 import { BackupError, type ErrorCode, systemCode, unpackError } from '../errors.ts'
 import { applyMetadata } from '../machine/metadata.ts'
@@ -105,7 +107,8 @@ export function selectEntries(reader: ExportReader, paths: readonly RawPath[]): 
     })
   }
   const selected = new Set(entries.map(({ path }) => path))
-  const resolved = entries.map((entry) => resolveLink(entry, { selected, reader, table }))
+  const standIns = new Map<RawPath, RawPath>()
+  const resolved = entries.map((entry) => resolveLink(entry, { selected, standIns, reader, table }))
   return { entries: resolved, parents, bundles: table.bundles() }
 }
 
@@ -174,18 +177,24 @@ class BundleNumbers {
  */
 function resolveLink(
   entry: Entry,
-  {
-    selected,
-    reader,
-    table,
-  }: { selected: Set<RawPath>; reader: ExportReader; table: BundleNumbers },
+  context: {
+    readonly selected: ReadonlySet<RawPath>
+    /** By the path that is not restored: which one is the file instead. */
+    readonly standIns: Map<RawPath, RawPath>
+    readonly reader: ExportReader
+    readonly table: BundleNumbers
+  },
 ): Entry {
+  const { selected, standIns, reader, table } = context
   if (entry.type !== 'link' || selected.has(entry.target!)) return entry
   const target = entry.target!
+  const standIn = standIns.get(target)
+  if (standIn !== undefined) return { ...entry, target: standIn }
   for (const place of reader.shardsOf(target)) {
     const shard = reader.shard(place)
     const file = shard.entries.find(({ path }) => path === target)
     if (file === undefined) continue
+    standIns.set(target, entry.path)
     const { pieces, size, sparse, chunk } = table.renumber(file, shard.bundles)
     const { target: _target, ...rest } = entry
     return {
@@ -275,6 +284,9 @@ class Restore {
       if (entry.type !== 'file' && entry.type !== 'directory')
         this.#guard(entry, () => this.#makeOther(entry))
     }
+    for (const [path, isOurs] of this.#directories) {
+      if (isOurs) unlinkSync(rawPathToBytes(this.#marker(path)))
+    }
     this.#finishDirectories(ready, { overwrite: this.#options.overwrite })
     this.#finishDirectories(parents, { overwrite: false })
     return {
@@ -322,16 +334,29 @@ class Restore {
         hint: 'it was left alone, and nothing was restored below it',
       })
     }
+    const isOurs = there === undefined || this.#sweep(path)
     if (there === undefined) mkdirSync(place, { mode: 0o700 })
-    else this.#sweep(path)
-    this.#directories.set(path, there === undefined)
+    if (isOurs) {
+      writeFileSync(rawPathToBytes(this.#marker(path)), '', { flag: 'wx', mode: 0o600 })
+    }
+    this.#directories.set(path, isOurs)
   }
 
-  /** Removes what a killed restore left in a directory. */
-  #sweep(path: RawPath): void {
+  /**
+   * Lies in a directory that a restore made until the directory has its metadata: what a killed one
+   * made is known by it, and finished.
+   */
+  #marker(path: RawPath): RawPath {
+    return `${this.#place(path)}/${partialName(0)}`
+  }
+
+  /** Removes what a killed restore left in a directory. @returns whether that restore made it */
+  #sweep(path: RawPath): boolean {
+    const isMarked = existsSync(rawPathToBytes(this.#marker(path)))
     for (const name of readdirSync(rawPathToBytes(this.#place(path)), { encoding: 'latin1' })) {
       if (isPartialName(name)) unlinkSync(rawPathToBytes(`${this.#place(path)}/${name}`))
     }
+    return isMarked
   }
 
   async #restoreFiles(files: readonly Entry[], bundles: RestoreSettings['bundles']): Promise<void> {
@@ -370,8 +395,10 @@ class Restore {
     if (outcome.kind === 'written') {
       this.#written += 1
       if (outcome.lost.length > 0) this.#lost.push({ path: entry.path, what: outcome.lost })
-    } else if (outcome.kind === 'same') this.#same += 1
-    else if (outcome.kind === 'kept') this.#kept.push(entry.path)
+    } else if (outcome.kind === 'same') {
+      this.#same += 1
+      if (outcome.lost.length > 0) this.#lost.push({ path: entry.path, what: outcome.lost })
+    } else if (outcome.kind === 'kept') this.#kept.push(entry.path)
     else
       this.#guard(entry, () => {
         throw unpackError(outcome.error)
