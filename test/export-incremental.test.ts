@@ -245,7 +245,7 @@ incremental(
     assert.is(run.status, 0, run.stderr)
     assert.match(
       run.stderr,
-      'what was known of the repository on drive is lost: this export is a full one',
+      'what was known of drive is lost: this export is a full one',
     )
     const notices = jsonLines(run, 'notice').map(({ code }) => code as string)
     assert.ok(notices.includes('STATE_LOST'))
@@ -323,9 +323,11 @@ if (canRunAsRoot('owners, devices, capabilities and ACLs in an export')) {
       printf x >setuid; chmod 6755 setuid
       printf x >capable; setcap cap_net_raw+ep capable
       printf x >noted; setfattr -n user.note -v 0x00ff0a noted; setfattr -n user.odd=name -v '' noted
-      mkdir shared; setfacl -m u:1234:rwx,g:5678:r-x,d:u:1234:rwx,d:o::--- shared; printf x >shared/inside
+      mkdir shared; setfacl -m u:1234:rwx,g:5678:r-x,d:u:1234:rwx,d:o::--- shared
+      printf x >shared/inside
       setfacl -m u:1234:r noted
-      truncate -s 5M sparse; printf middle | dd of=sparse bs=1 seek=3000000 conv=notrunc status=none; truncate -s 5M sparse
+      truncate -s 5M sparse
+      printf middle | dd of=sparse bs=1 seek=3000000 conv=notrunc status=none
       truncate -s 1M hole; touch -d '1901-12-13 20:45:51.123456789 UTC' ancient; touch -d '2500-01-01 00:00:00.000000001 UTC' future
       mkdir .pieces .entries; printf x >.pieces/mine; printf x >.entries/1`,
         scenario.source,

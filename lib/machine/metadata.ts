@@ -16,10 +16,14 @@ import { setTimes, setXattr } from './posix.ts'
 export type LostMetadata = string
 
 /**
- * Sets everything but the type. Never follows a symbolic link. @throws the system's error for
- * broken disks
+ * Sets everything but the type; `owner` is the present one, where the caller knows it. Never follows
+ * a symbolic link. @throws the system's error for broken disks
  */
-export function applyMetadata(path: RawPath, metadata: EntryMetadata): LostMetadata[] {
+export function applyMetadata(
+  path: RawPath,
+  metadata: EntryMetadata,
+  owner?: { readonly uid: number; readonly gid: number },
+): LostMetadata[] {
   const lost: LostMetadata[] = []
   const attempt = (what: LostMetadata, action: () => void) => {
     try {
@@ -31,7 +35,8 @@ export function applyMetadata(path: RawPath, metadata: EntryMetadata): LostMetad
   }
   const bytes = rawPathToBytes(path)
   // The owner first: changing it clears set-user-id bits and capabilities.
-  attempt('owner', () => lchownSync(bytes, metadata.uid, metadata.gid))
+  const isOwned = owner?.uid === metadata.uid && owner.gid === metadata.gid
+  if (!isOwned) attempt('owner', () => lchownSync(bytes, metadata.uid, metadata.gid))
   if (metadata.type !== 'symlink') attempt('mode', () => chmodSync(bytes, metadata.mode))
   for (const [name, value] of metadata.xattrs ?? []) {
     attempt(`xattr ${name}`, () => setXattr(path, name, Buffer.from(value)))

@@ -9,7 +9,6 @@ import { Buffer } from 'node:buffer'
 import {
   closeSync,
   constants,
-  fchmodSync,
   ftruncateSync,
   fstatSync,
   lstatSync,
@@ -34,11 +33,14 @@ export interface RestoreSettings {
   readonly overwrite: boolean
 }
 
+/** One file. */
 export interface RestoreItem {
   readonly index: number
   /** Where it goes; its directory exists. */
   readonly path: RawPath
   readonly entry: Entry
+  /** The directory was made by this restore, so nothing can be there. */
+  readonly isFresh: boolean
 }
 
 export type FileOutcome =
@@ -92,8 +94,10 @@ class Restorer {
     }
   }
 
-  #restore({ path, entry }: RestoreItem): FileOutcome {
-    const there = lstatSync(rawPathToBytes(path), { throwIfNoEntry: false, bigint: true })
+  #restore({ path, entry, isFresh }: RestoreItem): FileOutcome {
+    const there = isFresh
+      ? undefined
+      : lstatSync(rawPathToBytes(path), { throwIfNoEntry: false, bigint: true })
     if (there !== undefined) {
       if (there.isFile() && isSameFile(path, { entry, mtimeNs: there.mtimeNs, size: there.size })) {
         return { kind: 'same', lost: this.#settings.overwrite ? applyMetadata(path, entry) : [] }
@@ -102,14 +106,15 @@ class Restorer {
     }
     const partial = `${parentOf(path)}/${partialName(threadId)}`
     const fd = openExclusive(partial)
+    let owner: { readonly uid: number; readonly gid: number }
     try {
       try {
         this.#writeContent(fd, entry)
-        fchmodSync(fd, entry.mode & 0o700)
+        owner = fstatSync(fd)
       } finally {
         closeSync(fd)
       }
-      const lost = applyMetadata(partial, entry)
+      const lost = applyMetadata(partial, entry, owner)
       renameSync(rawPathToBytes(partial), rawPathToBytes(path))
       return { kind: 'written', lost }
     } catch (error) {

@@ -256,8 +256,8 @@ function previewRestore(
 
 class Restore {
   readonly #options: RestoreOptions
-  /** Directories below `into` that are known to be real; whether this restore made them. */
-  readonly #directories = new Map<RawPath, boolean>([['', false]])
+  /** Real directories below `into`: made now, made by a restore that was killed, or there before. */
+  readonly #directories = new Map<RawPath, 'made' | 'resumed' | 'there'>([['', 'there']])
   readonly #kept: RawPath[] = []
   readonly #failures: RestoreFailure[] = []
   readonly #lost: { path: RawPath; what: readonly string[] }[] = []
@@ -284,8 +284,8 @@ class Restore {
       if (entry.type !== 'file' && entry.type !== 'directory')
         this.#guard(entry, () => this.#makeOther(entry))
     }
-    for (const [path, isOurs] of this.#directories) {
-      if (isOurs) unlinkSync(rawPathToBytes(this.#marker(path)))
+    for (const [path, how] of this.#directories) {
+      if (how !== 'there') unlinkSync(rawPathToBytes(this.#marker(path)))
     }
     this.#finishDirectories(ready, { overwrite: this.#options.overwrite })
     this.#finishDirectories(parents, { overwrite: false })
@@ -334,12 +334,12 @@ class Restore {
         hint: 'it was left alone, and nothing was restored below it',
       })
     }
-    const isOurs = there === undefined || this.#sweep(path)
-    if (there === undefined) mkdirSync(place, { mode: 0o700 })
-    if (isOurs) {
+    const how = there === undefined ? 'made' : this.#sweep(path) ? 'resumed' : 'there'
+    if (how === 'made') mkdirSync(place, { mode: 0o700 })
+    if (how !== 'there') {
       writeFileSync(rawPathToBytes(this.#marker(path)), '', { flag: 'wx', mode: 0o600 })
     }
-    this.#directories.set(path, isOurs)
+    this.#directories.set(path, how)
   }
 
   /**
@@ -364,6 +364,7 @@ class Restore {
       index,
       path: this.#place(entry.path),
       entry,
+      isFresh: this.#directories.get(parentOf(entry.path)) === 'made',
     }))
     const bytesTotal = files.reduce((sum, entry) => sum + dataBytes(entry), 0)
     const { identities, overwrite, cores, report, signal } = this.#options
@@ -461,7 +462,8 @@ class Restore {
   /** Deepest first, so that nothing done inside changes a time that is already set. */
   #finishDirectories(entries: readonly Entry[], { overwrite }: { overwrite: boolean }): void {
     for (const entry of entries.filter(({ type }) => type === 'directory').reverse()) {
-      const isOurs = this.#directories.get(entry.path) === true
+      const how = this.#directories.get(entry.path)
+      const isOurs = how === 'made' || how === 'resumed'
       if (!isOurs && !overwrite) continue
       this.#guard(entry, () => {
         const lost = applyMetadata(this.#place(entry.path), entry)

@@ -7,14 +7,14 @@
 
 import { Buffer } from 'node:buffer'
 import { BackupError, type PlainError, packError } from '../errors.ts'
-import { DIGEST_BYTES, digestBytes } from '../format/chunker.ts'
-import { type Entry, type Range } from '../model/entry.ts'
+import { DIGEST_BYTES } from '../format/chunker.ts'
+import type { Range } from '../model/entry.ts'
 import { exportName } from '../model/manifest.ts'
 import type { RawPath } from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
-import type { BundlePlace } from '../model/shard.ts'
+import type { ShardPlace } from '../model/shard.ts'
 import { MANIFEST, bundleFile } from '../model/verification.ts'
-import { entryHeader } from './entry-header.ts'
+import type { ExpectReply, ExpectSettings } from './expect-worker.ts'
 import { ExportReader } from './export-reader.ts'
 import {
   type ExportPlace,
@@ -24,7 +24,7 @@ import {
   readVerification,
   sha256OfFile,
 } from './repository.ts'
-import type { VerifyReply, VerifyRequest } from './verify-worker.ts'
+import type { ExpectedRanges, VerifyReply, VerifyRequest } from './verify-worker.ts'
 import { runWorkers } from './worker-pool.ts'
 
 export interface VerifyOptions {
@@ -158,7 +158,7 @@ async function examineDeep(
       complete,
       statistics: { files, bytes },
     } = manifest
-    expectCatalog(reader, { expectations, problems })
+    await expectCatalog(options, { reader, expectations, problems })
     const bundles = manifest.bundles.map(({ name }) => name)
     return { place, reader, bundles, problems, complete, files, bytes }
   } catch (error) {
@@ -198,58 +198,55 @@ function expect(
   expectations.set(key, { name, machine, sha256, sizeBytes, ranges: deep ? new Map() : undefined })
 }
 
-/**
- * Adds what an export's catalog says of each bundle; a shard that cannot be read is a problem, not
- * the end.
- */
-function expectCatalog(
-  reader: ExportReader,
-  { expectations, problems }: { expectations: Expectations; problems: PlainError[] },
-): void {
-  const { machine, index } = reader.manifest
-  const add = (bundle: string, [offset, length]: readonly [number, number], digest: Buffer) => {
-    const expectation = expectations.get(keyOf(machine, bundle))
-    if (expectation === undefined) {
-      throw new BackupError(
-        'CATALOG_DAMAGED',
-        `the catalog names ${bundle}, which the manifest does not`,
-      )
-    }
-    expectation.ranges?.set(offset, { length, digest })
-  }
-  add(index.bundle, index.tar, Buffer.from(index.digest, 'hex'))
-  for (const place of reader.index()) {
-    try {
-      add(place.bundle, place.tar, Buffer.from(place.digest, 'hex'))
-      const { bundles, entries } = reader.shard(place)
-      for (const entry of entries) expectEntry(entry, { bundles, add })
-    } catch (error) {
-      if (!(error instanceof BackupError)) throw error
-      problems.push(packError(error))
-    }
-  }
-}
-
-function expectEntry(
-  entry: Entry,
+/** Adds what an export's catalog says of each bundle; workers read the shards. */
+async function expectCatalog(
+  options: VerifyOptions,
   {
-    bundles,
-    add,
-  }: {
-    bundles: readonly BundlePlace[]
-    add: (bundle: string, range: readonly [number, number], digest: Buffer) => void
-  },
-): void {
-  if (entry.header !== undefined) {
-    const [bundle, offset, length] = entry.header
-    add(
-      bundles[bundle]!.name,
-      [offset, length],
-      digestBytes(entryHeader({ metadata: entry, chunk: entry.chunk })),
+    reader,
+    expectations,
+    problems,
+  }: { reader: ExportReader; expectations: Expectations; problems: PlainError[] },
+): Promise<void> {
+  const { machine, index } = reader.manifest
+  const rangesOf = (bundle: string) => {
+    const expectation = expectations.get(keyOf(machine, bundle))
+    if (expectation?.ranges !== undefined) return expectation.ranges
+    throw new BackupError(
+      'CATALOG_DAMAGED',
+      `the catalog names ${bundle}, which the manifest does not`,
     )
   }
-  for (const [id, bundle, offset, length] of entry.pieces ?? []) {
-    add(bundles[bundle]!.name, [offset, length], Buffer.from(id, 'hex'))
+  const [offset, length] = index.tar
+  rangesOf(index.bundle).set(offset, { length, digest: Buffer.from(index.digest, 'hex') })
+  const shards = reader.index()
+  const settings: ExpectSettings = {
+    machineDirectory: reader.machineDirectory,
+    identities: options.identities,
+  }
+  await runWorkers<readonly ShardPlace[], ExpectReply>({
+    script: './expect-worker.js',
+    workerData: settings,
+    workers: options.cores,
+    signal: options.signal,
+    requests: Array.from({ length: Math.ceil(shards.length / SHARDS_A_REQUEST) }, (_, i) =>
+      shards.slice(i * SHARDS_A_REQUEST, (i + 1) * SHARDS_A_REQUEST),
+    ),
+    interruptedHint: 'nothing was changed; start it again',
+    onReply: (reply) => {
+      problems.push(...reply.problems)
+      for (const [bundle, ranges] of reply.ranges) mergeRanges(rangesOf(bundle), ranges)
+    },
+  })
+}
+
+/** Few enough that all workers end together. */
+const SHARDS_A_REQUEST = 24
+
+function mergeRanges(into: NonNullable<BundleExpectation['ranges']>, from: ExpectedRanges): void {
+  const digests = Buffer.from(from.digests.buffer, from.digests.byteOffset, from.digests.length)
+  for (const [i, offset] of from.offsets.entries()) {
+    const digest = digests.subarray(i * DIGEST_BYTES, (i + 1) * DIGEST_BYTES)
+    into.set(offset, { length: from.lengths[i]!, digest })
   }
 }
 

@@ -52,7 +52,11 @@ export async function runWorkers<Request, Reply>(options: {
         worker.on('error', reject)
         worker.on('message', (reply: Reply) => {
           deal()
-          options.onReply(reply)
+          try {
+            options.onReply(reply)
+          } catch (error) {
+            reject(error)
+          }
           done += 1
           if (done === requests.length) resolve()
         })

@@ -513,7 +513,7 @@ if (canRunAsRoot('targets on loop devices')) {
       const { status, stderr } = await scenario.external()
       assert.is(status, 1, stderr)
       assert.match(stderr, 'the target is full')
-      assert.match(stderr, 'has less free space than this export has new data')
+      assert.match(stderr, 'has less free space than there is new data')
       assert.equal(exportStamps(scenario), [stamp], 'no manifest')
       assert.is(readFileSync(`${setDirectory(scenario)}/latest`, 'utf8'), `${stamp}\n`)
       await assertWhole(scenario)
@@ -554,7 +554,9 @@ if (canRunAsRoot('targets on loop devices')) {
           at: 1,
           action: {
             command: `block=$(filefrag -v -b4096 "$1" | sed -nE 's/^ *0: +[0-9]+\\.\\. *[0-9]+: +([0-9]+)\\.\\..*/\\1/p')
-            [ -n "$block" ]; printf '\\x00\\xff\\x00\\xff' | dd of='${device.image}' bs=1 seek=$((block * 4096 + 32)) conv=notrunc status=none`,
+            [ -n "$block" ]
+            printf '\\x00\\xff\\x00\\xff' |
+              dd of='${device.image}' bs=1 seek=$((block * 4096 + 32)) conv=notrunc status=none`,
           },
         })
         Object.assign(scenario.environment, plan.environment)

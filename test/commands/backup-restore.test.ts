@@ -519,7 +519,8 @@ if (canRunAsRoot('owners, devices and capabilities in a restore')) {
       async () => {
         const scenario = await exported((directory) => {
           script(
-            `cd "$1"; mkfifo fifo; mknod null c 1 3; printf x >setuid; chown 1234:5678 setuid; chmod 6755 setuid
+            `cd "$1"; mkfifo fifo; mknod null c 1 3
+              printf x >setuid; chown 1234:5678 setuid; chmod 6755 setuid
           printf x >capable; setcap cap_net_raw+ep capable; printf x >$'new\\nline'; printf x >$'\\xff\\xfe'; printf x >-rf
           printf x >"$(printf 'n%.0s' {1..255})"; printf x >'a*?[b]\\c"'; printf x >.hidden; mkdir ' '; printf x >' /x'
           setfacl -m u:7:rw .hidden; setfattr -n user.x -v y fifo 2>/dev/null || true`,

@@ -56,7 +56,8 @@ function wrap(name, pathOf, isChange = () => true) {
       Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0)
     }
     if (rule.action.error !== undefined) {
-      throw Object.assign(new Error(rule.action.error + ': made to fail, ' + call), { code: rule.action.error, syscall: name })
+      const { error: code } = rule.action
+      throw Object.assign(new Error(code + ': made to fail, ' + call), { code, syscall: name })
     }
     const result = real(...words)
     const run = spawnSync('bash', ['-euo', 'pipefail', '-c', rule.action.command, 'bash', call.slice(name.length + 1)])
