@@ -243,10 +243,7 @@ incremental(
     await scenario.collect()
     const run = await scenario.external('--json')
     assert.is(run.status, 0, run.stderr)
-    assert.match(
-      run.stderr,
-      'what was known of drive is lost: this export is a full one',
-    )
+    assert.match(run.stderr, 'what was known of drive is lost: this export is a full one')
     const notices = jsonLines(run, 'notice').map(({ code }) => code as string)
     assert.ok(notices.includes('STATE_LOST'))
     renameSync(away, scenario.identity)

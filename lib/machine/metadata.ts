@@ -16,8 +16,8 @@ import { setTimes, setXattr } from './posix.ts'
 export type LostMetadata = string
 
 /**
- * Sets everything but the type; `owner` is the present one, where the caller knows it. Never follows
- * a symbolic link. @throws the system's error for broken disks
+ * Sets everything but the type; `owner` is the present one, where the caller knows it. Never
+ * follows a symbolic link. @throws the system's error for broken disks
  */
 export function applyMetadata(
   path: RawPath,

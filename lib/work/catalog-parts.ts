@@ -1,4 +1,5 @@
-// Reads shards and indexes out of catalog bundles, and lets none through that is not the signed one.
+// Reads shards and indexes out of catalog bundles, and lets none through that is not the signed
+// one.
 //
 // Every part is compared with the digest that leads to it from the signed manifest, before anybody
 // parses it (docs/format.md §6, §7). Used by export-reader.ts and expect-worker.ts. Throws

@@ -1,8 +1,8 @@
 // The worker thread that turns catalogs into expectations: which bytes of which bundle have to have
 // which digest.
 //
-// The first half of a verification: verify.ts sends runs of shards, merges the answers by bundle, and
-// hands them to verify-worker.ts. A header range is expected to be what its entry encodes to, a
+// The first half of a verification: verify.ts sends runs of shards, merges the answers by bundle,
+// and hands them to verify-worker.ts. A header range is expected to be what its entry encodes to, a
 // piece to have its id. A shard that cannot be read is a problem, not the end.
 
 import { Buffer } from 'node:buffer'

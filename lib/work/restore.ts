@@ -256,7 +256,9 @@ function previewRestore(
 
 class Restore {
   readonly #options: RestoreOptions
-  /** Real directories below `into`: made now, made by a restore that was killed, or there before. */
+  /**
+   * Real directories below `into`: made now, made by a restore that was killed, or there before.
+   */
   readonly #directories = new Map<RawPath, 'made' | 'resumed' | 'there'>([['', 'there']])
   readonly #kept: RawPath[] = []
   readonly #failures: RestoreFailure[] = []
