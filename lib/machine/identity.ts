@@ -17,9 +17,9 @@ import { BackupError, systemCode } from '../errors.ts'
 import { decryptWithPassphrase, encryptWithPassphrase } from '../format/age.ts'
 import { parseIdentity, recipientOf } from '../format/age-keys.ts'
 import { parsePublicKey } from '../format/minisign.ts'
-import { argon2id } from '../format/sodium.ts'
 import { isValidName } from '../model/names.ts'
 import { type RawPath, displayPath, parentOf, rawPathToBytes } from '../model/raw-path.ts'
+import { argon2idApart } from './stretch.ts'
 import { syncDirectory } from './durable-file.ts'
 
 /** Room for thousands of machines; what is longer is another file. */
@@ -230,7 +230,7 @@ async function stretch({
   passphrase: string
   salt: string
 }): Promise<string> {
-  const key = await argon2id({ passphrase, salt: Buffer.from(salt, 'latin1') })
+  const key = await argon2idApart({ passphrase, salt: Buffer.from(salt, 'latin1') })
   return key.toString('hex')
 }
 

@@ -177,7 +177,12 @@ class DirectoryTarget implements Target {
       this.#makeDirectory(parentOf(full))
       refuseTaken(full)
       writeDurably({ path: full, bytes, mode: 0o600 })
-      prove(full, bytes)
+      try {
+        prove(full, bytes)
+      } catch (error) {
+        unlinkSync(rawPathToBytes(full))
+        throw error
+      }
     })
   }
 

@@ -373,6 +373,7 @@ class Restore {
     const settings: RestoreSettings = { identities, bundles, overwrite }
     await runWorkers<readonly RestoreItem[], RestoreReply>({
       script: './restore-worker.js',
+      ahead: 2,
       workerData: settings,
       requests: makeBatches(items),
       workers: cores,

@@ -417,6 +417,7 @@ async function checkContent({
   const requests = batches(files, directory)
   await runWorkers<readonly ContentSlice[], ContentReply>({
     script: './verify-local.js',
+    ahead: 2,
     workerData: { role: WORKER_ROLE },
     workers: availableParallelism(),
     requests,

@@ -225,6 +225,7 @@ async function expectCatalog(
   }
   await runWorkers<readonly ShardPlace[], ExpectReply>({
     script: './expect-worker.js',
+    ahead: 2,
     workerData: settings,
     workers: options.cores,
     signal: options.signal,
@@ -261,6 +262,7 @@ async function verifyBundles(
   let bytesDone = 0
   await runWorkers<VerifyRequest, VerifyReply>({
     script: './verify-worker.js',
+    ahead: 1,
     workerData: { identities },
     workers: cores,
     signal,

@@ -1,14 +1,11 @@
 // Runs requests on worker threads, one answer each: what verify.ts and restore.ts share.
 //
-// A worker has one request at hand and one waiting, so that it never idles. Throws what a worker
+// A worker has one request at hand, and one waiting where they are short. Throws what a worker
 // throws, or INTERRUPTED; all workers have ended by then. (An export's workers answer more than
 // once: pack-pool.ts.)
 
 import { Worker } from 'node:worker_threads'
 import { BackupError } from '../errors.ts'
-
-/** One running and one waiting. */
-const REQUESTS_AHEAD = 2
 
 /**
  * Workers live on reused buffers; a small young generation makes what garbage there is go early.
@@ -24,6 +21,8 @@ export async function runWorkers<Request, Reply>(options: {
   readonly workerData: unknown
   readonly requests: readonly Request[]
   readonly workers: number
+  /** How many requests a worker has at hand: 1 for long ones, so that all workers end together. */
+  readonly ahead: 1 | 2
   readonly onReply: (reply: Reply) => void
   readonly signal: AbortSignal
   /** What is unharmed when it is interrupted. */
@@ -60,7 +59,7 @@ export async function runWorkers<Request, Reply>(options: {
           done += 1
           if (done === requests.length) resolve()
         })
-        for (let ahead = 0; ahead < REQUESTS_AHEAD; ahead++) deal()
+        for (let ahead = 0; ahead < options.ahead; ahead++) deal()
       }
     })
   } finally {
