@@ -47,6 +47,7 @@ recipients:
 # This machine's secret signing key.
 signing_key: ${quote(signingKey)}
 
+# Checked, not acted on yet: cron or a timer decides when \`backup\` runs.
 schedule:
   incremental: daily   # hourly, daily, weekly, monthly
   full: weekly         # daily, weekly, monthly, never

@@ -1,7 +1,7 @@
 // The thread in which stretch.ts runs argon2id.
 //
-// Gets a passphrase and a salt, answers with the key, and is ended then. Throws what libsodium throws,
-// which stretch.ts passes on.
+// Gets a passphrase and a salt, answers with the key, and is ended then. Throws what libsodium
+// throws, which stretch.ts passes on.
 
 import { parentPort, workerData } from 'node:worker_threads'
 import { argon2id } from '../format/sodium.ts'

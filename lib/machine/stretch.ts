@@ -1,8 +1,8 @@
 // Stretches a passphrase with argon2id in a thread of its own.
 //
-// It takes 256 MiB, which WebAssembly never gives back while its thread lives: this way the memory is
-// free again before the work begins (docs/format.md §11). stretch-worker.ts does it; the passphrase
-// reaches it in memory only. Throws what libsodium throws.
+// It takes 256 MiB, which WebAssembly never gives back while its thread lives: this way the memory
+// is free again before the work begins (docs/format.md §11). stretch-worker.ts does it; the
+// passphrase reaches it in memory only. Throws what libsodium throws.
 
 import { Buffer } from 'node:buffer'
 import { Worker } from 'node:worker_threads'
