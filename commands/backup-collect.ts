@@ -91,7 +91,7 @@ function tellOutcome(
     const message = `${set}: and ${missing.length - MISSING_SHOWN} more paths (--json names all)`
     reporter.report({ kind: 'notice', level: 'warning', code: 'MISSING', message })
   }
-  reporter.print(`${set}: ${dryRun ? previewSentence(outcome) : sentence(outcome)}`)
+  reporter.tell(`${set}: ${dryRun ? previewSentence(outcome) : sentence(outcome)}`)
   const facts = {
     ...outcome,
     missing: missing.map(({ path, why }) => ({ path: displayPath(path), why })),

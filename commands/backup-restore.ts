@@ -6,7 +6,7 @@
 
 import { mkdirSync, readdirSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
-import { BackupError, ERRORS, type ExitCode, worstExitCode } from '../lib/errors.ts'
+import { BackupError, ERRORS, type ExitCode, systemCode, worstExitCode } from '../lib/errors.ts'
 import type { Configuration, TargetConfiguration } from '../lib/machine/config.ts'
 import { formatSize } from '../lib/model/amount.ts'
 import { type RawPath, displayPath, rawPathFromText } from '../lib/model/raw-path.ts'
@@ -17,7 +17,7 @@ import { type ExportPlace, type Repository, readManifest } from '../lib/work/rep
 import { restoreLocal } from '../lib/work/restore-local.ts'
 import { type RestoreOutcome, restoreEntries, selectEntries } from '../lib/work/restore.ts'
 import { trustedKeys } from '../lib/work/signing.ts'
-import { listCollections } from '../lib/work/staging.ts'
+import { surveyCollections } from '../lib/work/staging.ts'
 import { openTarget, repositoryToRead, targetNamed } from '../lib/work/target-access.ts'
 import { digestsFor, verifyCollection } from '../lib/work/verify-local.ts'
 import { type VerifiedExport, verifyExports } from '../lib/work/verify.ts'
@@ -92,15 +92,17 @@ async function list({ context, words, configuration }: Job): Promise<ExitCode> {
   const { reporter } = context
   const codes: ExitCode[] = [0]
   if (words.source !== 'external') {
-    tellList('staging', listLocal(configuration, words.set), context)
+    const { listed, damaged } = listLocal(configuration, words.set)
+    tellList('staging', listed, context)
+    codes.push(warnOfDamaged(damaged, context))
   }
-  if (words.source === 'local') return 0
+  if (words.source === 'local') return worstExitCode(codes)
   const identity = await loadIdentity(context, configuration)
   for (const target of words.target === undefined
     ? configuration.targets
     : [targetNamed(configuration, words.target)]) {
     try {
-      const repository = await repositoryToRead(openTarget(target))
+      const repository = await repositoryToRead(openTarget(target, configuration))
       const exports = await listExternal({
         configuration,
         repository,
@@ -118,6 +120,15 @@ async function list({ context, words, configuration }: Job): Promise<ExitCode> {
     }
   }
   return worstExitCode(codes)
+}
+
+/** @returns 13 where a collection's catalog cannot be read, else 0 */
+function warnOfDamaged(damaged: readonly string[], { reporter }: CommandContext): ExitCode {
+  for (const name of damaged) {
+    const message = `the catalog of ${name} in staging is damaged: its tree is there, unlisted`
+    reporter.report({ kind: 'notice', level: 'warning', code: 'CATALOG_DAMAGED', message })
+  }
+  return damaged.length > 0 ? 13 : 0
 }
 
 function tellList(
@@ -158,11 +169,13 @@ async function keysOf(
 /** The first configured target that is there, or the one that was named. */
 async function openRepository({ words, configuration, context }: Job): Promise<Repository> {
   if (words.target !== undefined)
-    return await repositoryToRead(openTarget(targetNamed(configuration, words.target)))
+    return await repositoryToRead(
+      openTarget(targetNamed(configuration, words.target), configuration),
+    )
   let last: BackupError | undefined
   for (const target of configuration.targets) {
     try {
-      const repository = await repositoryToRead(openTarget(target))
+      const repository = await repositoryToRead(openTarget(target, configuration))
       context.reporter.report({
         kind: 'notice',
         level: 'info',
@@ -252,7 +265,7 @@ async function verifyStaging({ context, words, configuration }: Job): Promise<Ex
   const { reporter, signal } = context
   const found = collectionsOf({ words, configuration })
   const places = words.date === undefined ? found : pickExports(found, words.date)
-  const codes: ExitCode[] = []
+  const codes: ExitCode[] = [warnOfDamaged(listLocal(configuration, words.set).damaged, context)]
   for (const { set, stamp } of places) {
     const { problems, files, bytes, contentChecked } = await verifyCollection({
       staging,
@@ -263,11 +276,12 @@ async function verifyStaging({ context, words, configuration }: Job): Promise<Ex
       report: reporter.report,
       signal,
     })
+    const state = contentChecked ? 'whole' : 'as collected, as far as metadata tell'
     const how = contentChecked
       ? 'content and metadata'
       : 'metadata only: no export tells its digests'
     reporter.print(
-      `${set} ${stamp}: ${problems.length > 0 ? 'DAMAGED' : 'whole'} (${how}): `
+      `${set} ${stamp}: ${problems.length > 0 ? 'DAMAGED' : state} (${how}): `
         + `${files} files, ${formatSize(bytes)}`,
     )
     for (const { path, why } of problems.slice(0, PATHS_SHOWN))
@@ -295,7 +309,7 @@ function collectionsOf({
   const { staging, machine, backupSets } = configuration
   const sets = words.set === undefined ? backupSets.map(({ name }) => name) : [words.set]
   const found = sets.flatMap((set) =>
-    listCollections({ staging, set }).map(({ stamp }) => ({ machine, set, stamp })),
+    surveyCollections({ staging, set }).collections.map(({ stamp }) => ({ machine, set, stamp })),
   )
   if (found.length > 0) return found
   throw new BackupError('NOTHING_FOUND', `staging has no collection of ${sets.join(', ')}`, {
@@ -389,7 +403,7 @@ function tellRestored(
   const { reporter } = job.context
   const { written, same, bytes, kept, failures, lost, incomplete } = outcome
   const verb = job.words.dryRun ? 'would be restored' : 'restored'
-  reporter.print(
+  reporter.tell(
     `${place.set} ${place.stamp}: ${written} ${verb} (${formatSize(bytes)}), `
       + `${same} the same already`,
   )
@@ -451,7 +465,7 @@ function tellRestored(
  * The directory to restore below, made if need be; '' for the original place, which has to be
  * confirmed.
  */
-async function directoryFor({ context, words }: Job): Promise<RawPath> {
+async function directoryFor({ context, words, configuration }: Job): Promise<RawPath> {
   const { into, dryRun } = words
   if (into === undefined) {
     if (dryRun || words.yes || (await context.confirm('Restore to the original place?'))) return ''
@@ -459,9 +473,35 @@ async function directoryFor({ context, words }: Job): Promise<RawPath> {
       hint: 'give --yes, or --into DIR to restore elsewhere; nothing was changed',
     })
   }
-  if (!dryRun) {
-    mkdirSync(into, { recursive: true })
-    readdirSync(into)
-  }
+  refuseOurOwn(into, configuration)
+  if (!dryRun) makeDirectory(into)
   return into === '/' ? '' : rawPathFromText(into)
+}
+
+/** @throws BackupError USAGE below staging or a target, where nothing may be changed */
+function refuseOurOwn(into: string, { staging, targets }: Configuration): void {
+  const ours = [staging, ...targets.map(({ path }) => path)]
+  const place = ours.find((one) => into === one || into.startsWith(`${one}/`))
+  if (place === undefined) return
+  throw new BackupError('USAGE', `${into} is in ${place}, where nothing may be changed`, {
+    hint: 'restore into a directory elsewhere; nothing was made',
+  })
+}
+
+function makeDirectory(path: string): void {
+  try {
+    mkdirSync(path, { recursive: true })
+    readdirSync(path)
+  } catch (cause) {
+    const code = systemCode(cause)
+    if (code === undefined) throw cause
+    throw new BackupError(
+      'RESTORE_FAILED',
+      `${path} cannot be a directory to restore into (${code})`,
+      {
+        hint: 'name a directory that you may write, or that does not exist yet; nothing was restored',
+        cause,
+      },
+    )
+  }
 }

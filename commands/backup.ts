@@ -5,6 +5,7 @@
 // the first phase does not keep the second from exporting what there is.
 
 import { worstExitCode } from '../lib/errors.ts'
+import { checkRecipients } from '../lib/work/external.ts'
 import { collectSets } from './backup-collect.ts'
 import { exportSets } from './backup-external.ts'
 import { chosenSets, chosenTargets } from './chosen.ts'
@@ -30,6 +31,7 @@ backup help lists the commands.
     const configuration = await context.loadConfiguration()
     const sets = chosenSets(configuration, textOptions(context.values, 'set'))
     const targets = chosenTargets(configuration, textOptions(context.values, 'target'))
+    if (targets.length > 0) checkRecipients(configuration)
     const collected = await collectSets(context, { configuration, sets, command: command.name })
     if (targets.length === 0) {
       context.reporter.report({

@@ -78,8 +78,9 @@ export const COMMON_USAGE = `Options of every command:
   -h, --help      this text
   --version       the version
 
-Exit codes: 0 done, 3 incomplete, 10 target not there, 11 locked, 1 failed,
-2 usage or configuration, 12 wrong key, 13 integrity; all are in docs/errors.md.
+Exit codes: 0 done, 75 try later, 4 not confirmed, 3 incomplete, 10 target not there,
+11 locked, 1 failed, 2 usage or configuration, 12 wrong key, 13 integrity, 70 a bug,
+130 interrupted; all are in docs/errors.md.
 `
 
 /** The text given to an option; undefined where it was not given. */

@@ -46,7 +46,7 @@ function tellOutcome(
     })
     return
   }
-  reporter.print(`${where}: ${sentence(outcome!)}`)
+  reporter.tell(`${where}: ${sentence(outcome!)}`)
   if (outcome?.kind === 'exported') {
     for (const { path, why } of outcome.missing.slice(0, MISSING_SHOWN)) {
       const message = `${where}: missing: ${displayPath(path)}: ${why}`

@@ -19,6 +19,8 @@ export interface Reporter {
   readonly report: Report
   /** A line that was asked for (a list, a plan, a key), on standard output; not with --json. */
   readonly print: (line: string) => void
+  /** The same for the outcome of a run: silent with -q. */
+  readonly tell: (line: string) => void
   /** Clears the painted line: for whoever writes to the terminal next. */
   readonly finish: () => void
 }
@@ -62,7 +64,7 @@ function createJsonReporter({ now, writeOut, writeError, name }: ReporterOptions
     const object = { schema: 1, ...eventForJson(event, speed.bytesPerSecond()) }
     writeOut(`${redact(JSON.stringify(object))}\n`)
   }
-  return { report, print: () => {}, finish: () => {} }
+  return { report, print: () => {}, tell: () => {}, finish: () => {} }
 }
 
 function eventForJson(event: ReportEvent, bytesPerSecond: number): object {
@@ -113,11 +115,15 @@ function createTextReporter(options: ReporterOptions): Reporter {
         return line.clear()
     }
   }
+  /** What a command found or did: silent with -q, unlike what was asked for. */
+  const tell = (text: string): void => {
+    if (!options.quiet) print(text)
+  }
   const print = (text: string): void => {
     line.clear()
     writeOut(`${text}\n`)
   }
-  return { report, print, finish: line.clear }
+  return { report, print, tell, finish: line.clear }
 }
 
 function warningLine(name: string, { message }: NoticeEvent): string {

@@ -82,6 +82,9 @@ function toEntryPath(path: string, workingDirectory: string): RawPath {
  */
 const IDENTITY_FILE = 'identity.age'
 
+/** The same without protection, as `--no-passphrase` leaves it. */
+const PLAIN_IDENTITY_FILE = 'identity.txt'
+
 /**
  * The identity, from `--identity`, the configuration, or beside the configuration; undefined where
  * there is none.
@@ -92,17 +95,30 @@ export async function loadIdentity(
   configuration: Configuration,
 ): Promise<IdentityFile | undefined> {
   const named = textOption(context.values, 'identity') ?? configuration.identity
-  const beside = join(configuration.path, '..', IDENTITY_FILE)
-  const path = named ?? (existsSync(beside) ? beside : undefined)
+  const path = named ?? identityBeside(configuration)
   if (path === undefined) return undefined
   const file = textOption(context.values, 'passphrase-file')
-  return await readIdentityFile({
-    path: rawPathFromText(resolve(path)),
-    askPassphrase: async () =>
-      file === undefined
-        ? await context.askSecret(`Passphrase of ${path}: `)
-        : await passphraseFromFile(file),
-  })
+  let isUnopened = false
+  try {
+    return await readIdentityFile({
+      path: rawPathFromText(resolve(path)),
+      askPassphrase: async () => {
+        if (file !== undefined) return await passphraseFromFile(file)
+        isUnopened = !context.hasTerminal
+        return await context.askSecret(`Passphrase of ${path}: `)
+      },
+    })
+  } catch (error) {
+    // Nobody asked for this identity and nobody is there to open it: cron lists and verifies too.
+    if (named !== undefined || !isUnopened || !(error instanceof BackupError)) throw error
+    return undefined
+  }
+}
+
+function identityBeside({ path }: Configuration): string | undefined {
+  return [IDENTITY_FILE, PLAIN_IDENTITY_FILE]
+    .map((name) => join(path, '..', name))
+    .find((file) => existsSync(file))
 }
 
 /** The same, where nothing can be done without. @throws BackupError IDENTITY_ABSENT */
@@ -113,6 +129,6 @@ export async function requireIdentity(
   const identity = await loadIdentity(context, configuration)
   if (identity !== undefined) return identity
   throw new BackupError('IDENTITY_ABSENT', 'exports are encrypted, and there is no identity here', {
-    hint: 'bring the identity file and name it with --identity FILE; it opens every export',
+    hint: 'name the identity file with --identity FILE, and its passphrase with --passphrase-file',
   })
 }

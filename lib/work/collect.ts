@@ -122,6 +122,17 @@ export async function collectSet(options: CollectOptions): Promise<CollectOutcom
 }
 
 /** One run under the set's lock. */
+/** A clock that was wrong once dates everything from then on: that has to be seen. */
+function warnOfFuture({ set, nowMs, report }: CollectOptions, newest: Stamp | undefined): void {
+  if (newest === undefined || newest <= formatStamp(nowMs)) return
+  report({
+    kind: 'notice',
+    level: 'warning',
+    code: 'FROM_THE_FUTURE',
+    message: `${set.name}: ${newest} is later than this machine's clock; check the clock, or remove that collection`,
+  })
+}
+
 class Collect {
   readonly #options: CollectOptions
   readonly #sources: Sources
@@ -146,6 +157,7 @@ class Collect {
       ...listPartials({ staging, set: set.name }),
     ].sort()
     this.#place = { staging, set: set.name, stamp: nextStamp({ nowMs, newest: taken.at(-1) }) }
+    warnOfFuture(options, taken.at(-1))
   }
 
   async run(): Promise<CollectOutcome> {
@@ -242,7 +254,7 @@ class Collect {
         sources: this.#sources.readable,
         view,
         target,
-        staging: this.#staging,
+        places: ownPlaces(this.#options.configuration),
         linkDestinations: [...bases, ...used],
         lockFd: this.#lockFd,
       })
@@ -409,7 +421,7 @@ async function preview(options: CollectOptions, sources: Sources): Promise<Colle
     sources: sources.readable,
     view: undefined,
     target: partialDirectory(place),
-    staging: realStaging(staging),
+    places: ownPlaces(options.configuration),
     linkDestinations: linkBases(place),
     lockFd: undefined,
   })
@@ -489,6 +501,20 @@ function allMissing(missing: readonly MissingPath[]): MissingPath[] {
 
 function withoutSlash(missing: readonly MissingPath[]): MissingPath[] {
   return missing.map(({ path, why }) => ({ path: path.replace(/^\/+/, ''), why }))
+}
+
+/** Staging and targets: what this program writes is never collected, wherever a source holds it. */
+function ownPlaces({ staging, targets }: Configuration): readonly RawPath[] {
+  return [realStaging(staging), ...targets.map(({ path }) => realOrGiven(path))]
+}
+
+function realOrGiven(path: string): RawPath {
+  try {
+    return realPath(rawPathFromText(path))
+  } catch {
+    // Not there, so there is nothing of it to leave out.
+    return rawPathFromText(path)
+  }
 }
 
 /** Staging's real path, or the configured one as long as it is not there. */

@@ -11,7 +11,7 @@ import { type RsyncItem, type RsyncOutcome, type RsyncSource, runRsync } from '.
 import type { SourceSnapshot } from '../machine/source-snapshot/btrfs.ts'
 import { type RawPath, rawPathToBytes } from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
-import { type Source, stagingWithin } from './sources.ts'
+import { type Source, placesWithin } from './sources.ts'
 
 export interface CollectStatistics {
   readonly copiedFiles: number
@@ -27,8 +27,8 @@ export interface CopyOptions {
   readonly view: SourceSnapshot | undefined
   /** Empty, or not there in a dry run. */
   readonly target: RawPath
-  /** Staging's real path. */
-  readonly staging: RawPath
+  /** Our own places, real paths: they are left out. */
+  readonly places: readonly RawPath[]
   readonly linkDestinations: readonly RawPath[]
   /** The open file that carries the lock; rsync holds it as long as it runs. */
   readonly lockFd: number | undefined
@@ -44,7 +44,7 @@ export interface CopyOptions {
 export async function copySources(
   options: CopyOptions,
 ): Promise<{ outcome: RsyncOutcome; statistics: CollectStatistics }> {
-  const { set, sources, view, target, staging, linkDestinations, lockFd, dryRun, signal } = options
+  const { set, sources, view, target, places, linkDestinations, lockFd, dryRun, signal } = options
   const counter = itemCounter(options)
   const outcomes: RsyncOutcome[] = []
   for (const followLinks of [false, true]) {
@@ -53,7 +53,7 @@ export async function copySources(
     const call = {
       sources: these.map((source) => rsyncSource(source, view)),
       exclusions: set.exclusions,
-      leftOut: stagingWithin({ sources, staging }),
+      leftOut: placesWithin({ sources, places }),
       exactTimes: dryRun || keepsNanoseconds(target),
       onItem: counter.take,
       ...(lockFd === undefined ? {} : { inherit: lockFd }),

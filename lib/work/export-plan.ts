@@ -7,7 +7,7 @@
 
 import type { Entry, EntryMetadata } from '../model/entry.ts'
 import { dataBytes } from '../model/entry.ts'
-import { comparePaths } from '../model/raw-path.ts'
+import { type RawPath, comparePaths, isWithin } from '../model/raw-path.ts'
 import { rangesOf } from '../model/shard.ts'
 import { chunkParameter } from '../format/chunker.ts'
 import type { PackItem } from './pack-worker.ts'
@@ -24,10 +24,13 @@ export interface PlannedEntry {
 /** Plans every entry of a collection; `last` is the set's last export, in catalog order too. */
 export function planExport({
   collected,
+  sources,
   last,
   isUsable,
 }: {
   readonly collected: readonly Entry[]
+  /** The paths of the set's sources: a directory above them is no concern of the set but to hold them. */
+  readonly sources: readonly RawPath[]
   readonly last: readonly Entry[]
   readonly isUsable: (bundle: number) => boolean
 }): PlannedEntry[] {
@@ -39,8 +42,23 @@ export function planExport({
   return collected.map((entry, index) => {
     while (at < last.length && comparePaths(last[at]!.path, entry.path) < 0) at++
     const before = last[at]?.path === entry.path ? last[at] : undefined
-    return planEntry({ entry, index, before, byInode, isUsable })
+    const settled = settleParent(entry, { sources, before })
+    return planEntry({ entry: settled, index, before, byInode, isUsable })
   })
+}
+
+/**
+ * The directories above the sources change their times whenever anything beside the sources does:
+ * they keep the time they were first exported with, so that a day without changes costs nothing.
+ */
+function settleParent(
+  entry: Entry,
+  { sources, before }: { sources: readonly RawPath[]; before: Entry | undefined },
+): Entry {
+  if (entry.type !== 'directory' || before === undefined) return entry
+  const isAbove = sources.some((source) => source.startsWith(`${entry.path}/`))
+  const isWithinOne = sources.some((source) => isWithin({ path: entry.path, directory: source }))
+  return isAbove && !isWithinOne ? { ...entry, mtimeNs: before.mtimeNs } : entry
 }
 
 function planEntry({

@@ -46,7 +46,13 @@ import {
   sha256OfFile,
 } from './repository.ts'
 import type { Signer } from './signing.ts'
-import { collectionDirectory, listCollections, readCollection, stagingError } from './staging.ts'
+import {
+  type Collection,
+  collectionDirectory,
+  readCollection,
+  stagingError,
+  surveyCollections,
+} from './staging.ts'
 import {
   EMPTY_STATE,
   type State,
@@ -89,7 +95,7 @@ export type ExportOutcome =
 export async function exportSet(options: ExportOptions): Promise<ExportOutcome> {
   const { configuration, repository, set } = options
   const { staging, machine } = configuration
-  const newest = listCollections({ staging, set }).at(-1)
+  const newest = surveyCollections({ staging, set }).collections.at(-1)
   if (newest === undefined) return { kind: 'nothing collected' }
   const stamps = await listStamps(repository, machine)
   const lastThere = exportsOf(stamps)
@@ -153,7 +159,10 @@ class Export {
     const state = await this.#loadState()
     const bundles = new BundleTable(state, this.#sizes())
     report({ kind: 'phase', name: `exporting ${set}` })
-    const packed = await this.#packEntries(entries, { state: state ?? EMPTY_STATE, bundles })
+    const packed = await this.#packEntries(
+      { header, entries },
+      { state: state ?? EMPTY_STATE, bundles },
+    )
     const catalog = await this.#writeCatalog(packed.finished, { state, bundles })
     return await this.#commit({
       header,
@@ -169,7 +178,7 @@ class Export {
    * Packs what is new. What only that needs (plan, answers of the workers) is gone when it returns.
    */
   async #packEntries(
-    collected: readonly Entry[],
+    collected: Collection,
     { state, bundles }: { state: State; bundles: BundleTable },
   ): Promise<PackedEntries> {
     const plan = this.#plan(collected, { state, bundles })
@@ -223,12 +232,17 @@ class Export {
    * them is packed anew.
    */
   #plan(
-    collected: readonly Entry[],
+    { header, entries }: Collection,
     { state, bundles }: { state: State; bundles: BundleTable },
   ): PlannedEntry[] {
     bundles.retireLittleNeeded([...state.sets.values()].map(({ usage }) => usage))
     const last = state.sets.get(this.#options.set)?.entries ?? []
-    return planExport({ collected, last, isUsable: (bundle) => bundles.isUsable(bundle) })
+    return planExport({
+      collected: entries,
+      sources: header.sources.map(({ path }) => path),
+      last,
+      isUsable: (bundle) => bundles.isUsable(bundle),
+    })
   }
 
   async #warnSpace(plan: readonly PlannedEntry[]): Promise<void> {

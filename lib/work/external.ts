@@ -13,7 +13,7 @@ import type { Report } from '../model/report.ts'
 import { type ExportOutcome, exportSet } from './export.ts'
 import { enterMachine, exportsOf, findRepository, listStamps } from './repository.ts'
 import { type Signer, openSigner } from './signing.ts'
-import { acquireSetLock, listCollections, stateRoot } from './staging.ts'
+import { acquireSetLock, stateRoot, surveyCollections } from './staging.ts'
 import { openTarget, repositoryToWrite } from './target-access.ts'
 
 export interface ExternalOptions {
@@ -60,7 +60,8 @@ function lockExternal(staging: string): Lock {
   return acquireLock({ path, description: 'backup-external' })
 }
 
-function checkRecipients({ recipients, path }: Configuration): void {
+/** @throws BackupError CONFIG_INVALID when there is nobody to encrypt to */
+export function checkRecipients({ recipients, path }: Configuration): void {
   if (recipients.length > 0) return
   throw new BackupError('CONFIG_INVALID', `no recipients are configured in ${path}`, {
     hint: 'exports are encrypted to `recipients`; `backup init` makes an identity for them',
@@ -74,7 +75,7 @@ async function exportToTarget(
   const { configuration, sets, nowMs, report, signal } = options
   const target = targetConfiguration.name
   return await withOutcome({ target, set: undefined }, async () => {
-    const opened = openTarget(targetConfiguration)
+    const opened = openTarget(targetConfiguration, configuration)
     const repository = await repositoryToWrite(opened, { staging: configuration.staging, nowMs })
     await enterMachine(repository, { machine: configuration.machine, signer })
     const outcomes: ExternalOutcome[] = []
@@ -148,11 +149,11 @@ export async function previewAll({
 > {
   const previews: ExternalPreview[] = []
   for (const { name: target, ...rest } of targets) {
-    const repository = await findRepository(openTarget({ name: target, ...rest }))
+    const repository = await findRepository(openTarget({ name: target, ...rest }, configuration))
     const stamps =
       repository === undefined ? [] : exportsOf(await listStamps(repository, configuration.machine))
     for (const set of sets) {
-      const newest = listCollections({ staging: configuration.staging, set }).at(-1)
+      const newest = surveyCollections({ staging: configuration.staging, set }).collections.at(-1)
       const isThere =
         newest !== undefined
         && stamps.some((place) => place.set === set && place.stamp >= newest.stamp)

@@ -13,7 +13,7 @@ import {
   listStamps,
   readManifest,
 } from './repository.ts'
-import { listCollections, listStagedSets } from './staging.ts'
+import { listStagedSets, surveyCollections } from './staging.ts'
 import { loadState, stateDirectory } from './state.ts'
 
 export interface ListedExport {
@@ -27,18 +27,29 @@ export interface ListedExport {
   readonly complete: boolean | undefined
 }
 
-export function listLocal({ staging }: Configuration, set: string | undefined): ListedExport[] {
+export function listLocal(
+  { staging }: Configuration,
+  set: string | undefined,
+): {
+  readonly listed: readonly ListedExport[]
+  /** `<set> <stamp>` of collections whose catalog cannot be read. */
+  readonly damaged: readonly string[]
+} {
   const sets = set === undefined ? listStagedSets(staging) : [set]
-  return sets.flatMap((name) =>
-    listCollections({ staging, set: name }).map(({ stamp, complete, files, bytes }) => ({
-      set: name,
-      stamp,
-      files,
-      bytes,
-      costBytes: undefined,
-      complete,
-    })),
-  )
+  const surveys = sets.map((name) => ({ name, ...surveyCollections({ staging, set: name }) }))
+  return {
+    listed: surveys.flatMap(({ name, collections }) =>
+      collections.map(({ stamp, complete, files, bytes }) => ({
+        set: name,
+        stamp,
+        files,
+        bytes,
+        costBytes: undefined,
+        complete,
+      })),
+    ),
+    damaged: surveys.flatMap(({ name, damaged }) => damaged.map((stamp) => `${name} ${stamp}`)),
+  }
 }
 
 /** @throws BackupError TARGET_* */

@@ -13,7 +13,6 @@ import {
   fstatSync,
   lstatSync,
   openSync,
-  readSync,
   renameSync,
   unlinkSync,
   writeSync,
@@ -25,6 +24,7 @@ import { applyMetadata } from '../machine/metadata.ts'
 import { type Entry, type FrameRange, dataBytes } from '../model/entry.ts'
 import { type RawPath, displayPath, parentOf, rawPathToBytes } from '../model/raw-path.ts'
 import { type BundleReader, openBundle } from './bundle-reader.ts'
+import { StagedFile, StagedFileChanged } from './staged-file.ts'
 
 export interface RestoreSettings {
   readonly identities: readonly string[]
@@ -99,7 +99,7 @@ class Restorer {
       ? undefined
       : lstatSync(rawPathToBytes(path), { throwIfNoEntry: false, bigint: true })
     if (there !== undefined) {
-      if (there.isFile() && isSameFile(path, { entry, mtimeNs: there.mtimeNs, size: there.size })) {
+      if (there.isFile() && isSameFile(path, entry)) {
         return { kind: 'same', lost: this.#settings.overwrite ? applyMetadata(path, entry) : [] }
       }
       if (there.isDirectory() || !this.#settings.overwrite) return { kind: 'kept' }
@@ -216,26 +216,32 @@ function openExclusive(path: RawPath): number {
 }
 
 /**
- * Whether the file there has the very content and time of the entry: content is read, not believed.
+ * Whether the file there has the very content, holes and time of the entry: content is read, not
+ * believed.
  */
-function isSameFile(
-  path: RawPath,
-  { entry, mtimeNs, size }: { entry: Entry; mtimeNs: bigint; size: bigint },
-): boolean {
-  if (size !== BigInt(entry.size ?? 0) || mtimeNs !== entry.mtimeNs || entry.sparse !== undefined)
-    return false
-  const fd = openSync(rawPathToBytes(path), constants.O_RDONLY | constants.O_NOFOLLOW)
+function isSameFile(path: RawPath, entry: Entry): boolean {
+  let file: StagedFile
   try {
-    let position = 0
+    file = new StagedFile({ path, metadata: entry })
+  } catch (error) {
+    if (error instanceof StagedFileChanged) return false
+    throw error
+  }
+  try {
+    if (!file.hasHolesOf(entry)) return false
+    let offset = 0
     for (const [id, , , length] of entry.pieces ?? []) {
       const bytes = Buffer.allocUnsafe(length)
-      if (readSync(fd, bytes, 0, length, position) !== length) return false
+      file.read(bytes, offset)
       if (digestBytes(bytes).toString('hex') !== id) return false
-      position += length
+      offset += length
     }
     return true
+  } catch (error) {
+    if (error instanceof StagedFileChanged) return false
+    throw error
   } finally {
-    closeSync(fd)
+    file.close()
   }
 }
 

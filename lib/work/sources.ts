@@ -80,18 +80,20 @@ export function realPath(path: RawPath): RawPath {
   return realpathSync.native(rawPathToBytes(path), { encoding: 'latin1' })
 }
 
-/** Staging as it would appear in a collection, wherever a source holds it. */
-export function stagingWithin({
+/** Our own places (staging, targets) as they would appear in a collection, wherever a source holds them. */
+export function placesWithin({
   sources,
-  staging,
+  places,
 }: {
   sources: readonly Source[]
-  staging: RawPath
+  places: readonly RawPath[]
 }): RawPath[] {
-  return sources
-    .filter(({ real }) => isBelow({ path: staging, directory: real }))
-    .map(({ given, real }) => {
-      const below = staging.slice(real === '/' ? 0 : real.length)
-      return `${given === '/' ? '' : given}${below}`
-    })
+  return places.flatMap((place) =>
+    sources
+      .filter(({ real }) => isBelow({ path: place, directory: real }))
+      .map(({ given, real }) => {
+        const below = place.slice(real === '/' ? 0 : real.length)
+        return `${given === '/' ? '' : given}${below}`
+      }),
+  )
 }

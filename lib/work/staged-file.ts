@@ -7,6 +7,7 @@
 
 import type { Buffer } from 'node:buffer'
 import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs'
+import { dataSegments } from '../machine/posix.ts'
 import { type EntryMetadata, dataBytes } from '../model/entry.ts'
 import { rawPathToBytes } from '../model/raw-path.ts'
 
@@ -48,6 +49,16 @@ export class StagedFile {
       skip = 0
     }
     if (done !== out.length) throw new StagedFileChanged('it is shorter than its catalog says')
+  }
+
+  /** Whether the file is sparse in the same places; always, where the entry is not sparse. */
+  hasHolesOf({ sparse, size }: EntryMetadata): boolean {
+    if (sparse === undefined) return true
+    const segments = dataSegments(this.#fd, size ?? 0)
+    return (
+      segments.length === sparse.length
+      && segments.every(([start, length], i) => start === sparse[i]![0] && length === sparse[i]![1])
+    )
   }
 
   /** @throws StagedFileChanged when size or time are not the catalog's. */

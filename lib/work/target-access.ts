@@ -15,8 +15,19 @@ import { openDirectoryTarget } from '../target/directory.ts'
 import type { Target } from '../target/target.ts'
 import { type Repository, createRepository, findRepository } from './repository.ts'
 
-/** The target as configured, present and mounted. @throws BackupError TARGET_ABSENT */
-export function openTarget({ name, path, mustBeMounted }: TargetConfiguration): Target {
+/**
+ * The target as configured, present and mounted.
+ * @throws BackupError TARGET_ABSENT; CONFIG_INVALID for one inside staging
+ */
+export function openTarget(
+  { name, path, mustBeMounted }: TargetConfiguration,
+  { staging }: Pick<Configuration, 'staging'>,
+): Target {
+  if (path === staging || path.startsWith(`${staging}/`)) {
+    throw new BackupError('CONFIG_INVALID', `target ${name} lies in staging: ${path}`, {
+      hint: 'a copy beside the original is no backup: name a directory on another disk',
+    })
+  }
   return openDirectoryTarget({ name, path, mustBeMounted })
 }
 

@@ -1,3 +1,4 @@
+import { execFileSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import {
   appendFileSync,
@@ -12,6 +13,7 @@ import {
   symlinkSync,
   utimesSync,
   writeFileSync,
+  renameSync,
 } from 'node:fs'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -92,6 +94,7 @@ restore(
 restore('--list without the identity still lists every export', async () => {
   const scenario = await exported()
   rmSync(`${scenario.staging}/.state`, { recursive: true })
+  renameSync(scenario.identity, `${scenario.directory}/kept elsewhere`)
   const { status, stdout } = await scenario.run('restore', '--list', '--source', 'external')
   assert.is(status, 0)
   assert.match(stdout, `  ${exportStamps(scenario)[0]}  data  encrypted`)
@@ -401,7 +404,9 @@ restore(
 restore(
   'without an identity nothing can be restored, and --verify says what it could not check',
   async () => {
-    const { scenario, into } = await shared()
+    const scenario = await exported()
+    const into = `${scenario.directory}/into`
+    renameSync(scenario.identity, `${scenario.directory}/kept elsewhere`)
     const { status, stderr } = await scenario.run('restore', '--source', 'external', '--into', into)
     assert.is(status, 12)
     assert.match(stderr, 'there is no identity here')
@@ -409,6 +414,80 @@ restore(
     const verified = await scenario.run('restore', '--source', 'external', '--verify')
     assert.is(verified.status, 0)
     assert.match(verified.stdout, 'only checksums and signatures were checked')
+  },
+)
+
+restore(
+  'bug: a protected identity beside the configuration stopped --list and --verify in cron',
+  async () => {
+    const scenario = await makeScenario({ passphrase: 'correct horse' })
+    plantLetters(scenario.source)
+    await scenario.generation()
+    const listed = await scenario.run('restore', '--list')
+    assert.is(listed.status, 0, listed.stderr)
+    assert.match(listed.stdout, 'complete')
+    const verified = await scenario.run('restore', '--source', 'external', '--verify')
+    assert.is(verified.status, 0, verified.stderr)
+    assert.match(verified.stdout, 'only checksums and signatures were checked')
+  },
+)
+
+restore(
+  'bug: --into something that can be no directory was called a bug of the program',
+  async () => {
+    const { scenario } = await shared()
+    for (const into of ['/dev/null', '/dev/null/below']) {
+      const { status, stderr } = await from(scenario, 'local', '--into', into)
+      assert.is(status, 1, into)
+      assert.match(stderr, 'cannot be a directory to restore into')
+    }
+  },
+)
+
+restore(
+  'bug: --into staging or a target was refused only after the directory was made',
+  async () => {
+    const { scenario } = await shared()
+    for (const place of [scenario.staging, scenario.target]) {
+      const { status, stderr } = await from(scenario, 'local', '--into', `${place}/new/below`)
+      assert.is(status, 2)
+      assert.match(stderr, 'where nothing may be changed')
+      assert.not.ok(existsSync(`${place}/new`))
+    }
+  },
+)
+
+restore('bug: a sparse file restored twice was something else the second time', async () => {
+  const scenario = await exported((source) => {
+    execFileSync('truncate', ['-s', '5M', `${source}/sparse`])
+    execFileSync(
+      'sh',
+      ['-c', `printf middle | dd of=${source}/sparse bs=1 seek=3000000 conv=notrunc`],
+      { stdio: 'ignore' },
+    )
+  })
+  const into = `${scenario.directory}/into`
+  for (const _time of [1, 2]) {
+    const { status, stderr } = await from(scenario, 'external', '--into', into)
+    assert.is(status, 0, stderr)
+  }
+})
+
+restore(
+  'bug: one damaged catalog in staging kept everything else from being exported and listed',
+  async () => {
+    const scenario = await exported()
+    const [stamp] = exportStamps(scenario)
+    writeFileSync(`${scenario.staging}/data/${stamp}.catalog.zst`, 'rubbish')
+    writeFileSync(`${scenario.source}/new`, 'new')
+    await scenario.collect()
+    const run = await scenario.run('external')
+    assert.is(run.status, 0, run.stderr)
+    assert.is(exportStamps(scenario).length, 2)
+    const listed = await scenario.run('restore', '--list', '--source', 'local')
+    assert.is(listed.status, 13)
+    assert.match(listed.stdout, 'complete')
+    assert.match(listed.stderr, `${stamp} in staging is damaged`)
   },
 )
 

@@ -36,7 +36,7 @@ function planned(
   last: readonly Entry[],
   isUsable: (bundle: number) => boolean = all,
 ): PlannedEntry[] {
-  return planExport({ collected, last, isUsable })
+  return planExport({ collected, sources: ['src'], last, isUsable })
 }
 
 /** What is done with each entry. */
