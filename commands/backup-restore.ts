@@ -495,13 +495,9 @@ function makeDirectory(path: string): void {
   } catch (cause) {
     const code = systemCode(cause)
     if (code === undefined) throw cause
-    throw new BackupError(
-      'RESTORE_FAILED',
-      `${path} cannot be a directory to restore into (${code})`,
-      {
-        hint: 'name a directory that you may write, or that does not exist yet; nothing was restored',
-        cause,
-      },
-    )
+    throw new BackupError('RESTORE_FAILED', `${path} cannot be a directory to restore into`, {
+      hint: 'name a directory that you may write, or that does not exist yet; nothing was restored',
+      cause,
+    })
   }
 }

@@ -129,7 +129,7 @@ function warnOfFuture({ set, nowMs, report }: CollectOptions, newest: Stamp | un
     kind: 'notice',
     level: 'warning',
     code: 'FROM_THE_FUTURE',
-    message: `${set.name}: ${newest} is later than this machine's clock; check the clock, or remove that collection`,
+    message: `${set.name}: ${newest} is later than this machine's clock: check both`,
   })
 }
 

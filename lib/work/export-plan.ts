@@ -29,7 +29,7 @@ export function planExport({
   isUsable,
 }: {
   readonly collected: readonly Entry[]
-  /** The paths of the set's sources: a directory above them is no concern of the set but to hold them. */
+  /** The paths of the set's sources: directories above them only hold them. */
   readonly sources: readonly RawPath[]
   readonly last: readonly Entry[]
   readonly isUsable: (bundle: number) => boolean

@@ -80,7 +80,7 @@ export function realPath(path: RawPath): RawPath {
   return realpathSync.native(rawPathToBytes(path), { encoding: 'latin1' })
 }
 
-/** Our own places (staging, targets) as they would appear in a collection, wherever a source holds them. */
+/** Our own places (staging, targets) as a collection would have them, where a source holds them. */
 export function placesWithin({
   sources,
   places,
