@@ -4,8 +4,9 @@
 // existing different files only with --overwrite; what is not restored is named and has its exit
 // code (invariant 10).
 
-import { mkdirSync, readdirSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
+import { dirname } from 'node:path'
 import { BackupError, ERRORS, type ExitCode, systemCode, worstExitCode } from '../lib/errors.ts'
 import type { Configuration, TargetConfiguration } from '../lib/machine/config.ts'
 import { formatSize } from '../lib/model/amount.ts'
@@ -488,9 +489,16 @@ function refuseOurOwn(into: string, { staging, targets }: Configuration): void {
   })
 }
 
+/** One by one: Node's recursive mkdir never returns below /proc. */
+function makeEach(path: string): void {
+  if (existsSync(path)) return
+  makeEach(dirname(path))
+  mkdirSync(path)
+}
+
 function makeDirectory(path: string): void {
   try {
-    mkdirSync(path, { recursive: true })
+    makeEach(path)
     readdirSync(path)
   } catch (cause) {
     const code = systemCode(cause)

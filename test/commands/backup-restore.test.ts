@@ -436,7 +436,7 @@ restore(
   'bug: --into something that can be no directory was called a bug of the program',
   async () => {
     const { scenario } = await shared()
-    for (const into of ['/dev/null', '/dev/null/below']) {
+    for (const into of ['/dev/null', '/dev/null/below', '/proc/nowhere/at/all']) {
       const { status, stderr } = await from(scenario, 'local', '--into', into)
       assert.is(status, 1, into)
       assert.match(stderr, 'cannot be a directory to restore into')
