@@ -170,7 +170,10 @@ damage('two bundles that are swapped cost their files, and nothing wrong is rest
 damage('without the identity --verify still finds a flipped byte by its checksum', async () => {
   const { scenario, directory, bundles } = await freshExport()
   flip(`${directory}/${bundles[0]}`, 70_000)
+  const elsewhere = `${scenario.directory}/kept elsewhere`
+  renameSync(scenario.identity, elsewhere)
   const { status, stdout } = await scenario.run('restore', '--source', 'external', '--verify')
+  renameSync(elsewhere, scenario.identity)
   assert.is(status, 13)
   assert.match(stdout, `${bundles[0]}`.replace(/\.tar.*$/, ''))
   assert.match(stdout, 'only checksums and signatures were checked')
