@@ -229,9 +229,9 @@ function prehash(bytes: Uint8Array): Buffer {
   return createHash('blake2b512').update(bytes).digest()
 }
 
-/** As minisign shows a key id: the eight bytes as one little-endian number. */
+/** As minisign shows a key id: one little-endian number, without leading zeros. */
 function keyIdText(keyId: Buffer): string {
-  return Buffer.from(keyId).reverse().toString('hex').toUpperCase()
+  return keyId.readBigUInt64LE().toString(16).toUpperCase()
 }
 
 /** Undefined unless canonical, padding and all. */
