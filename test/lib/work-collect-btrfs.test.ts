@@ -74,7 +74,11 @@ const collect = async (
     snapshot: 'required',
     ...rest,
   }
-  const configuration = { staging, retention: { local: 20, external: 5 } } as Configuration
+  const configuration = {
+    staging,
+    targets: [],
+    retention: { local: 20, external: 5 },
+  } as Configuration
   notices.length = 0
   return await collectSet({
     configuration,
@@ -273,7 +277,7 @@ if (canRunAsRoot('btrfs loop mount')) {
       const set = {
         name: 'home', sources: ['${home}/me'], exclusions: [], snapshot: 'required',
       }
-      const configuration = { staging: '${staging}', retention: { local: 20, external: 5 } }
+      const configuration = { staging: '${staging}', targets: [], retention: { local: 20, external: 5 } }
       await collectSet({ configuration, set, report: () => {}, nowMs: ${Date.UTC(2025, 4, 20)} })`
     const child = spawn(process.execPath, ['--input-type=module', '-e', script], {
       stdio: 'ignore',

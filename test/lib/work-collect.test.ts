@@ -555,7 +555,7 @@ collect(
     const set = {
       name: 'home', sources: ['${home}', '${home}/secret'], exclusions: [], snapshot: 'none',
     }
-    const configuration = { staging: '${directory}/staging', retention: { local: 7, external: 5 } }
+    const configuration = { staging: '${directory}/staging', targets: [], retention: { local: 7, external: 5 } }
     const report = () => {}
     const run = (day) => collectSet({
       configuration, set, report, nowMs: ${startMs} + day * 86400000,
