@@ -78,7 +78,7 @@ const collect = async (
     staging,
     targets: [],
     retention: { local: 20, external: 5 },
-  } as Configuration
+  } as unknown as Configuration
   notices.length = 0
   return await collectSet({
     configuration,
