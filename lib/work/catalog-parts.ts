@@ -11,10 +11,8 @@ import { digestOf } from '../format/chunker.ts'
 import type { FrameRange } from '../model/entry.ts'
 import type { RawPath } from '../model/raw-path.ts'
 import { bundleFile } from '../model/verification.ts'
-import { type BundleReader, openBundle } from './bundle-reader.ts'
+import { OpenBundles } from './open-bundles.ts'
 
-/** Catalog bundles open at a time; an old export may have shards in many. */
-const OPEN_BUNDLES = 8
 /** An index of five million entries is 6 MB, a shard 100 KB. */
 const MAX_CATALOG_PART_BYTES = 2 ** 30
 
@@ -28,42 +26,30 @@ export interface CatalogPlace {
 
 export class CatalogParts {
   readonly #machineDirectory: RawPath
-  readonly #identities: readonly string[]
-  readonly #open = new Map<string, BundleReader>()
+  readonly #bundles: OpenBundles
 
   constructor(of: { readonly machineDirectory: RawPath; readonly identities: readonly string[] }) {
     this.#machineDirectory = of.machineDirectory
-    this.#identities = of.identities
+    this.#bundles = new OpenBundles(of.identities)
   }
 
   /** The bytes of one part, which have its digest; good until the next call. */
   read(place: CatalogPlace): Buffer {
     const [offset, length] = place.tar
     if (length > MAX_CATALOG_PART_BYTES) throw damaged(`a part of ${length} bytes`)
-    const bytes = this.#reader(place.bundle).readTar(place.frames, { offset, length })
+    const bytes = this.#bundles
+      .reader(this.#path(place.bundle))
+      .readTar(place.frames, { offset, length })
     if (digestOf(bytes) !== place.digest) throw damaged('a part that is not the signed one')
     return bytes
   }
 
-  close(): void {
-    for (const reader of this.#open.values()) reader.close()
-    this.#open.clear()
+  #path(bundle: string): RawPath {
+    return `${this.#machineDirectory}/${bundleFile(bundle)}`
   }
 
-  #reader(bundle: string): BundleReader {
-    const open = this.#open.get(bundle)
-    if (open !== undefined) return open
-    if (this.#open.size >= OPEN_BUNDLES) {
-      const [oldest, reader] = this.#open.entries().next().value!
-      reader.close()
-      this.#open.delete(oldest)
-    }
-    const reader = openBundle({
-      path: `${this.#machineDirectory}/${bundleFile(bundle)}`,
-      identities: this.#identities,
-    })
-    this.#open.set(bundle, reader)
-    return reader
+  close(): void {
+    this.#bundles.close()
   }
 }
 

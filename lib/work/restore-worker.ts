@@ -23,7 +23,7 @@ import { digestBytes } from '../format/chunker.ts'
 import { applyMetadata } from '../machine/metadata.ts'
 import { type Entry, type FrameRange, dataBytes } from '../model/entry.ts'
 import { type RawPath, displayPath, parentOf, rawPathToBytes } from '../model/raw-path.ts'
-import { type BundleReader, openBundle } from './bundle-reader.ts'
+import { OpenBundles } from './open-bundles.ts'
 import { StagedFile, StagedFileChanged } from './staged-file.ts'
 
 export interface RestoreSettings {
@@ -55,8 +55,6 @@ export interface RestoreReply {
   readonly bytes: number
 }
 
-/** Bundles open at a time in one worker. */
-const OPEN_BUNDLES = 4
 const PARTIAL_PREFIX = '.backup-restore-'
 
 /** The temporary name in a directory; a later restore finds and removes what a killed one left. */
@@ -70,10 +68,11 @@ export function isPartialName(name: RawPath): boolean {
 
 class Restorer {
   readonly #settings: RestoreSettings
-  readonly #open = new Map<number, BundleReader>()
+  readonly #bundles: OpenBundles
 
   constructor(settings: RestoreSettings) {
     this.#settings = settings
+    this.#bundles = new OpenBundles(settings.identities)
   }
 
   restoreBatch(items: readonly RestoreItem[]): RestoreReply {
@@ -126,30 +125,14 @@ class Restorer {
   #writeContent(fd: number, entry: Entry): void {
     const out = new DataWriter(fd, entry)
     for (const [id, bundle, offset, length] of entry.pieces ?? []) {
-      const bytes = this.#reader(bundle).readTar(this.#settings.bundles[bundle]!.frames, {
-        offset,
-        length,
-      })
+      const { path, frames } = this.#settings.bundles[bundle]!
+      const bytes = this.#bundles.reader(path).readTar(frames, { offset, length })
       if (digestBytes(bytes).toString('hex') !== id) {
         throw new BackupError('BUNDLE_DAMAGED', 'its content is not what the signed catalog says')
       }
       out.write(bytes)
     }
     out.end()
-  }
-
-  #reader(bundle: number): BundleReader {
-    const open = this.#open.get(bundle)
-    if (open !== undefined) return open
-    if (this.#open.size >= OPEN_BUNDLES) {
-      const [oldest, reader] = this.#open.entries().next().value!
-      reader.close()
-      this.#open.delete(oldest)
-    }
-    const { path } = this.#settings.bundles[bundle]!
-    const reader = openBundle({ path, identities: this.#settings.identities })
-    this.#open.set(bundle, reader)
-    return reader
   }
 }
 
