@@ -8,8 +8,10 @@
 
 import { dirname, join, normalize } from 'node:path'
 import { BackupError } from '../errors.ts'
-import { parseSize } from '../model/amount.ts'
+import { parseDuration, parseSize } from '../model/amount.ts'
 import { isValidName, machineName } from '../model/names.ts'
+import type { KeepRules } from '../model/retention.ts'
+import type { Frequency } from '../model/schedule.ts'
 import type { ConfigPath, ConfigProblem } from './config-errors.ts'
 import { expandPath, expandPattern } from './config-expand.ts'
 import type { Fail, Surroundings } from './config-expand.ts'
@@ -25,8 +27,8 @@ export interface Configuration {
   readonly identity: string | undefined
   readonly signingKey: string
   readonly trustedSigningKeys: readonly TrustedSigningKey[]
-  readonly schedule: ScheduleConfiguration
-  readonly retention: { readonly local: number; readonly external: number }
+  /** How much of staging's filesystem stays free. */
+  readonly minFree: MinFree | undefined
 }
 
 export interface SetConfiguration {
@@ -34,9 +36,47 @@ export interface SetConfiguration {
   /** Absolute, otherwise as written: a trailing slash or a symbolic link is still there. */
   readonly sources: readonly string[]
   readonly method: 'rsync'
+  /** rsync patterns: the set's own first, then those of every set. */
   readonly exclusions: readonly string[]
+  readonly filters: FilterConfiguration
   readonly snapshot: 'auto' | 'required' | 'none'
+  /** Above 0, up to 1. */
+  readonly suspectLoss: number
+  readonly bandwidthBytesPerSecond: number | undefined
+  readonly nice: number
+  readonly ionice: 'normal' | 'low' | 'idle'
+  readonly hooks: { readonly collect: HookConfiguration; readonly export: HookConfiguration }
+  /** The set's own over that of all. */
+  readonly schedule: ScheduleConfiguration
+  readonly retention: RetentionConfiguration
 }
+
+export interface FilterConfiguration {
+  readonly globs: readonly string[]
+  readonly regexes: readonly string[]
+  readonly ignoreFiles: readonly string[]
+  readonly skipCaches: boolean
+  readonly skipMarkers: readonly string[]
+  readonly maxSizeBytes: number | undefined
+  readonly oneFilesystem: boolean
+}
+
+/** Programs with their arguments. */
+export interface HookConfiguration {
+  readonly before: readonly string[] | undefined
+  readonly after: readonly string[] | undefined
+  readonly onFailure: readonly string[] | undefined
+  readonly timeoutMs: number
+}
+
+export interface RetentionConfiguration {
+  readonly local: number
+  readonly external: number
+  /** What stays besides the counts. */
+  readonly keep: KeepRules
+}
+
+export type MinFree = { readonly bytes: number } | { readonly share: number }
 
 export interface TargetConfiguration {
   readonly name: string
@@ -54,9 +94,11 @@ export interface TrustedSigningKey {
 }
 
 export interface ScheduleConfiguration {
-  readonly incremental: 'hourly' | 'daily' | 'weekly' | 'monthly'
-  readonly full: 'daily' | 'weekly' | 'monthly' | 'never'
-  readonly external: 'daily' | 'weekly' | 'monthly' | 'always' | 'manual'
+  readonly incremental: Frequency
+  readonly full: Frequency
+  readonly external: Frequency
+  readonly onBattery: 'run' | 'skip'
+  readonly onMetered: 'run' | 'skip'
 }
 
 /** Throws the problem as an error that names file, line and column. */
@@ -66,7 +108,8 @@ export type FailAt = (problem: ConfigProblem) => never
 export interface RawConfiguration {
   readonly machine?: string
   readonly staging?: string
-  readonly backup_sets: readonly SetConfiguration[]
+  readonly backup_sets: readonly RawSet[]
+  readonly exclusions: readonly string[]
   readonly targets: readonly {
     readonly name: string
     readonly kind: 'directory'
@@ -79,9 +122,61 @@ export interface RawConfiguration {
   readonly identity?: string
   readonly signing_key?: string
   readonly trusted_signing_keys: readonly TrustedSigningKey[]
-  readonly schedule: ScheduleConfiguration
-  readonly retention: { readonly local: number; readonly external: number }
+  readonly schedule: RawSchedule
+  readonly retention: RawRetention & {
+    readonly local: number
+    readonly external: number
+    readonly min_free?: string
+  }
 }
+
+interface RawSet {
+  readonly name: string
+  readonly sources: readonly string[]
+  readonly method: 'rsync'
+  readonly exclusions: readonly string[]
+  readonly filters: {
+    readonly globs: readonly string[]
+    readonly regexes: readonly string[]
+    readonly ignore_files: readonly string[]
+    readonly skip_caches: boolean
+    readonly skip_markers: readonly string[]
+    readonly max_size?: string | number
+    readonly one_filesystem: boolean
+  }
+  readonly snapshot: 'auto' | 'required' | 'none'
+  readonly suspect_loss: number
+  readonly bandwidth_limit?: string | number
+  readonly nice: number
+  readonly ionice: 'normal' | 'low' | 'idle'
+  readonly hooks: { readonly collect?: RawHooks; readonly export?: RawHooks }
+  readonly schedule: Partial<RawSchedule>
+  readonly retention: Partial<RawRetention>
+}
+
+interface RawHooks {
+  readonly before?: readonly string[]
+  readonly after?: readonly string[]
+  readonly on_failure?: readonly string[]
+  readonly timeout: string
+}
+
+interface RawSchedule {
+  readonly incremental: Frequency
+  readonly full: Frequency
+  readonly external: Frequency
+  readonly on_battery: 'run' | 'skip'
+  readonly on_metered: 'run' | 'skip'
+}
+
+interface RawRetention {
+  readonly local?: number
+  readonly external?: number
+  readonly keep?: Omit<KeepRules, 'withinMs'> & { readonly within?: string }
+}
+
+/** As the schema has it, for a phase whose hooks are not configured. */
+const DEFAULT_HOOK_TIMEOUT_MS = 10 * 60_000
 
 /** The bounds of docs/format.md: small enough to fit any drive, large enough to be few. */
 const MIN_BUNDLE_BYTES = 2 ** 20
@@ -97,7 +192,7 @@ export function readConfiguration(
   options: { readonly path: string; readonly hostName: string } & Surroundings,
   fail: FailAt,
 ): Configuration {
-  const { path, environment } = options
+  const { path } = options
   const at =
     (place: ConfigPath): Fail =>
     (message, hint) => {
@@ -118,17 +213,7 @@ export function readConfiguration(
     path,
     machine: readMachine(raw.machine, options.hostName, at),
     staging: readStaging(raw.staging, options, at),
-    backupSets: raw.backup_sets.map((set, index) => ({
-      name: set.name,
-      sources: set.sources.map((source, position) => {
-        return expandPath(source, options, at(['backup_sets', index, 'sources', position]))
-      }),
-      method: set.method,
-      exclusions: set.exclusions.map((pattern, position) => {
-        return expandPattern(pattern, options, at(['backup_sets', index, 'exclusions', position]))
-      }),
-      snapshot: set.snapshot,
-    })),
+    backupSets: raw.backup_sets.map((set, index) => readSet({ set, index, raw, options, at })),
     targets: raw.targets.map((target, index) => ({
       name: target.name,
       kind: target.kind,
@@ -141,12 +226,108 @@ export function readConfiguration(
     identity: raw.identity === undefined ? undefined : pathAt(raw.identity, 'identity'),
     signingKey,
     trustedSigningKeys: raw.trusted_signing_keys.map(({ machine, key }) => ({ machine, key })),
-    schedule: raw.schedule,
-    retention: {
-      local: raw.retention.local,
-      external: readRetention(environment) ?? raw.retention.external,
-    },
+    minFree: readMinFree(raw.retention.min_free, at(['retention', 'min_free'])),
   }
+}
+
+function readSet({
+  set,
+  index,
+  raw,
+  options,
+  at,
+}: {
+  readonly set: RawSet
+  readonly index: number
+  readonly raw: RawConfiguration
+  readonly options: Surroundings
+  readonly at: At
+}): SetConfiguration {
+  const here = (...place: ConfigPath): Fail => at(['backup_sets', index, ...place])
+  const size = (text: string | number | undefined, ...place: ConfigPath) => {
+    return text === undefined ? undefined : (parseSize(text) ?? here(...place)(`no size: ${text}`))
+  }
+  const { filters, hooks } = set
+  return {
+    name: set.name,
+    sources: set.sources.map((source, position) => {
+      return expandPath(source, options, here('sources', position))
+    }),
+    method: set.method,
+    exclusions: [
+      ...set.exclusions.map((pattern, position) => {
+        return expandPattern(pattern, options, here('exclusions', position))
+      }),
+      ...raw.exclusions.map((pattern, position) => {
+        return expandPattern(pattern, options, at(['exclusions', position]))
+      }),
+    ],
+    filters: {
+      globs: filters.globs.map((glob, position) => {
+        return expandPattern(glob, options, here('filters', 'globs', position))
+      }),
+      regexes: filters.regexes.map((regex, position) => {
+        return checkRegex(regex, here('filters', 'regexes', position))
+      }),
+      ignoreFiles: filters.ignore_files,
+      skipCaches: filters.skip_caches,
+      skipMarkers: filters.skip_markers,
+      maxSizeBytes: size(filters.max_size, 'filters', 'max_size'),
+      oneFilesystem: filters.one_filesystem,
+    },
+    snapshot: set.snapshot,
+    suspectLoss: set.suspect_loss,
+    bandwidthBytesPerSecond: size(set.bandwidth_limit, 'bandwidth_limit'),
+    nice: set.nice,
+    ionice: set.ionice,
+    hooks: { collect: readHooks(hooks.collect), export: readHooks(hooks.export) },
+    schedule: readSchedule({ ...raw.schedule, ...set.schedule }),
+    retention: readSetRetention(set.retention, { raw, environment: options.environment }),
+  }
+}
+
+function checkRegex(regex: string, fail: Fail): string {
+  try {
+    new RegExp(regex, 'u')
+    return regex
+  } catch (error) {
+    return fail(error instanceof Error ? error.message : 'no regular expression')
+  }
+}
+
+function readHooks(hooks: RawHooks | undefined): HookConfiguration {
+  return {
+    before: hooks?.before,
+    after: hooks?.after,
+    onFailure: hooks?.on_failure,
+    timeoutMs: parseDuration(hooks?.timeout ?? '') ?? DEFAULT_HOOK_TIMEOUT_MS,
+  }
+}
+
+function readSchedule(schedule: RawSchedule): ScheduleConfiguration {
+  const { incremental, full, external, on_battery: onBattery, on_metered: onMetered } = schedule
+  return { incremental, full, external, onBattery, onMetered }
+}
+
+/** `$BACKUP_RETENTION` goes before what is configured for all, and a set's own number before that. */
+function readSetRetention(
+  own: Partial<RawRetention>,
+  { raw, environment }: { raw: RawConfiguration; environment: Surroundings['environment'] },
+): RetentionConfiguration {
+  const { within, ...counts } = own.keep ?? raw.retention.keep ?? {}
+  const withinMs = within === undefined ? undefined : parseDuration(within)
+  return {
+    local: own.local ?? raw.retention.local,
+    external: own.external ?? readRetention(environment) ?? raw.retention.external,
+    keep: { ...counts, ...(withinMs === undefined ? {} : { withinMs }) },
+  }
+}
+
+function readMinFree(text: string | undefined, fail: Fail): MinFree | undefined {
+  if (text === undefined) return undefined
+  if (text.endsWith('%')) return { share: Number(text.slice(0, -1)) / 100 }
+  const bytes = parseSize(text)
+  return bytes === undefined ? fail(`no size: ${text}`) : { bytes }
 }
 
 type At = (place: ConfigPath) => Fail

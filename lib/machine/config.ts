@@ -23,6 +23,10 @@ import type { Configuration, FailAt, RawConfiguration } from './config-meaning.t
 
 export type {
   Configuration,
+  FilterConfiguration,
+  HookConfiguration,
+  MinFree,
+  RetentionConfiguration,
   ScheduleConfiguration,
   SetConfiguration,
   TargetConfiguration,

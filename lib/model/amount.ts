@@ -10,6 +10,25 @@ const UNITS: Readonly<Record<string, number>> = {
   KiB: 2 ** 10,
   MiB: 2 ** 20,
   GiB: 2 ** 30,
+  TB: 1e12,
+  TiB: 2 ** 40,
+}
+
+const DURATION_UNITS_MS: Readonly<Record<string, number>> = {
+  s: 1000,
+  min: 60_000,
+  h: 3_600_000,
+  d: 86_400_000,
+  w: 7 * 86_400_000,
+  m: 30 * 86_400_000,
+  y: 365 * 86_400_000,
+}
+
+/** Milliseconds from `90s`, `10min`, `12h`, `2d`, `8w`, `6m` (of 30 days), `2y` (of 365); undefined else. */
+export function parseDuration(duration: string): number | undefined {
+  const parts = /^([0-9]{1,6}) ?([a-z]+)$/.exec(duration)
+  const unitMs = DURATION_UNITS_MS[parts?.[2] ?? '']
+  return parts === null || unitMs === undefined ? undefined : Number(parts[1]) * unitMs
 }
 
 /** Bytes from `"256 MiB"`, `"1.5GB"` or a number of bytes; undefined where it is no size. */

@@ -13,6 +13,21 @@ export interface Generation {
   readonly complete: boolean
 }
 
+/** How many periods of a kind keep their newest generation; `all` is for ever. */
+export type KeepCount = number | 'all'
+
+/** Which generations stay besides the newest so many. */
+export interface KeepRules {
+  readonly last?: KeepCount
+  readonly hourly?: KeepCount
+  readonly daily?: KeepCount
+  readonly weekly?: KeepCount
+  readonly monthly?: KeepCount
+  readonly yearly?: KeepCount
+  /** Counted back from the newest complete generation, never from the clock. */
+  readonly withinMs?: number
+}
+
 export interface RetentionPlan {
   /** Oldest first, both. */
   readonly keep: readonly Stamp[]

@@ -178,7 +178,7 @@ class Collect {
     partials: readonly Stamp[]
     snapshot: SourceSnapshot | undefined
   }): Promise<CollectOutcome> {
-    const { report, set, configuration } = this.#options
+    const { report, set } = this.#options
     const { staging, stamp } = this.#place
     report({ kind: 'phase', name: `collecting ${set.name}` })
     const { outcome, statistics } = await this.#copy({ partials, view: snapshot })
@@ -211,7 +211,7 @@ class Collect {
     publishCollection({ staging, header, entries })
     this.#removePartials()
     const removed = complete
-      ? applyRetention({ staging, set: set.name, keep: configuration.retention.local })
+      ? applyRetention({ staging, set: set.name, keep: set.retention.local })
       : []
     this.#tellVanished(outcome.vanished)
     return {

@@ -490,10 +490,12 @@ class Export {
   async #prune({ state }: FinishedExport, complete: boolean): Promise<PruneOutcome> {
     const { configuration, repository, set, signer, report } = this.#options
     if (!complete) return { removedExports: [], removedBundles: 0, freedBytes: 0 }
+    const retention = configuration.backupSets.find(({ name }) => name === set)?.retention
+    if (retention === undefined) throw new Error('only configured sets are exported')
     return await pruneExports(repository, {
       machine: configuration.machine,
       set,
-      keep: configuration.retention.external,
+      keep: retention.external,
       publicKeys: [signer.publicKey],
       report,
       isComplete: (stamp) =>

@@ -15,13 +15,14 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
-import type { Configuration, SetConfiguration } from '../../lib/machine/config.ts'
+import type { SetConfiguration } from '../../lib/machine/config.ts'
 import { setTimes } from '../../lib/machine/posix.ts'
 import { parseMountInfo, mountOf, mountsBelow } from '../../lib/machine/source-snapshot/mounts.ts'
 import type { NoticeEvent } from '../../lib/model/report.ts'
 import { type CollectOutcome, collectSet } from '../../lib/work/collect.ts'
 import { readCollection } from '../../lib/work/staging.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'
+import { configurationOf, setConfiguration } from '../helpers/configuration.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 
 const btrfs = suite('machine/source-snapshot/btrfs')
@@ -66,19 +67,14 @@ const collect = async (
   change: Partial<SetConfiguration> & { day?: number } = {},
 ): Promise<CollectOutcome> => {
   const { day = 0, ...rest } = change
-  const set: SetConfiguration = {
-    name: 'home',
+  const retention = { local: 20, external: 5, keep: {} }
+  const set = setConfiguration({
     sources: [`${home}/me`],
-    method: 'rsync',
-    exclusions: [],
     snapshot: 'required',
+    retention,
     ...rest,
-  }
-  const configuration = {
-    staging,
-    targets: [],
-    retention: { local: 20, external: 5 },
-  } as unknown as Configuration
+  })
+  const configuration = configurationOf(set, { staging })
   notices.length = 0
   return await collectSet({
     configuration,

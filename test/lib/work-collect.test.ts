@@ -19,13 +19,14 @@ import { createServer } from 'node:net'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
-import type { Configuration, SetConfiguration } from '../../lib/machine/config.ts'
+import type { SetConfiguration } from '../../lib/machine/config.ts'
 import { setTimes, setXattr } from '../../lib/machine/posix.ts'
 import type { Entry } from '../../lib/model/entry.ts'
 import type { NoticeEvent, ReportEvent } from '../../lib/model/report.ts'
 import { type CollectOutcome, collectSet } from '../../lib/work/collect.ts'
 import { listCollections, readCollection } from '../../lib/work/staging.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'
+import { configurationOf, setConfiguration } from '../helpers/configuration.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 
 const collect = suite('work/collect')
@@ -60,43 +61,13 @@ function scene(at: string = `${root}/${++scenes}`): Scene {
     staging,
     notices,
     run: async ({ day = 0, keep = 7, dryRun = false, ...change } = {}) => {
-      const set: SetConfiguration = {
-        name: 'home',
-        sources: [home],
-        method: 'rsync',
-        exclusions: [],
-        snapshot: 'auto',
-        ...change,
-      }
-      const configuration = configurationOf({ staging, set, keep })
+      const retention = { local: keep, external: 5, keep: {} }
+      const set = setConfiguration({ sources: [home], retention, ...change })
+      const configuration = configurationOf(set, { staging })
       return await collectSet({ configuration, set, report, nowMs: startMs + day * dayMs, dryRun })
     },
     tree: (stamp) => `${staging}/home/${stamp}${home}`,
     entries: (stamp) => readCollection({ staging, set: 'home', stamp }).entries,
-  }
-}
-
-function configurationOf({
-  staging,
-  set,
-  keep,
-}: {
-  staging: string
-  set: SetConfiguration
-  keep: number
-}): Configuration {
-  return {
-    path: '/none',
-    machine: 'test',
-    staging,
-    backupSets: [set],
-    targets: [],
-    recipients: [],
-    identity: undefined,
-    signingKey: '/none',
-    trustedSigningKeys: [],
-    retention: { local: keep, external: 5 },
-    schedule: { incremental: 'daily', full: 'weekly', external: 'weekly' },
   }
 }
 

@@ -19,7 +19,6 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import { digestOf } from '../../lib/format/chunker.ts'
-import type { Configuration, SetConfiguration } from '../../lib/machine/config.ts'
 import { setTimes, setXattr } from '../../lib/machine/posix.ts'
 import { type Entry, dataBytes } from '../../lib/model/entry.ts'
 import { encodeShard } from '../../lib/model/shard.ts'
@@ -37,6 +36,7 @@ import {
   verifyCollection,
 } from '../../lib/work/verify-local.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'
+import { configurationOf, setConfiguration } from '../helpers/configuration.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 
 const local = suite('work/restore-local')
@@ -70,26 +70,8 @@ async function scene(fill: (home: string) => void): Promise<Scene> {
   mkdirSync(home, { recursive: true })
   mkdirSync(into)
   fill(home)
-  const set: SetConfiguration = {
-    name: 'home',
-    sources: [home],
-    method: 'rsync',
-    exclusions: [],
-    snapshot: 'none',
-  }
-  const configuration: Configuration = {
-    path: '/none',
-    machine: 'test',
-    staging,
-    backupSets: [set],
-    targets: [],
-    recipients: [],
-    identity: undefined,
-    signingKey: '/none',
-    trustedSigningKeys: [],
-    retention: { local: 7, external: 5 },
-    schedule: { incremental: 'daily', full: 'weekly', external: 'weekly' },
-  }
+  const set = setConfiguration({ sources: [home], snapshot: 'none' })
+  const configuration = configurationOf(set, { staging })
   const { stamp } = await collectSet({
     configuration,
     set,

@@ -1,0 +1,57 @@
+// A configuration for tests that call the procedures themselves: everything at its default but what
+// a test says.
+
+import type { Configuration, SetConfiguration } from '../../lib/machine/config.ts'
+
+/** A set named `home` without sources. */
+export function setConfiguration(change: Partial<SetConfiguration> = {}): SetConfiguration {
+  const hooks = { before: undefined, after: undefined, onFailure: undefined, timeoutMs: 60_000 }
+  return {
+    name: 'home',
+    sources: [],
+    method: 'rsync',
+    exclusions: [],
+    filters: {
+      globs: [],
+      regexes: [],
+      ignoreFiles: [],
+      skipCaches: false,
+      skipMarkers: [],
+      maxSizeBytes: undefined,
+      oneFilesystem: false,
+    },
+    snapshot: 'auto',
+    suspectLoss: 0.5,
+    bandwidthBytesPerSecond: undefined,
+    nice: 0,
+    ionice: 'normal',
+    hooks: { collect: hooks, export: hooks },
+    schedule: {
+      incremental: 'daily',
+      full: 'weekly',
+      external: 'weekly',
+      onBattery: 'run',
+      onMetered: 'run',
+    },
+    retention: { local: 7, external: 5, keep: {} },
+    ...change,
+  }
+}
+
+export function configurationOf(
+  set: SetConfiguration,
+  change: Partial<Configuration> & Pick<Configuration, 'staging'>,
+): Configuration {
+  return {
+    path: '/none',
+    machine: 'test',
+    backupSets: [set],
+    targets: [],
+    recipients: [],
+    identity: undefined,
+    signingKey: '/none',
+    trustedSigningKeys: [],
+    minFree: undefined,
+    ...change,
+  }
+}
