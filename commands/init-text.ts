@@ -47,11 +47,11 @@ recipients:
 # This machine's secret signing key.
 signing_key: ${quote(signingKey)}
 
-# Checked, not acted on yet: cron or a timer decides when \`backup\` runs.
+# When \`backup\` is called, as often as you like, it does what is due.
 schedule:
-  incremental: daily   # hourly, daily, weekly, monthly
-  full: weekly         # daily, weekly, monthly, never
-  external: weekly     # daily, weekly, monthly, always, manual
+  incremental: daily   # hourly, daily, weekly, monthly, always, manual, never
+  full: weekly
+  external: weekly
 
 # How many to keep of each set.
 retention:

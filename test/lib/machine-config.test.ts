@@ -52,6 +52,68 @@ async function mistake(text: string, environment: Environment = ENVIRONMENT): Pr
 
 const load = suite('machine/config: load')
 
+const NO_HOOKS = { before: undefined, after: undefined, onFailure: undefined, timeoutMs: 600_000 }
+
+/** What a set is that says nothing but its name and sources. */
+const DEFAULTS = {
+  method: 'rsync',
+  filters: {
+    globs: [],
+    regexes: [],
+    ignoreFiles: [],
+    skipCaches: false,
+    skipMarkers: [],
+    maxSizeBytes: undefined,
+    oneFilesystem: false,
+  },
+  snapshot: 'auto',
+  suspectLoss: 0.5,
+  bandwidthBytesPerSecond: undefined,
+  nice: 0,
+  ionice: 'normal',
+  hooks: { collect: NO_HOOKS, export: NO_HOOKS },
+  schedule: {
+    incremental: 'daily',
+    full: 'weekly',
+    external: 'weekly',
+    onBattery: 'run',
+    onMetered: 'run',
+  },
+  retention: { local: 7, external: 5, keep: {} },
+}
+
+load('a set takes what it says for itself, and what is said for all', async () => {
+  const text = `
+exclusions: ["*.swp"]
+schedule: { external: monthly, on_metered: skip }
+retention: { local: 9, keep: { monthly: all, within: 30d }, min_free: 10% }
+backup_sets:
+  - { name: a, sources: [/a], exclusions: ["x"] }
+  - name: b
+    sources: [/b]
+    schedule: { incremental: hourly }
+    retention: { local: 48, keep: { hourly: 24 } }
+    filters: { globs: ["~/x/*"], max_size: 1 KiB }
+    bandwidth_limit: 2 MiB
+    hooks: { collect: { before: [a, b], timeout: 90s } }
+`
+  const { backupSets, minFree } = await parse(text)
+  const [a, b] = backupSets
+  assert.equal(minFree, { share: 0.1 })
+  assert.equal(a?.exclusions, ['x', '*.swp'])
+  assert.equal([a?.schedule.incremental, a?.schedule.external], ['daily', 'monthly'])
+  assert.equal(a?.retention, {
+    local: 9,
+    external: 5,
+    keep: { monthly: 'all', withinMs: 30 * 86_400_000 },
+  })
+  assert.equal([b?.schedule.incremental, b?.schedule.onMetered], ['hourly', 'skip'])
+  assert.equal(b?.retention, { local: 48, external: 5, keep: { hourly: 24 } })
+  assert.equal([b?.filters.globs, b?.filters.maxSizeBytes], [['/home/me/x/*'], 1024])
+  assert.is(b?.bandwidthBytesPerSecond, 2 * 1024 * 1024)
+  assert.equal(b?.hooks.collect, { ...NO_HOOKS, before: ['a', 'b'], timeoutMs: 90_000 })
+})
+
 load('the shared example loads as it stands, with DBACKUP set', async () => {
   assert.equal(await parse(file('config/backup-config.json')), {
     path: '/c/config.yaml',
@@ -59,18 +121,16 @@ load('the shared example loads as it stands, with DBACKUP set', async () => {
     staging: '/srv/backup',
     backupSets: [
       {
+        ...DEFAULTS,
         name: 'data',
         sources: ['/data'],
-        method: 'rsync',
         exclusions: ['tmp/*', '*.tmp', '*.log'],
-        snapshot: 'auto',
       },
       {
+        ...DEFAULTS,
         name: 'config',
         sources: ['/home/me/.config', '/home/me/env.sh'],
-        method: 'rsync',
         exclusions: ['/home/me/.config/Code/Cache/*'],
-        snapshot: 'auto',
       },
     ],
     targets: [],
@@ -78,8 +138,7 @@ load('the shared example loads as it stands, with DBACKUP set', async () => {
     identity: undefined,
     signingKey: '/c/signing.key',
     trustedSigningKeys: [],
-    schedule: { incremental: 'daily', full: 'weekly', external: 'weekly' },
-    retention: { local: 7, external: 5 },
+    minFree: undefined,
   })
 })
 
@@ -227,7 +286,7 @@ const GOLDEN: readonly (readonly [string, string])[] = [
   ],
   [
     `${SET}retention: { forever: 1 }`,
-    '2:14: retention.forever: unknown property | properties here are local, external',
+    '2:14: retention.forever: unknown property | properties here are local, external, keep, min_free',
   ],
   ['backup_sets: []', '1:1: backup_sets: expected a list of sets, found an empty list'],
   [
@@ -344,16 +403,16 @@ const GOLDEN: readonly (readonly [string, string])[] = [
   ],
   [
     `${SET}schedule: { incremental: dayly }`,
-    '2:13: schedule.incremental: expected one of hourly, daily, weekly, monthly, found "dayly"'
+    '2:13: schedule.incremental: expected one of hourly, daily, weekly, monthly, always, manual, never, found "dayly"'
       + ' | did you mean daily?',
   ],
   [
-    `${SET}schedule: { full: hourly }`,
-    '2:13: schedule.full: expected one of daily, weekly, monthly, never, found "hourly"',
+    `${SET}schedule: { full: sometimes }`,
+    '2:13: schedule.full: expected one of hourly, daily, weekly, monthly, always, manual, never, found "sometimes"',
   ],
   [
     `${SET}schedule: { external: 1 }`,
-    '2:13: schedule.external: expected one of daily, weekly, monthly, always, manual, found 1',
+    '2:13: schedule.external: expected one of hourly, daily, weekly, monthly, always, manual, never, found 1',
   ],
   [
     `${SET}retention: { local: 0 }`,
