@@ -85,3 +85,13 @@ export function parentOf(path: RawPath): RawPath {
 export function baseOf(path: RawPath): RawPath {
   return path.slice(path.lastIndexOf('/') + 1)
 }
+
+/** How many paths listedPaths names. */
+const LISTED_PATHS = 5
+
+/** The first few of some paths as text, and how many more there are. */
+export function listedPaths(paths: readonly RawPath[]): string {
+  const shown = paths.slice(0, LISTED_PATHS).map(displayPath).join(', ')
+  const more = paths.length - LISTED_PATHS
+  return more > 0 ? `${shown} and ${more} more` : shown
+}

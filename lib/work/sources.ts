@@ -7,9 +7,11 @@
 import { accessSync, constants, lstatSync, realpathSync, statSync } from 'node:fs'
 import { posix } from 'node:path'
 import { systemCode } from '../errors.ts'
+import type { Configuration } from '../machine/config.ts'
 import { isBelow } from '../machine/source-snapshot/mounts.ts'
 import type { MissingPath } from '../model/collection.ts'
 import { type RawPath, rawPathFromText, rawPathToBytes } from '../model/raw-path.ts'
+import { stagingError } from './staging.ts'
 
 export interface Source {
   /** Absolute, without a trailing slash; `/` for the root. */
@@ -96,4 +98,28 @@ export function placesWithin({
         return `${given === '/' ? '' : given}${below}`
       }),
   )
+}
+
+/** Staging and targets: what this program writes is never collected, wherever a source holds it. */
+export function ownPlaces({ staging, targets }: Configuration): readonly RawPath[] {
+  return [realStaging(staging), ...targets.map(({ path }) => realOrGiven(path))]
+}
+
+function realOrGiven(path: string): RawPath {
+  try {
+    return realPath(rawPathFromText(path))
+  } catch {
+    // Not there, so there is nothing of it to leave out.
+    return rawPathFromText(path)
+  }
+}
+
+/** Staging's real path, or the configured one as long as it is not there. */
+export function realStaging(staging: string): RawPath {
+  try {
+    return realPath(rawPathFromText(staging))
+  } catch (error) {
+    if (systemCode(error) === 'ENOENT') return rawPathFromText(staging)
+    throw stagingError({ error, staging, doing: 'read' })
+  }
 }
