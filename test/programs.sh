@@ -32,6 +32,7 @@ mkfs.xfs    xfsprogs          -           root
 xfs_io      xfsprogs          -           root
 mkfs.btrfs  btrfs-progs       -           root
 btrfs       btrfs-progs       -           root
+zfs         zfs-fuse          -           root
 losetup     mount             -           root
 runuser     util-linux        -           root
 restic      restic            restic      bench

@@ -6,7 +6,7 @@
 
 import { Buffer } from 'node:buffer'
 import { BackupError } from '../errors.ts'
-import type { MissingPath, SourceRecord } from './collection.ts'
+import { type MissingPath, parseSnapshotKind, type SourceRecord } from './collection.ts'
 import {
   type FrameRange,
   count,
@@ -181,10 +181,8 @@ function place(object: Readonly<Record<string, unknown>>): RawPath {
 
 function readSource(value: unknown): SourceRecord {
   const source = record(value)
-  const { snapshot } = source
-  if (snapshot === 'btrfs' || snapshot === 'none')
-    return { path: place(source), snapshot, time: text(source['time']) }
-  throw new BackupError('CATALOG_DAMAGED', 'a source has an unknown snapshot')
+  const snapshot = parseSnapshotKind(source['snapshot'])
+  return { path: place(source), snapshot, time: text(source['time']) }
 }
 
 function yesOrNo(value: unknown): boolean {

@@ -197,7 +197,7 @@ manifests('bug: missing paths without a path, unknown snapshots, any `complete` 
   for (const [path, value] of [
     ['missing.1.path', undefined],
     ['sources.0.path', undefined],
-    ['sources.0.snapshot', 'zfs'],
+    ['sources.0.snapshot', 'ntfs'],
     ['complete', undefined],
     ['complete', 'yes'],
     ['complete', 1],

@@ -17,30 +17,48 @@ import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import type { SetConfiguration } from '../../lib/machine/config.ts'
 import { setTimes } from '../../lib/machine/posix.ts'
-import { parseMountInfo, mountOf, mountsBelow } from '../../lib/machine/source-snapshot/mounts.ts'
+import {
+  mountOf,
+  mountsBelow,
+  parseMountInfo,
+  parseMountLines,
+} from '../../lib/machine/source-snapshot/mounts.ts'
 import type { NoticeEvent } from '../../lib/model/report.ts'
 import { type CollectOutcome, collectSet } from '../../lib/work/collect.ts'
 import { readCollection } from '../../lib/work/staging.ts'
-import { canRunAsRoot } from '../helpers/needs.ts'
 import { configurationOf, setConfiguration } from '../helpers/configuration.ts'
+import { loopDevice } from '../helpers/loop-device.ts'
+import { canRunAsRoot } from '../helpers/needs.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 
 const btrfs = suite('machine/source-snapshot/btrfs')
 const root = tempDirectory()
-const top = `${root}/top`
 const home = `${root}/home`
 const staging = `${root}/staging`
-const mounted: string[] = []
+let top = ''
 const notices: NoticeEvent[] = []
+let nextDay = 0
+let killed = 0
 
 const run = (program: string, ...args: string[]): string =>
   execFileSync(program, args, { encoding: 'utf8' })
 
 function mount(...args: string[]): void {
-  const point = args.at(-1) ?? ''
-  mkdirSync(point, { recursive: true })
+  mkdirSync(args.at(-1) ?? '', { recursive: true })
   run('mount', ...args)
-  mounted.unshift(point)
+}
+
+const subvolume = (path: string): void => {
+  run('btrfs', '-q', 'subvolume', 'create', path)
+}
+
+/** Ours at the end, ours in a view that a failed test left. */
+function unmountAll(): void {
+  const points = readFileSync('/proc/self/mountinfo', 'latin1')
+    .split('\n')
+    .map((line) => line.split(' ')[4] ?? '')
+    .filter((point) => point.startsWith(`${root}/`))
+  for (const point of points.reverse()) spawnSync('umount', ['--lazy', point])
 }
 
 /**
@@ -48,11 +66,10 @@ function mount(...args: string[]): void {
  * mounted at `top`.
  */
 function setUp(): void {
-  run('truncate', '-s', '256M', `${root}/image`)
-  run('mkfs.btrfs', '-q', `${root}/image`)
-  mount('-o', 'loop', `${root}/image`, top)
+  top = loopDevice({ sizeMib: 256, type: 'btrfs' }).path
+  process.prependListener('exit', unmountAll)
   const device = run('findmnt', '-no', 'SOURCE', top).trim()
-  run('btrfs', '-q', 'subvolume', 'create', `${top}/@home`)
+  subvolume(`${top}/@home`)
   mount('-o', 'subvol=@home', device, home)
   mkdirSync(`${home}/me/docs`, { recursive: true })
   writeFileSync(`${home}/me/docs/file`, 'content')
@@ -66,7 +83,7 @@ function setUp(): void {
 const collect = async (
   change: Partial<SetConfiguration> & { day?: number } = {},
 ): Promise<CollectOutcome> => {
-  const { day = 0, ...rest } = change
+  const { day = nextDay++, ...rest } = change
   const retention = { local: 20, external: 5, keep: {} }
   const set = setConfiguration({
     sources: [`${home}/me`],
@@ -82,6 +99,58 @@ const collect = async (
     nowMs: Date.UTC(2025, 3, 1 + day),
     report: (event) => void (event.kind === 'notice' && notices.push(event)),
   })
+}
+
+const oneFilesystem = { ...setConfiguration().filters, oneFilesystem: true }
+
+const failureOf = async (work: Promise<unknown>): Promise<BackupError> => {
+  const error = await work.then(
+    () => undefined,
+    (reason: unknown) => reason,
+  )
+  assert.ok(error instanceof BackupError, String(error))
+  return error
+}
+
+/** Runs `work` with a shell script before a program of this name on PATH. */
+async function withStandIn<T>(
+  { name, script }: { name: string; script: string },
+  work: () => Promise<T>,
+): Promise<T> {
+  const path = process.env['PATH']
+  const directory = tempDirectory()
+  writeFileSync(`${directory}/${name}`, `#!/bin/sh\n${script}\n`, { mode: 0o755 })
+  process.env['PATH'] = `${directory}:${path}`
+  try {
+    return await work()
+  } finally {
+    process.env['PATH'] = path
+  }
+}
+
+/** Kills a run of the set with SIGKILL as soon as it copies; returns its stamp. */
+async function killedWhileCopying(): Promise<string> {
+  const module = new URL('../../lib/work/collect.js', import.meta.url).href
+  const set = setConfiguration({ sources: [`${home}/me`], snapshot: 'required' })
+  const options = {
+    set,
+    configuration: configurationOf(set, { staging }),
+    nowMs: Date.UTC(2025, 4, 20) + killed++ * 30 * 86_400_000,
+  }
+  const script = `
+    import { collectSet } from ${JSON.stringify(module)}
+    await collectSet({ ...${JSON.stringify(options)}, report: () => {} })`
+  const child = spawn(process.execPath, ['--input-type=module', '-e', script], {
+    stdio: ['ignore', 'ignore', 'inherit'],
+  })
+  const partial = (): string | undefined =>
+    readdirSync(`${staging}/home`).find((name) => name.endsWith('.partial'))
+  while (partial() === undefined && child.exitCode === null) await sleep(1)
+  const stamp = partial()?.replace('.partial', '') ?? ''
+  child.kill('SIGKILL')
+  assert.is.not(stamp, '', 'the run ended before it could be killed')
+  await sleep(200)
+  return stamp
 }
 
 /** Nothing of ours is mounted, no snapshot is left, and no state but what belongs there. */
@@ -115,6 +184,20 @@ btrfs('parses mount points of any name', () => {
   )
 })
 
+btrfs('reads the table of mounts as macOS prints it', () => {
+  const lines = [
+    '/dev/disk3s1s1 on / (apfs, sealed, local, read-only, journaled)',
+    'map auto_home on /System/Volumes/Data/home (autofs, automounted, nobrowse)',
+    '/dev/disk5s2 on /Volumes/My Disk (2) (hfs, local)',
+    'no mount',
+  ]
+  assert.equal(parseMountLines(lines), [
+    { root: '/', point: '/', type: 'apfs', device: '/dev/disk3s1s1' },
+    { root: '/', point: '/System/Volumes/Data/home', type: 'autofs', device: 'map auto_home' },
+    { root: '/', point: '/Volumes/My Disk (2)', type: 'hfs', device: '/dev/disk5s2' },
+  ])
+})
+
 if (canRunAsRoot('btrfs loop mount')) {
   setUp()
 
@@ -128,7 +211,11 @@ if (canRunAsRoot('btrfs loop mount')) {
     assert.is(readFileSync(`${tree}/me/docs/file`, 'utf8'), 'content')
     assert.is(run('rsync', '-aHAXSnic', '--delete', `${home}/me/`, `${tree}/me/`), '')
     const { header, entries } = readCollection({ staging, set: 'home', stamp })
-    assert.equal(header.sources, [{ path: `${home}/me`.slice(1), snapshot: 'btrfs', time: stamp }])
+    const [source] = header.sources
+    assert.is(header.sources.length, 1)
+    assert.is(source?.path, `${home}/me`.slice(1))
+    assert.is(source?.snapshot, 'btrfs')
+    assert.ok(stamp <= (source?.time ?? ''), `${source?.time}`)
     for (const path of [root, home, `${home}/me`]) {
       const entry = entries.find((one) => `/${one.path}` === path)
       const { mtimeNs, mode } = statSync(path, { bigint: true })
@@ -139,28 +226,61 @@ if (canRunAsRoot('btrfs loop mount')) {
     assertTidy()
   })
 
-  btrfs('what is written while it collects is of one moment', async () => {
-    // A writer that keeps two files equal: never may one be ahead of the other by more than one
-    // step.
-    const script =
-      'i=0; while :; do i=$((i+1)); echo $i > a.new; mv a.new a; echo $i > z.new; mv z.new z; done'
-    mkdirSync(`${home}/me/pair`)
-    for (let i = 0; i < 800; i++) writeFileSync(`${home}/me/pair/filler-${i}`, `${i}`)
-    const writer = spawn('sh', ['-c', script], { cwd: `${home}/me/pair`, stdio: 'ignore' })
-    await sleep(100)
-    const { stamp, complete } = await collect({ day: 1 })
-    writer.kill('SIGKILL')
-    assert.ok(complete)
-    const tree = `${staging}/home/${stamp}${home}/me/pair`
-    const [a, z] = ['a', 'z'].map((name) => Number(readFileSync(`${tree}/${name}`, 'utf8')))
+  btrfs('what is written while it collects is of the instant of the snapshot', async () => {
+    // Two files that are always rewritten together, a log, and files that come and go: at every
+    // instant there are those of a run of consecutive numbers, at most 21.
+    const script = `i=0; while :; do i=$((i+1))
+      echo $i > a.new; mv a.new a; echo $i > z.new; mv z.new z
+      echo $i >> log; : > come-$i; rm -f come-$((i-20)); done`
+    mkdirSync(`${home}/me/busy`)
+    subvolume(`${home}/me/busy/nested`)
+    writeFileSync(`${home}/me/busy/nested/file`, 'nested')
+    for (let i = 0; i < 800; i++) writeFileSync(`${home}/me/busy/filler-${i}`, `${i}`)
+    // rsync is held up while the writer goes on, and keeps a copy of the snapshot that it reads.
+    const rsync = run('sh', '-c', 'command -v rsync').trim()
+    const keep = `for each in ${top}/backup-home-*; do
+        btrfs -q subvolume snapshot -r "$each" "${top}/kept-\${each##*/}" || exit 99
+      done
+      until=$(($(cat ${home}/me/busy/a) + 30))
+      while [ $(cat ${home}/me/busy/a) -lt $until ]; do sleep 0.05; done
+      exec ${rsync} "$@"`
+    const writer = spawn('sh', ['-c', script], { cwd: `${home}/me/busy`, stdio: 'ignore' })
+    while (!existsSync(`${home}/me/busy/come-30`)) await sleep(10)
+    const outcome = await withStandIn({ name: 'rsync', script: keep }, () => collect()).finally(
+      () => writer.kill('SIGKILL'),
+    )
+    const reached = Number(readFileSync(`${home}/me/busy/a`, 'utf8'))
+    assert.equal(outcome.missing, [])
+    assert.equal(notices, [])
+    const tree = `${staging}/home/${outcome.stamp}${home}/me/busy`
+    const [a = 0, z] = ['a', 'z'].map((name) => Number(readFileSync(`${tree}/${name}`, 'utf8')))
+    assert.ok(reached > a + 20, `the writer went from ${a} to ${reached} only`)
     assert.ok(a === z || a === (z ?? 0) + 1, `${a} and ${z}`)
-    rmSync(`${home}/me/pair`, { recursive: true })
+    const logged = readFileSync(`${tree}/log`, 'utf8').trim().split('\n').map(Number)
+    assert.ok(logged.length === a || logged.length === a - 1, `${logged.length} lines at ${a}`)
+    const numbers = readdirSync(tree)
+      .flatMap((name) => /^come-(\d+)$/.exec(name)?.[1] ?? [])
+      .map(Number)
+      .sort((one, other) => one - other)
+    assert.ok(numbers.length >= 20 && numbers.length <= 21, `${numbers}`)
+    assert.is((numbers.at(-1) ?? 0) - (numbers[0] ?? 0), numbers.length - 1)
+    assert.ok([a, a - 1].includes(numbers.at(-1) ?? 0))
+    const kept = readdirSync(top)
+      .filter((name) => name.startsWith('kept-'))
+      .sort()
+    assert.is(kept.length, 2)
+    const compare = ['-aHAXSnic', '--delete', '--exclude=/nested/']
+    assert.is(run('rsync', ...compare, `${top}/${kept[0]}/me/busy/`, `${tree}/`), '')
+    assert.is(run('rsync', '-aHAXSnic', '--delete', `${top}/${kept[1]}/`, `${tree}/nested/`), '')
+    run('btrfs', '-q', 'subvolume', 'delete', ...kept.map((name) => `${top}/${name}`))
+    run('btrfs', '-q', 'subvolume', 'delete', `${home}/me/busy/nested`)
+    rmSync(`${home}/me/busy`, { recursive: true })
     assertTidy()
   })
 
   btrfs('links unchanged files, although every snapshot is a device of its own', async () => {
-    const first = await collect({ day: 2 })
-    const second = await collect({ day: 3 })
+    const first = await collect()
+    const second = await collect()
     const file = (stamp: string): number =>
       lstatSync(`${staging}/home/${stamp}${home}/me/docs/file`).ino
     assert.is(file(first.stamp), file(second.stamp))
@@ -169,7 +289,6 @@ if (canRunAsRoot('btrfs loop mount')) {
 
   btrfs('collects a single file and a link to a directory from a snapshot', async () => {
     const { stamp, complete } = await collect({
-      day: 4,
       sources: [`${home}/me/env.sh`, `${root}/me/docs-link`],
     })
     assert.ok(complete)
@@ -184,121 +303,206 @@ if (canRunAsRoot('btrfs loop mount')) {
     async () => {
       mkdirSync(`${top}/plain`)
       writeFileSync(`${top}/plain/file`, 'at the top')
-      const { stamp, missing } = await collect({ day: 5, sources: [top, home] })
-      assert.equal(
-        missing.map(({ path }) => `/${path}`),
-        [`${top}/@home`],
-      )
+      const { stamp, missing } = await collect({ sources: [top, home] })
+      assert.equal(missing, [])
       const tree = `${staging}/home/${stamp}`
       assert.is(readFileSync(`${tree}${top}/plain/file`, 'utf8'), 'at the top')
       assert.is(readFileSync(`${tree}${home}/me/env.sh`, 'utf8'), 'single')
       assert.equal(readdirSync(`${tree}${top}`).sort(), ['@home', 'plain'])
+      assert.is(readFileSync(`${tree}${top}/@home/me/env.sh`, 'utf8'), 'single')
       assertTidy()
     },
   )
 
-  btrfs(
-    'names a nested subvolume instead of letting it come out empty, unless it is excluded',
-    async () => {
-      run('btrfs', '-q', 'subvolume', 'create', `${home}/me/nested\n2`)
-      writeFileSync(`${home}/me/nested\n2/file`, 'x')
-      mkdirSync(`${home}/me/really-empty`)
-      const named = await collect({ day: 6 })
+  btrfs('mounts nested subvolumes back into their places, those in them, too', async () => {
+    const odd = `${home}/me/nested\n2`
+    subvolume(odd)
+    mkdirSync(`${odd}/plain`)
+    subvolume(`${odd}/plain/in\xe9ner`)
+    writeFileSync(`${odd}/file`, 'outer')
+    writeFileSync(`${odd}/plain/in\xe9ner/file`, 'inner')
+    mkdirSync(`${home}/me/excluded/deep`, { recursive: true })
+    subvolume(`${home}/me/excluded/deep/big`)
+    writeFileSync(`${home}/me/excluded/deep/big/file`, 'not wanted')
+    mkdirSync(`${home}/me/really-empty`)
+    const exclusions = ['excluded/']
+    for (const filters of [setConfiguration().filters, oneFilesystem]) {
+      const { stamp, missing } = await collect({ exclusions, filters })
+      assert.equal(missing, [])
+      const tree = `${staging}/home/${stamp}`
+      assert.is(readFileSync(`${tree}${odd}/file`, 'utf8'), 'outer')
+      const compare = ['-aHAXSnic', '--delete', '--exclude=excluded/']
+      assert.is(run('rsync', ...compare, `${home}/me/`, `${tree}${home}/me/`), '')
+      assert.not.ok(existsSync(`${tree}${home}/me/excluded`))
+      assertTidy()
+    }
+    const inner = `${odd}/plain/in\xe9ner`
+    const { stamp, missing } = await collect({ sources: [inner, `${odd}/file`] })
+    assert.equal(missing, [])
+    assert.is(readFileSync(`${staging}/home/${stamp}${inner}/file`, 'utf8'), 'inner')
+    assert.is(readFileSync(`${staging}/home/${stamp}${odd}/file`, 'utf8'), 'outer')
+    assertTidy()
+    for (const path of [inner, odd, `${home}/me/excluded/deep/big`])
+      run('btrfs', '-q', 'subvolume', 'delete', path)
+    rmSync(`${home}/me/excluded`, { recursive: true })
+  })
+
+  btrfs('shows no nested subvolume where something else is mounted over it', async () => {
+    mkdirSync(`${home}/me/over`)
+    subvolume(`${home}/me/over/nested`)
+    writeFileSync(`${home}/me/over/nested/hidden`, 'x')
+    mount('-t', 'tmpfs', 'none', `${home}/me/over`)
+    mkdirSync(`${home}/me/over/nested`)
+    writeFileSync(`${home}/me/over/nested/seen`, 'x')
+    const { stamp, missing } = await collect()
+    assert.equal(missing, [])
+    assert.equal(readdirSync(`${staging}/home/${stamp}${home}/me/over/nested`), ['seen'])
+    run('umount', `${home}/me/over`)
+    run('btrfs', '-q', 'subvolume', 'delete', `${home}/me/over/nested`)
+    assertTidy()
+  })
+
+  btrfs('names a nested subvolume it cannot snapshot, unless it is excluded', async () => {
+    // A name may look like a line of the list of subvolumes: then it is not found.
+    const odd = `${home}/me/nested\nID 9 gen 9 top level 5 path @home`
+    for (const path of [`${home}/me/nested\n2`, odd]) {
+      subvolume(path)
+      writeFileSync(`${path}/file`, 'x')
+    }
+    const program = run('sh', '-c', 'command -v btrfs').trim()
+    const script = `case "$*" in *snapshot*nested*) echo "ERROR: Text file busy" >&2; exit 1;; esac
+      exec ${program} "$@"`
+    await withStandIn({ name: 'btrfs', script }, async () => {
+      const named = await collect()
       assert.equal(
         named.missing.map(({ path }) => `/${path}`),
-        [`${home}/me/nested\n2`],
+        [`${home}/me/nested\n2`, odd],
       )
-      assert.match(named.missing[0]?.why ?? '', 'subvolume')
-      const excluded = await collect({ day: 7, exclusions: ['nested*'] })
+      assert.match(named.missing[0]?.why ?? '', /subvolume.*Text file busy/)
+      const excluded = await collect({ exclusions: ['nested*'] })
       assert.equal(excluded.missing, [])
-      run('btrfs', '-q', 'subvolume', 'delete', `${home}/me/nested\n2`)
-      assertTidy()
-    },
-  )
+    })
+    run('btrfs', '-q', 'subvolume', 'delete', `${home}/me/nested\n2`, odd)
+    assertTidy()
+  })
+
+  btrfs('takes a snapshot of each filesystem, and records what each source had', async () => {
+    const second = loopDevice({ sizeMib: 128, type: 'btrfs' }).path
+    const plain = loopDevice({ sizeMib: 16 }).path
+    writeFileSync(`${second}/file`, 'second')
+    writeFileSync(`${plain}/file`, 'plain')
+    const sources = [`${home}/me`, second, plain]
+    const { stamp, missing } = await collect({ sources, snapshot: 'auto' })
+    assert.equal(missing, [])
+    assert.is(readFileSync(`${staging}/home/${stamp}${second}/file`, 'utf8'), 'second')
+    assert.is(readFileSync(`${staging}/home/${stamp}${plain}/file`, 'utf8'), 'plain')
+    const { header } = readCollection({ staging, set: 'home', stamp })
+    assert.equal(
+      header.sources.map(({ path, snapshot }) => [`/${path}`, snapshot]),
+      [
+        [`${home}/me`, 'btrfs'],
+        [second, 'btrfs'],
+        [plain, 'none'],
+      ],
+    )
+    assert.equal(
+      notices.map(({ code, message }) => [code, /on ext4/.test(message), message.includes(plain)]),
+      [['NOT_ATOMIC', true, true]],
+    )
+    assert.equal(readdirSync(second), ['file'])
+    assertTidy()
+    await collect({ sources, snapshot: 'none' })
+    assert.equal(notices, [])
+    const before = readdirSync(`${staging}/home`)
+    const error = await failureOf(collect({ sources }))
+    assert.is(error.code, 'SNAPSHOT_FAILED')
+    assert.match(error.message, plain)
+    assert.not.match(error.message, second)
+    assert.equal(readdirSync(`${staging}/home`), before)
+    assertTidy()
+  })
 
   btrfs('goes into other filesystems below a source as rsync does, an empty one, too', async () => {
     run('truncate', '-s', '16M', `${root}/ext4`)
     run('mkfs.ext4', '-q', `${root}/ext4`)
     mount('-o', 'loop', `${root}/ext4`, `${home}/me/other`)
-    const empty = await collect({ day: 8 })
+    const empty = await collect()
     assert.equal(empty.missing, [])
     writeFileSync(`${home}/me/other/file`, 'on ext4')
-    const { stamp } = await collect({ day: 9 })
+    const { stamp } = await collect()
     assert.is(readFileSync(`${staging}/home/${stamp}${home}/me/other/file`, 'utf8'), 'on ext4')
-    run('umount', mounted.shift() ?? '')
+    assert.equal(
+      notices.map(({ code, message }) => [code, message.includes(`${home}/me/other`)]),
+      [['NOT_ATOMIC', true]],
+    )
+    const { stamp: alone } = await collect({ filters: oneFilesystem })
+    assert.equal(readdirSync(`${staging}/home/${alone}${home}/me/other`), [])
+    assert.equal(notices, [])
+    run('umount', `${home}/me/other`)
     assertTidy()
   })
 
   btrfs(
     'says so when no snapshot can be taken, and reads the files as they are unless one is required',
     async () => {
-      const away = process.env['PATH']
-      mkdirSync(`${root}/bin`)
-      writeFileSync(`${root}/bin/btrfs`, '#!/bin/sh\necho "ERROR: quota" >&2; exit 1\n', {
-        mode: 0o755,
-      })
-      process.env['PATH'] = `${root}/bin:${away}`
-      try {
-        const error = await collect({ day: 10 }).then(
-          () => undefined,
-          (reason: unknown) => reason,
-        )
-        assert.ok(error instanceof BackupError && error.code === 'SNAPSHOT_FAILED')
+      const script = 'echo "ERROR: quota" >&2; exit 1'
+      await withStandIn({ name: 'btrfs', script }, async () => {
+        const error = await failureOf(collect())
+        assert.is(error.code, 'SNAPSHOT_FAILED')
         assert.match(error.message, 'ERROR: quota')
         assertTidy()
-        const { complete } = await collect({ day: 11, snapshot: 'auto' })
+        const { complete } = await collect({ snapshot: 'auto' })
         assert.ok(complete)
         assert.match(notices.find(({ code }) => code === 'NOT_ATOMIC')?.message ?? '', 'quota')
-      } finally {
-        process.env['PATH'] = away
-      }
+      })
       assertTidy()
     },
   )
 
   btrfs('sweeps what a killed run left, and no snapshot of anybody else', async () => {
-    run(
-      'btrfs',
-      '-q',
-      'subvolume',
-      'snapshot',
-      '-r',
-      `${top}/@home`,
-      `${top}/backup-home-2024-01-01T000000Z`,
-    )
+    // Named like ours and not written down: one of another day, and the very name of the next run.
+    const foreign = ['backup-home-2024-01-01T000000Z', 'backup-home-2025-05-31T000000Z']
+    for (const name of foreign)
+      run('btrfs', '-q', 'subvolume', 'snapshot', '-r', `${top}/@home`, `${top}/${name}`)
+    subvolume(`${home}/me/nested`)
+    const identities = (): string[] =>
+      foreign.map((name) => run('btrfs', 'subvolume', 'show', `${top}/${name}`))
+    const before = identities()
     writeFileSync(`${home}/me/large`, Buffer.alloc(60_000_000, 'x'))
-    const module = new URL('../../lib/work/collect.js', import.meta.url).href
-    const script = `
-      import { collectSet } from ${JSON.stringify(module)}
-      const set = {
-        name: 'home', sources: ['${home}/me'], exclusions: [], snapshot: 'required',
-      }
-      const configuration = { staging: '${staging}', targets: [], retention: { local: 20, external: 5 } }
-      await collectSet({ configuration, set, report: () => {}, nowMs: ${Date.UTC(2025, 4, 20)} })`
-    const child = spawn(process.execPath, ['--input-type=module', '-e', script], {
-      stdio: 'ignore',
-    })
-    while (readdirSync(`${staging}/home`).every((name) => !name.endsWith('.partial')))
-      await sleep(1)
-    child.kill('SIGKILL')
-    await sleep(200)
-    assert.is(
-      readdirSync(top).filter((name) => name.startsWith('backup-home-2025-05-20')).length,
-      1,
-    )
-    const { missing } = await collect({ day: 60 })
+    await killedWhileCopying()
+    const left = readdirSync(top).filter((name) => name.startsWith('backup-home-2025-05-20'))
+    assert.is(left.length, 2)
+    const { missing, stamp } = await collect({ day: 60 })
     assert.equal(missing, [])
-    assert.ok(existsSync(`${top}/backup-home-2024-01-01T000000Z`))
-    run('btrfs', '-q', 'subvolume', 'delete', `${top}/backup-home-2024-01-01T000000Z`)
+    assert.is(stamp, '2025-05-31T000000Z')
+    assert.equal(identities(), before)
+    run('btrfs', '-q', 'subvolume', 'delete', ...foreign.map((name) => `${top}/${name}`))
     assertTidy()
     assert.equal(
       readdirSync(`${staging}/home`).filter((name) => name.includes('partial')),
       [],
     )
+    run('btrfs', '-q', 'subvolume', 'delete', `${home}/me/nested`)
   })
 
-  btrfs.after(() => {
-    for (const point of mounted) spawnSync('umount', [point])
+  btrfs('leaves out what a killed run of another set left in a source', async () => {
+    writeFileSync(`${home}/me/large`, Buffer.alloc(60_000_001, 'x'))
+    const stamp = await killedWhileCopying()
+    assert.ok(existsSync(`${top}/backup-home-${stamp}`))
+    const other = await collect({ day: 70, name: 'other', sources: [top] })
+    assert.equal(other.missing, [])
+    const tree = `${staging}/other/${other.stamp}${top}`
+    assert.equal(
+      readdirSync(tree).filter((name) => name.startsWith('backup-')),
+      [],
+    )
+    assert.ok(existsSync(`${tree}/@home/me/large`))
+    assert.ok(existsSync(`${top}/backup-home-${stamp}`))
+    await collect({ day: 71 })
+    assert.not.ok(existsSync(`${top}/backup-home-${stamp}`))
+    rmSync(`${staging}/other`, { recursive: true })
+    for (const name of ['lock', 'boot']) rmSync(`${staging}/.state/other.${name}`, { force: true })
+    assertTidy()
   })
 }
 

@@ -1,57 +1,37 @@
-// Read-only btrfs snapshots of the subvolumes that sources lie on, shown to rsync in a view
-// (view.ts).
+// Read-only btrfs snapshots of the subvolumes that sources lie on, and of those nested below.
 //
-// A snapshot is made at the top of its filesystem, which is mounted privately (subvolid=5), so no
-// subvolume of the user's is touched; it is gone again after the run. Its name is written down in
-// staging's state before it is made, so that the next run can sweep what a killed one left: exactly
-// those names, nobody else's (design invariants 4 and 7). Nested subvolumes come out of a snapshot
-// as empty directories with inode 2: isNestedSubvolume finds them. Throws SNAPSHOT_FAILED.
+// A provider of source-snapshot.ts. A snapshot is made at the top of its filesystem, which is
+// mounted privately (subvolid=5), so no subvolume of the user's is touched; it is gone again after
+// the run. Its name is written down in staging's state, with the filesystem's uuid, before it is
+// made, so that the next run can sweep what a killed one left: exactly those names, nobody else's
+// (design invariants 4 and 7). Nested subvolumes come out of a snapshot as empty directories with
+// inode 2, so each gets a snapshot of its own: outermost first, not at one moment together.
+// Throws SNAPSHOT_FAILED.
 
-import { Buffer } from 'node:buffer'
-import { lstatSync, mkdirSync, readFileSync, readdirSync, rmSync, rmdirSync } from 'node:fs'
-import { BackupError, systemCode } from '../../errors.ts'
+import type { Buffer } from 'node:buffer'
+import { lstatSync, mkdirSync, readdirSync } from 'node:fs'
 import { displayPath, parentOf, type RawPath, rawPathToBytes } from '../../model/raw-path.ts'
-import { writeDurably } from '../durable-file.ts'
 import { setTimes } from '../posix.ts'
 import { runProgram } from '../shell.ts'
-import { isBelow, type Mount, mountOf, mountsBelow, readMounts } from './mounts.ts'
 import {
-  bindReadOnly,
-  copyParents,
-  exists,
-  makePlace,
-  MOUNT_TIMEOUT_MS,
-  removeView,
-  succeeded,
-  unmountBelow,
-} from './view.ts'
-
-/** A source as it was given, and the real path behind its symbolic links; both absolute. */
-export interface SnapshotSource {
-  readonly given: RawPath
-  readonly real: RawPath
-}
-
-export interface SnapshotRequest {
-  /** Staging's `.state`, a real path: views, private mounts and records live here. */
-  readonly state: RawPath
-  readonly set: string
-  readonly stamp: string
-  readonly sources: readonly SnapshotSource[]
-}
-
-export interface SourceSnapshot {
-  /** Read `<view>/./home/me/data`. */
-  readonly view: RawPath
-  /** The given paths that are in the view. */
-  readonly covered: ReadonlySet<RawPath>
-  /** Mounts of other filesystems below sources that could not be shown in the view. */
-  readonly unseen: readonly { readonly path: RawPath; readonly why: string }[]
-  /**
-   * Unmounts and deletes everything. @throws BackupError SNAPSHOT_FAILED; the next run tries again
-   */
-  readonly release: () => Promise<void>
-}
+  isOwnName,
+  readRecords,
+  removePlaces,
+  removeRecorded,
+  snapshotFailed,
+  snapshotName,
+  whyOf,
+  writeRecords,
+} from './leftovers.ts'
+import { isBelow, mountOf, readMounts } from './mounts.ts'
+import type {
+  Part,
+  ProviderRequest,
+  SnapshotOwner,
+  SnapshotProvider,
+  TakenSnapshots,
+} from './source-snapshot.ts'
+import { exists, MOUNT_TIMEOUT_MS, sameInode, succeeded, unmountBelow } from './view.ts'
 
 /**
  * The inode of a subvolume's root, and of the empty directory that stands for one in a snapshot.
@@ -63,267 +43,265 @@ const ABSENT_SUBVOLUME_INODE = 2
 const SNAPSHOT_TIMEOUT_MS = 10 * 60_000
 
 /**
- * Whether snapshots can be made of any of these paths at all, as far as one can tell without
- * trying.
+ * Each costs a snapshot and a mount, some 50 ms. A home has a few; what has more is a tool's own
+ * store (containers, old snapshots), which nobody wants in a backup.
  */
-export function onBtrfs(real: RawPath, mounts: readonly Mount[] = readMounts()): boolean {
-  return mountOf(real, mounts)?.type === 'btrfs'
+const MAX_NESTED = 500
+
+const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/
+
+/** How many snapshots one command deletes: paths of any length fit. */
+const DELETED_AT_ONCE = 20
+
+export const btrfsProvider: SnapshotProvider = {
+  kind: 'btrfs',
+  takes: ({ type }) => type === 'btrfs',
+  take,
+  sweep,
 }
 
 /**
  * Whether a directory of a view is where a nested subvolume should be, and not the root of some
- * other filesystem.
+ * other filesystem. Where the live one is the same empty directory (in an old snapshot, which is
+ * part of a source) nothing is lost.
  */
-export function isNestedSubvolume(path: RawPath): boolean {
-  const stat = lstatSync(rawPathToBytes(path), { throwIfNoEntry: false })
-  return stat?.ino === ABSENT_SUBVOLUME_INODE && !readMounts().some(({ point }) => point === path)
+export function isNestedSubvolume({ shown, live }: { shown: RawPath; live: RawPath }): boolean {
+  const isPlaceholder = (path: RawPath): boolean => {
+    const stat = lstatSync(rawPathToBytes(path), { throwIfNoEntry: false })
+    return stat?.ino === ABSENT_SUBVOLUME_INODE && !readMounts().some(({ point }) => point === path)
+  }
+  return isPlaceholder(shown) && !isPlaceholder(live)
 }
 
-/**
- * Makes snapshots of every source that lies on btrfs, and of btrfs filesystems mounted below one,
- * and shows them in a view.
- * @throws BackupError SNAPSHOT_FAILED, with nothing left behind
- */
-export async function takeBtrfsSnapshots(request: SnapshotRequest): Promise<SourceSnapshot> {
-  const mounts = readMounts().filter(
-    ({ point }) => !isBelow({ path: point, directory: request.state }),
-  )
-  const parts = partsOf(request.sources, mounts)
+async function take(request: ProviderRequest): Promise<TakenSnapshots> {
   const snapshots = new Snapshots(request)
-  const view = viewPath(request)
   try {
-    await snapshots.take(parts.btrfs)
-    mkdirSync(rawPathToBytes(view), { mode: 0o700 })
-    for (const part of parts.btrfs)
-      await show({ view, given: part.given, what: snapshots.pathOf(part) })
-    const unseen = await showOthers(view, parts.others)
-    for (const { given } of request.sources) copyParents({ view, path: given })
-    const covered = new Set(request.sources.map(({ given }) => given))
-    return { view, covered, unseen, release: () => release(request, snapshots) }
+    return await snapshots.take()
   } catch (cause) {
-    await release(request, snapshots)
-    if (cause instanceof BackupError && cause.code === 'INTERRUPTED') throw cause
-    const why = cause instanceof Error ? cause.message : String(cause)
-    throw new BackupError('SNAPSHOT_FAILED', `no snapshot could be taken: ${why}`, { cause })
+    // What cannot be removed now is written down, and the next run sweeps it.
+    await snapshots.release().catch(() => {})
+    throw snapshotFailed(cause)
   }
 }
 
-async function release(request: SnapshotRequest, snapshots: Snapshots): Promise<void> {
+/** A filesystem that is away keeps its records until it is mounted again. */
+async function sweep(of: SnapshotOwner): Promise<void> {
+  await unmountBelow(topPath(of))
+  removePlaces(topPath(of))
+  const tops = new Map<string, RawPath>()
+  const remove = async ({ uuid, name }: SnapshotRecord): Promise<'removed' | 'away'> => {
+    const device = mountedDevice(uuid)
+    if (device === undefined) return 'away'
+    const top = tops.get(uuid) ?? (await mountTop({ of, device, number: tops.size }))
+    tops.set(uuid, top)
+    await deleteSnapshots([`${top}/${name}`])
+    return 'removed'
+  }
   try {
-    await removeView(viewPath(request))
-    await snapshots.remove()
-  } catch (cause) {
-    const why = cause instanceof Error ? cause.message : String(cause)
-    const hint = 'the next run tries again'
-    throw new BackupError('SNAPSHOT_FAILED', `a snapshot could not be removed: ${why}`, {
-      hint,
-      cause,
-    })
+    await removeRecorded({ path: recordPath(of), records: recordsOf(of), remove })
+  } finally {
+    await unmountBelow(topPath(of))
+    removePlaces(topPath(of))
   }
-}
-
-/**
- * Removes what a killed run of this set left: its view, its private mounts, the snapshots it wrote
- * down.
- */
-export async function sweepBtrfsSnapshots({
-  state,
-  set,
-}: Pick<SnapshotRequest, 'state' | 'set'>): Promise<void> {
-  await removeView(viewPath({ state, set }))
-  await unmountBelow(topPath({ state, set }))
-  const records = readRecords({ state, set })
-  for (const device of new Set(records.map((record) => record.device))) {
-    // A drive that is away keeps its record until it is back.
-    if (!device.startsWith('/') || !exists(device)) continue
-    const top = await mountTop({ state, set, device, number: 0 })
-    for (const { name } of records.filter((record) => record.device === device))
-      await deleteSnapshot({ top, name })
-    await unmountTop(top)
-  }
-  writeRecords(
-    { state, set },
-    records.filter(({ device }) => !exists(device)),
-  )
-  removeTopDirectory({ state, set })
-}
-
-interface Part extends SnapshotSource {
-  readonly mount: Mount
-}
-
-/**
- * Sources on btrfs and btrfs mounts below them, outermost first, and mounts of other filesystems
- * below them.
- */
-function partsOf(
-  sources: readonly SnapshotSource[],
-  mounts: readonly Mount[],
-): { readonly btrfs: readonly Part[]; readonly others: readonly SnapshotSource[] } {
-  const btrfs = new Map<RawPath, Part>()
-  const others = new Map<RawPath, SnapshotSource>()
-  for (const { given, real } of sources) {
-    const own = mountOf(real, mounts)
-    if (own !== undefined) btrfs.set(given, { given, real, mount: own })
-    for (const mount of mountsBelow(real, mounts)) {
-      const below = { given: given + mount.point.slice(real.length), real: mount.point }
-      if (mount.type === 'btrfs') btrfs.set(below.given, { ...below, mount })
-      else others.set(below.given, below)
-    }
-  }
-  return { btrfs: outermostFirst(btrfs), others: outermostFirst(others) }
-}
-
-function outermostFirst<T extends SnapshotSource>(parts: ReadonlyMap<RawPath, T>): T[] {
-  return [...parts.values()].sort((a, b) => a.given.length - b.given.length)
-}
-
-async function show({
-  view,
-  given,
-  what,
-}: {
-  view: RawPath
-  given: RawPath
-  what: RawPath
-}): Promise<void> {
-  const place = `${view}${given}`
-  if (exists(place) && sameInode(place, what)) return
-  makePlace({ view, path: given, like: what })
-  await bindReadOnly({ what, at: place })
-}
-
-/**
- * Other filesystems are read as they are: without a snapshot rsync would have crossed into them,
- * too.
- */
-async function showOthers(
-  view: RawPath,
-  others: readonly SnapshotSource[],
-): Promise<SourceSnapshot['unseen']> {
-  const unseen: { path: RawPath; why: string }[] = []
-  for (const { given, real } of others) {
-    try {
-      if (exists(`${view}${given}`)) await bindReadOnly({ what: real, at: `${view}${given}` })
-    } catch (error) {
-      if (error instanceof BackupError && error.code === 'INTERRUPTED') throw error
-      unseen.push({
-        path: given,
-        why: `the filesystem there cannot be shown: ${(error as Error).message}`,
-      })
-    }
-  }
-  return unseen
 }
 
 interface SnapshotRecord {
-  readonly device: RawPath
+  /** Of the filesystem: device names change. */
+  readonly uuid: string
   readonly name: string
+}
+
+/** The top of a filesystem, mounted privately. */
+interface Top {
+  readonly path: RawPath
+  readonly uuid: string
+  /** Every subvolume of the filesystem, as a path below `path`. */
+  readonly subvolumes: readonly RawPath[]
+}
+
+/** A part, found in the private mount of its filesystem. */
+interface Located {
+  readonly part: Part
+  readonly top: Top
+  readonly path: RawPath
+  readonly subvolume: RawPath
 }
 
 /** The snapshots of one run: made together, removed together. */
 class Snapshots {
-  readonly #request: SnapshotRequest
-  readonly #tops = new Map<RawPath, RawPath>()
-  /** Subvolumes, by `top` and path below it, and the snapshots of them. */
-  readonly #taken = new Map<RawPath, { readonly top: RawPath; readonly name: string }>()
+  readonly #request: ProviderRequest
+  /** By device; what went wrong where it could not be mounted. */
+  readonly #tops = new Map<RawPath, Top | Error>()
+  readonly #mounted: RawPath[] = []
+  /** By subvolume, its path in the top; what went wrong where there is no snapshot. */
+  readonly #taken = new Map<RawPath, { readonly path: RawPath; readonly timeMs: number } | Error>()
+  /** Everything that was written down, made or not. */
+  readonly #paths: RawPath[] = []
   /** The times of the directories that snapshots were made in, before and after. */
   readonly #times = new Map<RawPath, { readonly before: bigint; readonly after: bigint }>()
+  /** Of earlier runs, on filesystems that are away. */
+  readonly #away: readonly SnapshotRecord[]
 
-  constructor(request: SnapshotRequest) {
+  constructor(request: ProviderRequest) {
     this.#request = request
+    this.#away = recordsOf(request)
   }
 
-  async take(parts: readonly Part[]): Promise<void> {
-    const subvolumes = new Map<RawPath, { readonly top: RawPath; readonly device: RawPath }>()
-    for (const part of parts) {
-      const top = await this.#top(part.mount.device)
-      subvolumes.set(subvolumeOf(this.#inTop(part), top), { top, device: part.mount.device })
+  async take(): Promise<TakenSnapshots> {
+    const refused: { given: RawPath; why: string }[] = []
+    const located: Located[] = []
+    for (const part of this.#request.parts) {
+      try {
+        located.push(await this.#locate(part))
+      } catch (error) {
+        refused.push({ given: part.given, why: whyOf(error) })
+      }
     }
-    // The top itself goes first, so that it does not show the others' snapshots.
-    const sorted = [...subvolumes].sort(([a], [b]) => a.length - b.length)
-    const named = sorted.map(([subvolume, place], index) => ({
-      subvolume,
-      ...place,
-      name: this.#name(index),
-    }))
-    writeRecords(this.#request, named)
-    for (const { subvolume, top, name } of named) await this.#takeOne({ subvolume, top, name })
+    const nested = located.map((one) => this.#nestedIn(one))
+    await this.#takeAll({ located, nested: nested.flatMap((one) => one.wanted) })
+    const shown: { given: RawPath; what: RawPath; timeMs: number }[] = []
+    const places = [
+      ...located.map(({ part: { given }, path, subvolume }) => ({ given, path, subvolume })),
+      ...nested.flatMap((one) => one.wanted),
+    ]
+    for (const { given, path, subvolume } of places) {
+      const taken = this.#taken.get(subvolume) ?? new Error(`more than ${MAX_NESTED} subvolumes`)
+      if (taken instanceof Error) refused.push({ given, why: taken.message })
+      else {
+        const { timeMs } = taken
+        shown.push({ given, what: `${taken.path}${path.slice(subvolume.length)}`, timeMs })
+      }
+    }
+    return {
+      shown,
+      refused,
+      names: this.#paths.map((path) => path.slice(path.lastIndexOf('/') + 1)),
+      timeMs: this.#request.now(),
+      ownPlaces: nested.flatMap(({ ours }) => ours),
+      release: () => this.release(),
+    }
   }
 
-  /** Where the content of a part is in its snapshot. */
-  pathOf(part: Part): RawPath {
-    const path = this.#inTop(part)
-    const subvolume = subvolumeOf(path, this.#topOf(part.mount.device))
-    const snapshot = this.#taken.get(subvolume)
-    if (snapshot === undefined) throw new Error('a part has no snapshot')
-    return `${snapshot.top}/${snapshot.name}${path.slice(subvolume.length)}`
-  }
-
-  async remove(): Promise<void> {
+  async release(): Promise<void> {
     // A time is put back only where nobody else changed the directory meanwhile.
     const untouched = [...this.#times].filter(([top, { after }]) => mtimeOf(top) === after)
-    for (const snapshot of this.#taken.values()) await deleteSnapshot(snapshot)
+    await deleteSnapshots(this.#paths)
     for (const [top, { before }] of untouched) setTimes(top, { mtimeNs: before })
-    for (const top of this.#tops.values()) await unmountTop(top)
-    writeRecords(this.#request, [])
-    removeTopDirectory(this.#request)
+    await unmountBelow(topPath(this.#request))
+    removePlaces(topPath(this.#request))
+    writeRecords({ path: recordPath(this.#request), records: this.#away })
+  }
+
+  async #locate(part: Part): Promise<Located> {
+    const { mount, real } = part
+    const top = await this.#top(mount.device)
+    const root = mount.root === '/' ? '' : mount.root
+    const below = real.slice(mount.point === '/' ? 0 : mount.point.length)
+    const path = `${top.path}${root}${below}`.replace(/\/$/, '')
+    if (!exists(path) || !sameInode(path, real))
+      throw new Error(`${displayPath(real)} is not what its filesystem has at that path`)
+    return { part, top, path, subvolume: subvolumeOf(path, top.path) }
+  }
+
+  async #top(device: RawPath): Promise<Top> {
+    if (!this.#tops.has(device)) {
+      const opened = await this.#open(device).catch((error: unknown) => new Error(whyOf(error)))
+      this.#tops.set(device, opened)
+    }
+    const top = this.#tops.get(device)
+    if (top === undefined || top instanceof Error) throw top ?? new Error('no such filesystem')
+    return top
+  }
+
+  async #open(device: RawPath): Promise<Top> {
+    const number = this.#mounted.length
+    const path = await mountTop({ of: this.#request, device, number })
+    this.#mounted.push(path)
+    return { path, uuid: await readUuid(path), subvolumes: await listSubvolumes(path) }
+  }
+
+  /** The subvolumes below a part: the user's, and snapshots of ours, of whatever set. */
+  #nestedIn({ part, top, path }: Located): {
+    readonly wanted: readonly { given: RawPath; path: RawPath; subvolume: RawPath; top: Top }[]
+    readonly ours: readonly RawPath[]
+  } {
+    const { state } = this.#request
+    const known = new Set(
+      recordsOfAllSets(state)
+        .filter(({ uuid }) => uuid === top.uuid)
+        .map(({ name }) => `${top.path}/${name}`),
+    )
+    const real = (subvolume: RawPath): RawPath => join(part.real, subvolume.slice(path.length))
+    const below = top.subvolumes.filter((subvolume) => {
+      return subvolume !== path && isBelow({ path: subvolume, directory: path })
+    })
+    const mounts = readMounts()
+    const wanted = below.filter((subvolume) => {
+      const inStaging = isBelow({ path: real(subvolume), directory: parentOf(state) })
+      // With something mounted over it, it is not what the path leads to.
+      const isSeen = mountOf(real(subvolume), mounts)?.point === part.mount.point
+      const isOurs = [...known].some((ours) => isBelow({ path: subvolume, directory: ours }))
+      return !inStaging && isSeen && !isOurs
+    })
+    return {
+      wanted: wanted.map((subvolume) => {
+        const given = join(part.given, subvolume.slice(path.length))
+        return { given, path: subvolume, subvolume, top }
+      }),
+      ours: below.filter((subvolume) => known.has(subvolume)).map(real),
+    }
+  }
+
+  /** All names are written down first. The top itself goes first, so that it shows no others. */
+  async #takeAll({
+    located,
+    nested,
+  }: {
+    located: readonly Located[]
+    nested: readonly { readonly subvolume: RawPath; readonly top: Top }[]
+  }): Promise<void> {
+    const own = new Map(located.map(({ subvolume, top }) => [subvolume, top]))
+    const further = new Map(nested.map(({ subvolume, top }) => [subvolume, top]))
+    const chosen = new Map([...own, ...[...further].sort(outermostFirst).slice(0, MAX_NESTED)])
+    const records: SnapshotRecord[] = []
+    const plan = [...chosen].sort(outermostFirst).map(([subvolume, top]) => {
+      const name = this.#freeName(top, records)
+      records.push({ uuid: top.uuid, name })
+      return { subvolume, top, path: `${top.path}/${name}` }
+    })
+    writeRecords({ path: recordPath(this.#request), records: [...this.#away, ...records] })
+    for (const { subvolume, top, path } of plan) {
+      this.#paths.push(path)
+      const made = await this.#takeOne({ subvolume, top: top.path, path }).catch(
+        (error: unknown) => new Error(whyOf(error)),
+      )
+      this.#taken.set(subvolume, made)
+    }
   }
 
   async #takeOne({
     subvolume,
     top,
-    name,
+    path,
   }: {
     subvolume: RawPath
     top: RawPath
-    name: string
-  }): Promise<void> {
+    path: RawPath
+  }): Promise<{ readonly path: RawPath; readonly timeMs: number }> {
     const before = this.#times.get(top)?.before ?? mtimeOf(top)
-    const args = [
-      'subvolume',
-      'snapshot',
-      '-r',
-      '--',
-      rawPathToBytes(subvolume),
-      rawPathToBytes(`${top}/${name}`),
-    ]
-    this.#taken.set(subvolume, { top, name })
-    succeeded(
-      'btrfs',
-      await runProgram({ program: 'btrfs', args, changes: true, timeoutMs: SNAPSHOT_TIMEOUT_MS }),
-    )
+    const places = [rawPathToBytes(subvolume), rawPathToBytes(path)]
+    await btrfs(['subvolume', 'snapshot', '-r', '--', ...places])
     this.#times.set(top, { before, after: mtimeOf(top) })
+    return { path, timeMs: this.#request.now() }
   }
 
-  #name(index: number): string {
-    const { set, stamp } = this.#request
-    return `backup-${set}-${stamp}${index === 0 ? '' : `-${index + 1}`}`
-  }
-
-  /** A part's own path below the private mount of its filesystem. */
-  #inTop({ mount, real }: Part): RawPath {
-    const top = this.#topOf(mount.device)
-    const root = mount.root === '/' ? '' : mount.root
-    const path = `${top}${root}${real.slice(mount.point === '/' ? 0 : mount.point.length)}`.replace(
-      /\/$/,
-      '',
-    )
-    if (exists(path) && sameInode(path, real)) return path
-    throw new Error(`${displayPath(real)} is not what its filesystem has at that path`)
-  }
-
-  #topOf(device: RawPath): RawPath {
-    const top = this.#tops.get(device)
-    if (top === undefined) throw new Error('a filesystem is not mounted')
-    return top
-  }
-
-  async #top(device: RawPath): Promise<RawPath> {
-    const known = this.#tops.get(device)
-    const top = known ?? (await mountTop({ ...this.#request, device, number: this.#tops.size }))
-    this.#tops.set(device, top)
-    return top
+  /** A name that nobody has: whatever has one of ours without being written down is not ours. */
+  #freeName(top: Top, taken: readonly SnapshotRecord[]): string {
+    for (let number = taken.length + 1; ; number++) {
+      const name = `${snapshotName(this.#request)}${number === 1 ? '' : `-${number}`}`
+      const isTaken = taken.some((record) => record.name === name)
+      if (!isTaken && !exists(`${top.path}/${name}`)) return name
+    }
   }
 }
 
@@ -334,24 +312,57 @@ function subvolumeOf(path: RawPath, top: RawPath): RawPath {
     isBelow({ path: candidate, directory: top });
     candidate = parentOf(candidate)
   ) {
-    const stat = lstatSync(rawPathToBytes(candidate))
-    if (stat.isDirectory() && stat.ino === SUBVOLUME_INODE) return candidate
+    if (isSubvolume(candidate)) return candidate
   }
   throw new Error(`${displayPath(path)} is in no subvolume`)
 }
 
+function isSubvolume(path: RawPath): boolean {
+  const stat = lstatSync(rawPathToBytes(path), { throwIfNoEntry: false })
+  return stat?.isDirectory() === true && stat.ino === SUBVOLUME_INODE
+}
+
+/**
+ * All subvolumes of the filesystem mounted at `top`. A name may hold a newline, and look like a
+ * line of the list; so only what is a subvolume counts.
+ */
+async function listSubvolumes(top: RawPath): Promise<RawPath[]> {
+  const lines: string[] = []
+  await btrfs(['subvolume', 'list', '--', rawPathToBytes(top)], lines)
+  return lines
+    .join('\n')
+    .split(/^ID \d+ gen \d+ top level \d+ path /m)
+    .slice(1)
+    .map((path) => `${top}/${path.replace(/\n$/, '')}`)
+    .filter((path) => !path.split('/').includes('..') && isSubvolume(path))
+}
+
+async function readUuid(top: RawPath): Promise<string> {
+  const lines: string[] = []
+  await btrfs(['filesystem', 'show', '--', rawPathToBytes(top)], lines)
+  const uuid = / uuid: (\S+)$/.exec(lines[0] ?? '')?.[1] ?? ''
+  if (!UUID.test(uuid)) throw new Error('btrfs does not say which filesystem it is')
+  return uuid
+}
+
+/** A device of a btrfs filesystem that is mounted somewhere, from what the kernel says. */
+function mountedDevice(uuid: string): RawPath | undefined {
+  const directory = `/sys/fs/btrfs/${uuid}/devices`
+  if (!exists(directory)) return undefined
+  const [name] = readdirSync(directory, { encoding: 'latin1' })
+  return name === undefined ? undefined : `/dev/${name.replaceAll('!', '/')}`
+}
+
 async function mountTop({
-  state,
-  set,
+  of,
   device,
   number,
 }: {
-  state: RawPath
-  set: string
+  of: SnapshotOwner
   device: RawPath
   number: number
 }): Promise<RawPath> {
-  const top = `${topPath({ state, set })}/${number}`
+  const top = `${topPath(of)}/${number}`
   mkdirSync(rawPathToBytes(top), { recursive: true, mode: 0o700 })
   const args = ['-t', 'btrfs', '-o', 'subvolid=5,noatime,nosuid,nodev,noexec', '--']
   const call = { program: 'mount', changes: true, timeoutMs: MOUNT_TIMEOUT_MS }
@@ -362,76 +373,55 @@ async function mountTop({
   return top
 }
 
-async function unmountTop(top: RawPath): Promise<void> {
-  await unmountBelow(top)
-  rmdirSync(rawPathToBytes(top))
+/** Only what is a subvolume; nothing happens to what is gone. */
+async function deleteSnapshots(paths: readonly RawPath[]): Promise<void> {
+  const there = paths.filter(isSubvolume).map(rawPathToBytes)
+  for (let first = 0; first < there.length; first += DELETED_AT_ONCE)
+    await btrfs(['subvolume', 'delete', '--', ...there.slice(first, first + DELETED_AT_ONCE)])
 }
 
-/** Only a subvolume of exactly this name; nothing happens when it is gone. */
-async function deleteSnapshot({ top, name }: { top: RawPath; name: string }): Promise<void> {
-  const path = `${top}/${name}`
-  if (!exists(path) || lstatSync(rawPathToBytes(path)).ino !== SUBVOLUME_INODE) return
-  const args = ['subvolume', 'delete', '--', rawPathToBytes(path)]
-  succeeded(
-    'btrfs',
-    await runProgram({ program: 'btrfs', args, changes: true, timeoutMs: SNAPSHOT_TIMEOUT_MS }),
-  )
+async function btrfs(args: readonly (string | Buffer)[], lines: string[] = []): Promise<void> {
+  const result = await runProgram({
+    program: 'btrfs',
+    args,
+    changes: true,
+    timeoutMs: SNAPSHOT_TIMEOUT_MS,
+    onLine: (line, stream) => void (stream === 'stdout' && lines.push(line.toString('latin1'))),
+  })
+  succeeded('btrfs', result)
 }
 
-function viewPath({ state, set }: Pick<SnapshotRequest, 'state' | 'set'>): RawPath {
-  return `${state}/view-${set}`
-}
-
-function topPath({ state, set }: Pick<SnapshotRequest, 'state' | 'set'>): RawPath {
+function topPath({ state, set }: SnapshotOwner): RawPath {
   return `${state}/btrfs-${set}`
 }
 
-function recordPath({ state, set }: Pick<SnapshotRequest, 'state' | 'set'>): RawPath {
+function recordPath({ state, set }: SnapshotOwner): RawPath {
   return `${state}/snapshots-${set}.json`
 }
 
-function removeTopDirectory(request: Pick<SnapshotRequest, 'state' | 'set'>): void {
-  const directory = topPath(request)
-  if (!exists(directory)) return
-  for (const number of readdirSync(rawPathToBytes(directory), { encoding: 'latin1' })) {
-    rmdirSync(rawPathToBytes(`${directory}/${number}`))
-  }
-  rmdirSync(rawPathToBytes(directory))
+function recordsOfAllSets(state: RawPath): SnapshotRecord[] {
+  return readdirSync(rawPathToBytes(state), { encoding: 'latin1' }).flatMap((name) => {
+    const set = /^snapshots-(.+)\.json$/.exec(name)?.[1]
+    return set === undefined ? [] : recordsOf({ state, set })
+  })
 }
 
-/** Names that a run wrote down; those that do not look like ours are not believed. */
-function readRecords(request: Pick<SnapshotRequest, 'state' | 'set'>): SnapshotRecord[] {
-  const ours = new RegExp(`^backup-${request.set}-\\d{4}-\\d\\d-\\d\\dT\\d{6}Z(-\\d+)?$`)
-  try {
-    const records = JSON.parse(
-      readFileSync(rawPathToBytes(recordPath(request)), 'utf8'),
-    ) as SnapshotRecord[]
-    return records.filter(({ name, device }) => ours.test(name) && typeof device === 'string')
-  } catch (error) {
-    if (systemCode(error) === 'ENOENT' || error instanceof SyntaxError) return []
-    throw error
+function recordsOf(of: SnapshotOwner): SnapshotRecord[] {
+  const believe = ({ name, uuid }: Partial<SnapshotRecord>): boolean => {
+    return isOwnName({ set: of.set, name }) && UUID.test(uuid ?? '')
   }
+  return readRecords({ path: recordPath(of), believe })
 }
 
-function writeRecords(
-  request: Pick<SnapshotRequest, 'state' | 'set'>,
-  records: readonly SnapshotRecord[],
-): void {
-  const path = recordPath(request)
-  if (records.length === 0) return rmSync(rawPathToBytes(path), { force: true })
-  const bytes = Buffer.from(
-    `${JSON.stringify(records.map(({ device, name }) => ({ device, name })))}\n`,
-  )
-  writeDurably({ path, bytes, mode: 0o600, replace: true })
+/** A path that may be `/`, and what follows it, which begins with a slash. */
+function join(path: RawPath, below: RawPath): RawPath {
+  return path === '/' ? below : `${path}${below}`
+}
+
+function outermostFirst([a]: readonly [RawPath, Top], [b]: readonly [RawPath, Top]): number {
+  return a.length - b.length
 }
 
 function mtimeOf(path: RawPath): bigint {
   return lstatSync(rawPathToBytes(path), { bigint: true }).mtimeNs
-}
-
-function sameInode(a: RawPath, b: RawPath): boolean {
-  const [left, right] = [a, b].map((path) => lstatSync(rawPathToBytes(path), { bigint: true }))
-  return (
-    left !== undefined && right !== undefined && left.ino === right.ino && left.dev === right.dev
-  )
 }

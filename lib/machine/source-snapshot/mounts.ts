@@ -1,12 +1,14 @@
-// What is mounted where, from /proc/self/mountinfo (proc(5)); empty where there is no such file.
+// What is mounted where: from /proc/self/mountinfo (proc(5)), and on macOS from mount(8).
 //
 // Paths are RawPath with their leading slash: the file escapes only space, tab, newline and
-// backslash, so any name comes back. Throws Node's system errors when the file is there but cannot
-// be read.
+// backslash, so any name comes back. What macOS prints is unverified: transcribed from its manual,
+// never run there. Throws Node's system errors when the file is there but cannot be read, and what
+// runProgram throws.
 
 import { readFileSync } from 'node:fs'
 import { systemCode } from '../../errors.ts'
 import { isWithin, type RawPath } from '../../model/raw-path.ts'
+import { runProgram } from '../shell.ts'
 
 export interface Mount {
   /** The path inside the mounted filesystem that is visible at `point`. */
@@ -17,7 +19,34 @@ export interface Mount {
   readonly device: RawPath
 }
 
-/** In the order of mounting: of two mounts at one point the later one is seen. */
+/** mount(8) only prints a table; a dead network server can make it hang. */
+const LIST_TIMEOUT_MS = 30_000
+
+/** readMounts, or the table of mount(8) where the system has no such file. */
+export async function listMounts(): Promise<Mount[]> {
+  if (process.platform !== 'darwin') return readMounts()
+  const lines: string[] = []
+  const call = { program: 'mount', args: [], changes: false, timeoutMs: LIST_TIMEOUT_MS }
+  await runProgram({
+    ...call,
+    onLine: (line, stream) => void (stream === 'stdout' && lines.push(line.toString('latin1'))),
+  })
+  return parseMountLines(lines)
+}
+
+/** `/dev/disk3s5 on /System/Volumes/Data (apfs, local, journaled)`; other lines are passed over. */
+export function parseMountLines(lines: readonly string[]): Mount[] {
+  return lines.flatMap((line) => {
+    const [, device, point, type] = /^(.+?) on (\/.*) \(([^(),]+)[^()]*\)$/.exec(line) ?? []
+    if (device === undefined || point === undefined || type === undefined) return []
+    return [{ root: '/', point, type, device }]
+  })
+}
+
+/**
+ * From /proc/self/mountinfo; empty where there is no such file. In the order of mounting: of two
+ * mounts at one point the later one is seen.
+ */
 export function readMounts(): Mount[] {
   try {
     return parseMountInfo(readFileSync('/proc/self/mountinfo', 'latin1'))

@@ -2,9 +2,9 @@
 //
 // rsync reads `<view>/./home/me/data`, so a collection has the same paths whether there was a
 // snapshot or not. Parents in the view get the mode, owner, times and attributes of the real ones,
-// for rsync copies those too. Used by btrfs.ts. close() undoes everything in reverse, and sweepView
-// does so for a run that was killed; neither ever deletes recursively, for something may still be
-// mounted. Throws what runProgram throws, PROGRAM_FAILED, and system errors.
+// for rsync copies those too. source-snapshot.ts composes it. removeView undoes everything,
+// innermost first, also what a killed run left; it never deletes a file with content, for something
+// may still be mounted. Throws what runProgram throws, PROGRAM_FAILED, and system errors.
 
 import {
   chmodSync,
@@ -112,6 +112,12 @@ function deviceOf(path: RawPath): number {
 
 export function exists(path: RawPath): boolean {
   return lstatSync(rawPathToBytes(path), { throwIfNoEntry: false }) !== undefined
+}
+
+/** Whether two paths lead to one file or directory. */
+export function sameInode(a: RawPath, b: RawPath): boolean {
+  const [left, right] = [a, b].map((path) => lstatSync(rawPathToBytes(path), { bigint: true }))
+  return left?.ino === right?.ino && left?.dev === right?.dev
 }
 
 /** @throws BackupError PROGRAM_FAILED with what the program said */
