@@ -1,54 +1,186 @@
-// `backup`: collect, then export; each set and target with its own outcome, the exit code the worst
-// of them.
+// `backup`: what is due by the schedule, collecting first, then exporting; made to be called every
+// few minutes. Each set and target has its own outcome, and the exit code is the worst of them.
 //
-// An absent target is said and is no failure of the collection (exit 75: try later). What fails in
-// the first phase does not keep the second from exporting what there is.
+// lib/work/due.ts plans. An absent target is said and is no failure of the collection (exit 75: try
+// later). What fails in the first phase does not keep the second from exporting what there is. With
+// nothing due it is silent, because cron mails every line. Throws what loading the configuration
+// throws, and USAGE.
 
-import { worstExitCode } from '../lib/errors.ts'
+import { type ExitCode, worstExitCode } from '../lib/errors.ts'
+import type { Configuration, SetConfiguration, TargetConfiguration } from '../lib/machine/config.ts'
+import { type Power, readPower } from '../lib/machine/power.ts'
+import { formatLocalTime } from '../lib/model/schedule.ts'
+import { type Decision, planCollects, planDue, planExports, readKnown } from '../lib/work/due.ts'
 import { checkRecipients } from '../lib/work/external.ts'
 import { collectSets } from './backup-collect.ts'
 import { exportSets } from './backup-external.ts'
 import { chosenSets, chosenTargets } from './chosen.ts'
-import { type Command, textOptions } from './command.ts'
+import { withRunLock } from './run-lock.ts'
+import { type Command, type CommandContext, isGiven, textOptions } from './command.ts'
 
 export const command: Command = {
   name: 'backup',
-  summary: 'both phases: collect, then export',
-  usage: `Usage: backup [--set NAME…] [--target NAME…] [--dry-run]
+  summary: 'what is due by the schedule: collect, then export',
+  usage: `Usage: backup [--set NAME…] [--target NAME…] [--force] [--dry-run]
        backup COMMAND …
 
-Collects every set into staging, then exports the newest collections to every target that is
-there. A target that is not there is said, and is no failure of the collection (exit 75).
+Does what is due by each set's schedule, counted from its last good run: collects into staging,
+then exports the newest collections to the targets that are there. Call it as often as you like,
+from cron or a timer; with nothing due it says nothing. A target that is not there is said, and
+is no failure of the collection (exit 75).
 
   --set NAME      only this set (again for more; default: all)
   --target NAME   only this target (again for more; default: all)
-  --dry-run       what would be collected and exported
+  --force         collect and export now, whatever the schedule says
+  --dry-run       what is due and why, when the rest will be, and what rsync would copy
 
 backup help lists the commands.
 `,
-  options: { set: { type: 'string', multiple: true }, target: { type: 'string', multiple: true } },
+  options: {
+    set: { type: 'string', multiple: true },
+    target: { type: 'string', multiple: true },
+    force: { type: 'boolean' },
+  },
   run: async (context) => {
     const configuration = await context.loadConfiguration()
     const sets = chosenSets(configuration, textOptions(context.values, 'set'))
     const targets = chosenTargets(configuration, textOptions(context.values, 'target'))
     if (targets.length > 0) checkRecipients(configuration)
-    const collected = await collectSets(context, { configuration, sets, command: command.name })
-    if (targets.length === 0) {
-      context.reporter.report({
-        kind: 'notice',
-        level: 'warning',
-        code: 'NO_TARGETS',
-        message: 'no targets are configured: nothing was exported, staging is the only copy',
-      })
-      return collected
-    }
-    const exported = await exportSets(context, {
-      configuration,
-      targets,
-      sets,
-      command: command.name,
-      absentCode: 75,
-    })
-    return worstExitCode([collected, exported])
+    const work = { configuration, sets, targets, nowMs: context.now() }
+    if (isGiven(context.values, 'dry-run')) return await preview(context, work)
+    const lock = { configuration, command: command.name }
+    return await withRunLock(context, lock, async () => await runDue(context, work))
   },
+}
+
+async function runDue(context: CommandContext, work: Work): Promise<ExitCode> {
+  const collects = planCollects(await planOptions(context, work)).filter(({ due }) => due)
+  const codes = [await collectDue(context, { ...work, collects })]
+  // By now there may be new collections, and the power cable may be out.
+  const exports = planExports({ ...(await planOptions(context, work)), collecting: new Set() })
+  const due = exports.filter((decision) => decision.due)
+  codes.push(...(await exportDue(context, { ...work, exports: due })))
+  if (collects.length === 0 && due.length === 0) tellNothingDue(context, exports)
+  return worstExitCode(codes)
+}
+
+interface Work {
+  readonly configuration: Configuration
+  readonly sets: readonly SetConfiguration[]
+  readonly targets: readonly TargetConfiguration[]
+  /** When the command began: what all that is done now is dated with. */
+  readonly nowMs: number
+}
+
+async function planOptions(context: CommandContext, { configuration, ...work }: Work) {
+  return {
+    ...work,
+    known: readKnown({ staging: configuration.staging, sets: work.sets }),
+    power: await powerFor(work.sets, context.signal),
+    force: isGiven(context.values, 'force'),
+  }
+}
+
+/** Asked only where the answer counts. */
+async function powerFor(sets: readonly SetConfiguration[], signal: AbortSignal): Promise<Power> {
+  const counts = sets.some(({ schedule }) => {
+    return schedule.onBattery === 'skip' || schedule.onMetered === 'skip'
+  })
+  if (!counts) return { onBattery: false, metered: false }
+  return await readPower({ platform: process.platform, sysfs: '/sys', signal })
+}
+
+async function collectDue(
+  context: CommandContext,
+  { configuration, sets, targets, nowMs, collects }: Work & { collects: readonly Decision[] },
+): Promise<ExitCode> {
+  if (collects.length === 0) return 0
+  tellDue(context, collects)
+  const due = new Set(collects.map(({ set }) => set))
+  const exitCode = await collectSets(context, {
+    configuration,
+    sets: sets.filter(({ name }) => due.has(name)),
+    fullSets: collects.filter(({ phase }) => phase === 'full').map(({ set }) => set),
+    startMs: nowMs,
+    command: command.name,
+  })
+  if (targets.length === 0) {
+    context.reporter.report({
+      kind: 'notice',
+      level: 'warning',
+      code: 'NO_TARGETS',
+      message: 'no targets are configured: nothing was exported, staging is the only copy',
+    })
+  }
+  return exitCode
+}
+
+async function exportDue(
+  context: CommandContext,
+  { configuration, sets, targets, nowMs, exports }: Work & { exports: readonly Decision[] },
+): Promise<readonly ExitCode[]> {
+  tellDue(context, exports)
+  const codes: ExitCode[] = []
+  for (const target of targets) {
+    const due = exports.filter((decision) => decision.target === target.name)
+    if (due.length === 0) continue
+    codes.push(
+      await exportSets(context, {
+        configuration,
+        targets: [target],
+        sets: sets.filter(({ name }) => due.some(({ set }) => set === name)),
+        startMs: nowMs,
+        command: command.name,
+        absentCode: 75,
+      }),
+    )
+  }
+  return codes
+}
+
+/** Why things are done, with -v; that the clock was set back always. */
+function tellDue(context: CommandContext, decisions: readonly Decision[]): void {
+  for (const decision of decisions) {
+    const message = `${subject(decision)}: due: ${decision.reason}`
+    if (decision.clockSetBack) {
+      const code = 'CLOCK_SET_BACK'
+      context.reporter.report({ kind: 'notice', level: 'warning', code, message })
+    } else if (isGiven(context.values, 'verbose')) context.reporter.tell(message)
+  }
+}
+
+function tellNothingDue(context: CommandContext, exports: readonly Decision[]): void {
+  if (isGiven(context.values, 'verbose')) context.reporter.tell('nothing is due')
+  const outcome = 'nothing due'
+  const waiting = exports.map(({ set, target, reason }) => ({ set, target, reason }))
+  context.reporter.report({ kind: 'result', command: command.name, outcome, waiting, exitCode: 0 })
+}
+
+/** Says of everything whether it is due and why, and asks rsync what is due to be collected. */
+async function preview(context: CommandContext, work: Work): Promise<ExitCode> {
+  const decisions = planDue(await planOptions(context, work))
+  for (const decision of decisions) {
+    const { phase, set, target, due, reason, nextMs } = decision
+    const next = nextMs === undefined || nextMs <= work.nowMs ? undefined : formatLocalTime(nextMs)
+    const when = next === undefined ? '' : `; due from ${next}`
+    const action = due ? 'would run' : 'not due'
+    context.reporter.print(`${subject(decision)}: ${action}: ${reason}${when}`)
+    context.reporter.report({
+      kind: 'result',
+      command: command.name,
+      dryRun: true,
+      phase,
+      set,
+      target,
+      due,
+      reason,
+      next: nextMs === undefined ? undefined : new Date(nextMs).toISOString(),
+    })
+  }
+  const collects = decisions.filter(({ phase, due }) => due && phase !== 'export')
+  return await collectDue(context, { ...work, collects })
+}
+
+function subject({ phase, set, target }: Decision): string {
+  return target === undefined ? `${set}: ${phase}` : `${set} → ${target}: ${phase}`
 }

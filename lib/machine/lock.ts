@@ -23,6 +23,8 @@ import { tryLock } from './posix.ts'
 export interface Lock {
   /** The open file that carries the lock, for programs that have to hold it as long as they run. */
   readonly fd: number
+  /** Who held it and died without letting go: what it wrote of itself; undefined in good order. */
+  readonly takenOverFrom: string | undefined
   /** Lets go; a second call does nothing. */
   readonly release: () => void
 }
@@ -54,26 +56,39 @@ export function acquireLock({
       if (waitedMs >= waitMs) throw locked(fd)
       sleep(PAUSE_MS)
     }
+    const { description: dead, holder: deadHolder } = readHolder(fd)
     ftruncateSync(fd, 0)
     writeSync(fd, `${description}\nprocess ${process.pid} on ${hostname()}\nboot ${bootId()}\n`, 0)
+    let held = true
+    const release = (): void => {
+      if (!held) return
+      held = false
+      // An empty file says that the last run ended in good order.
+      try {
+        ftruncateSync(fd, 0)
+      } finally {
+        closeSync(fd)
+      }
+    }
+    return { fd, takenOverFrom: dead === '' ? undefined : `${dead} (${deadHolder})`, release }
   } catch (error) {
     closeSync(fd)
     throw error
   }
-  let held = true
-  const release = (): void => {
-    if (held) closeSync(fd)
-    held = false
-  }
-  return { fd, release }
 }
 
-function locked(fd: number): BackupError {
+/** What the file says of who holds or held the lock. */
+function readHolder(fd: number): { readonly description: string; readonly holder: string } {
   const text = Buffer.alloc(MAX_TEXT_BYTES)
   const [description = '', holder = ''] = text
     .toString('utf8', 0, readSync(fd, text, 0, text.length, 0))
     .split('\n')
-  const who = description === '' ? '' : `: ${displayText(description)} (${displayText(holder)})`
+  return { description: displayText(description), holder: displayText(holder) }
+}
+
+function locked(fd: number): BackupError {
+  const { description, holder } = readHolder(fd)
+  const who = description === '' ? '' : `: ${description} (${holder})`
   const hint = 'wait until it has finished, or end that process'
   return new BackupError('LOCKED', `another run is under way${who}`, {
     hint,

@@ -54,7 +54,12 @@ lock('is dropped by the kernel when its holder is killed', async () => {
   assert.match(refusal().message, `process ${child.pid} on`)
   child.kill('SIGKILL')
   await once(child, 'exit')
-  acquireLock({ path, description: 'after' }).release()
+  const after = acquireLock({ path, description: 'after' })
+  assert.match(after.takenOverFrom ?? '', new RegExp(`^child \\(process ${child.pid} on `))
+  after.release()
+  const orderly = acquireLock({ path, description: 'last' })
+  assert.is(orderly.takenOverFrom, undefined, 'the one before ended in good order')
+  orderly.release()
 })
 
 lock.run()
