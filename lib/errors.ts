@@ -50,6 +50,7 @@ export const ERRORS = {
   MANIFEST_DAMAGED: [13, 'the manifest is damaged'],
   BUNDLE_DAMAGED: [13, 'a bundle is damaged'],
   BUNDLE_MISSING: [13, 'a bundle is missing'],
+  MARKS_DAMAGED: [13, 'the file of locks and tags is damaged'],
   STAGING_DAMAGED: [13, 'what is in staging is not what was collected'],
   READ_BACK: [13, 'what was read back differs from what was written'],
   UNSAFE_PATH: [13, 'a path in the backup is unsafe'],

@@ -1,16 +1,20 @@
-// Which generations stay and which go (design invariants 4 and 5). Pure: no clock, no names but the
-// stamps' order.
+// Which generations stay and which go, and why (design invariants 4 and 5). Pure: no clock.
 //
 // Used for collections in staging and exports in a repository alike, only after a run is proven.
-// The newest complete generation always stays; an incomplete one goes only when it is older than
-// everything kept that is complete.
+// Times are numbers read from the stamps; hours, days, ISO weeks, months and years are those of
+// UTC, as stamps are. Rules only ever add to what the count keeps. The newest complete generation
+// always stays, and so does everything that is locked; while a suspect one is newer than it,
+// nothing goes at all. docs/retention.md is the manual. Throws nothing but failed assertions.
 
 import assert from 'node:assert/strict'
-import type { Stamp } from './stamp.ts'
+import { type Stamp, parseStamp } from './stamp.ts'
 
 export interface Generation {
   readonly stamp: Stamp
-  readonly complete: boolean
+  /** Undefined where nobody knows: then it counts as incomplete, and stays longer. */
+  readonly complete: boolean | undefined
+  /** A sanity check distrusts it, and nobody has accepted it: it never counts as complete. */
+  readonly suspect?: boolean
 }
 
 /** How many periods of a kind keep their newest generation; `all` is for ever. */
@@ -24,7 +28,7 @@ export interface KeepRules {
   readonly weekly?: KeepCount
   readonly monthly?: KeepCount
   readonly yearly?: KeepCount
-  /** Counted back from the newest complete generation, never from the clock. */
+  /** Counted back from the complete generation before the newest, never from the clock. */
   readonly withinMs?: number
 }
 
@@ -32,29 +36,164 @@ export interface RetentionPlan {
   /** Oldest first, both. */
   readonly keep: readonly Stamp[]
   readonly remove: readonly Stamp[]
+  /** Why each one stays or goes, for people. */
+  readonly reasons: ReadonlyMap<Stamp, readonly string[]>
+  /** The suspect generation because of which nothing goes. */
+  readonly frozenBy: Stamp | undefined
+}
+
+export interface RetentionRequest {
+  readonly items: readonly Generation[]
+  /** How many of the newest complete ones stay in any case: at least 1. */
+  readonly keep: number
+  readonly rules: KeepRules
+  readonly locked: ReadonlySet<Stamp>
+  /** A suspect generation that is not among the items, because of which nothing goes. */
+  readonly frozenBy?: Stamp | undefined
+}
+
+interface Timed extends Generation {
+  readonly timeMs: number
+}
+
+type Hold = (item: Timed, reason: string) => void
+
+const HOUR_MS = 3_600_000
+const DAY_MS = 24 * HOUR_MS
+/** 1970-01-01 was a Thursday: weeks begin three days before. */
+const MONDAY_OFFSET_DAYS = 3
+
+/** The period of each rule that a moment lies in, as a word of its own. */
+const PERIODS: Readonly<Record<string, (timeMs: number) => string>> = {
+  last: (timeMs) => isoText(timeMs).slice(0, 19),
+  hourly: (timeMs) => `${isoText(timeMs).slice(0, 13)}h`,
+  daily: (timeMs) => isoText(timeMs).slice(0, 10),
+  weekly: isoWeek,
+  monthly: (timeMs) => isoText(timeMs).slice(0, 7),
+  yearly: (timeMs) => isoText(timeMs).slice(0, 4),
 }
 
 /**
- * Keeps the `keep` newest complete generations and every incomplete one that is not older than all
- * of them.
+ * Keeps the `keep` newest complete generations, what a rule or a lock holds, and every incomplete
+ * one that is not older than those `keep`.
  */
-export function planRetention({
-  items,
-  keep,
-}: {
-  items: readonly Generation[]
-  keep: number
-}): RetentionPlan {
+export function planRetention(request: RetentionRequest): RetentionPlan {
+  const { items, keep, rules, locked } = request
   assert(Number.isInteger(keep) && keep >= 1, 'at least one generation is kept')
-  const sorted = [...items].sort((a, b) => (a.stamp < b.stamp ? -1 : a.stamp > b.stamp ? 1 : 0))
-  const complete = sorted.filter((item) => item.complete)
-  const oldestKept = complete.length < keep ? undefined : complete[complete.length - keep]?.stamp
-  const stays = ({ stamp }: Generation): boolean => oldestKept === undefined || stamp >= oldestKept
-  const plan = {
-    keep: sorted.filter((item) => stays(item)).map(({ stamp }) => stamp),
-    remove: sorted.filter((item) => !stays(item)).map(({ stamp }) => stamp),
+  const sorted = items.map(withTime).sort((a, b) => a.timeMs - b.timeMs)
+  const complete = sorted.filter(isGood).reverse()
+  const reasons = new Map<Stamp, string[]>(sorted.map(({ stamp }) => [stamp, []]))
+  assert(reasons.size === sorted.length, 'no two generations have the same stamp')
+  const hold: Hold = ({ stamp }, reason) => reasons.get(stamp)?.push(reason)
+
+  for (const item of complete.slice(0, 1)) hold(item, 'the newest complete one')
+  for (const item of complete.slice(0, keep)) hold(item, `one of the newest ${keep}`)
+  holdByRules(complete, { rules, hold })
+  holdOthers(sorted, { oldestCounted: complete[keep - 1], keep, hold })
+  for (const item of sorted) if (locked.has(item.stamp)) hold(item, 'locked')
+  const frozenBy = request.frozenBy ?? suspectAfter(complete[0], sorted)
+  for (const item of sorted) {
+    if (frozenBy !== undefined) hold(item, `frozen: ${frozenBy} is suspect`)
   }
-  const newest = complete.at(-1)?.stamp
-  assert(newest === undefined || plan.keep.includes(newest), 'the newest complete generation stays')
-  return plan
+
+  const remove = sorted.filter(({ stamp }) => reasons.get(stamp)?.length === 0)
+  for (const item of remove) {
+    const why = `${nature(item)}, and ${keep} newer ones are complete`
+    hold(item, isGood(item) ? 'no rule keeps it' : why)
+  }
+  const gone = new Set(remove.map(({ stamp }) => stamp))
+  const stamps = sorted.map(({ stamp }) => stamp)
+  const newest = complete[0]?.stamp
+  assert(newest === undefined || !gone.has(newest), 'the newest complete generation stays')
+  return {
+    keep: stamps.filter((stamp) => !gone.has(stamp)),
+    remove: stamps.filter((stamp) => gone.has(stamp)),
+    reasons,
+    frozenBy,
+  }
+}
+
+/** `complete` is newest first. */
+function holdByRules(
+  complete: readonly Timed[],
+  { rules, hold }: { readonly rules: KeepRules; readonly hold: Hold },
+): void {
+  const { withinMs, ...counts } = rules
+  for (const [rule, count] of Object.entries(counts)) {
+    const periodOf = PERIODS[rule]
+    assert(periodOf !== undefined, `there is no rule ${rule}`)
+    const limit = count === 'all' ? Infinity : count
+    const seen = new Set<string>()
+    for (const item of complete) {
+      const period = periodOf(item.timeMs)
+      if (seen.has(period)) continue
+      if (seen.size >= limit) break
+      seen.add(period)
+      hold(item, rule === 'last' ? `last ${count}` : `${rule} ${period}`)
+    }
+  }
+  // Counted from the one before the newest: the first run after a year off takes nothing away.
+  const from = complete[1]
+  if (withinMs === undefined || from === undefined) return
+  for (const item of complete) {
+    if (from.timeMs - item.timeMs <= withinMs) hold(item, `within ${ageText(withinMs)}`)
+  }
+}
+
+/**
+ * Incomplete and suspect ones go with the count: a rule that keeps one of each month for ever would
+ * keep them, too.
+ */
+function holdOthers(
+  sorted: readonly Timed[],
+  {
+    oldestCounted,
+    keep,
+    hold,
+  }: { readonly oldestCounted: Timed | undefined; readonly keep: number; readonly hold: Hold },
+): void {
+  for (const item of sorted) {
+    if (isGood(item)) continue
+    if (oldestCounted !== undefined && item.timeMs < oldestCounted.timeMs) continue
+    hold(item, `${nature(item)}, and fewer than ${keep} newer ones are complete`)
+  }
+}
+
+/** A source that vanished or shrank makes suspect ones: until one is good again, all stay. */
+function suspectAfter(newest: Timed | undefined, sorted: readonly Timed[]): Stamp | undefined {
+  const suspect = sorted.filter((item) => item.suspect === true).at(-1)
+  if (suspect === undefined || newest === undefined) return suspect?.stamp
+  return suspect.timeMs > newest.timeMs ? suspect.stamp : undefined
+}
+
+function withTime(item: Generation): Timed {
+  const timeMs = parseStamp(item.stamp)
+  assert(timeMs !== undefined, 'a generation is named by its stamp')
+  return { ...item, timeMs }
+}
+
+function isGood({ complete, suspect }: Generation): boolean {
+  return complete === true && suspect !== true
+}
+
+function nature({ complete, suspect }: Generation): string {
+  if (suspect === true) return 'suspect'
+  return complete === undefined ? 'not known to be complete' : 'incomplete'
+}
+
+function isoText(timeMs: number): string {
+  return new Date(timeMs).toISOString()
+}
+
+/** `2025-W01`: a week is that of its Thursday (ISO 8601). */
+function isoWeek(timeMs: number): string {
+  const week = Math.floor((Math.floor(timeMs / DAY_MS) + MONDAY_OFFSET_DAYS) / 7)
+  const thursdayMs = week * 7 * DAY_MS
+  const year = isoText(thursdayMs).slice(0, 4)
+  const dayOfYear = Math.floor((thursdayMs - Date.parse(`${year}-01-01T00:00:00Z`)) / DAY_MS)
+  return `${year}-W${String(1 + Math.floor(dayOfYear / 7)).padStart(2, '0')}`
+}
+
+function ageText(ageMs: number): string {
+  return ageMs % DAY_MS === 0 ? `${ageMs / DAY_MS} days` : `${ageMs / HOUR_MS} hours`
 }

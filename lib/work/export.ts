@@ -10,7 +10,7 @@ import { Buffer } from 'node:buffer'
 import { availableParallelism } from 'node:os'
 import { encodePlainHeader, tarPadding } from '../format/tar.ts'
 import type { Configuration, TargetConfiguration } from '../machine/config.ts'
-import type { CollectionHeader, MissingPath } from '../model/collection.ts'
+import { type CollectionHeader, isFrozen, type MissingPath } from '../model/collection.ts'
 import { type Entry, dataBytes } from '../model/entry.ts'
 import {
   type ExportStatistics,
@@ -20,6 +20,7 @@ import {
 } from '../model/manifest.ts'
 import { rawPathFromText } from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
+import type { Doubt } from '../model/sanity.ts'
 import {
   MANIFEST,
   VERIFICATION,
@@ -77,6 +78,8 @@ export interface ExportOptions {
 export type ExportOutcome =
   | { readonly kind: 'nothing collected' }
   | { readonly kind: 'already there'; readonly stamp: string }
+  /** The newest collection is distrusted: nothing is exported or let go until it is accepted. */
+  | { readonly kind: 'suspect'; readonly stamp: string; readonly doubts: readonly Doubt[] }
   | {
       readonly kind: 'exported'
       readonly stamp: string
@@ -97,6 +100,7 @@ export async function exportSet(options: ExportOptions): Promise<ExportOutcome> 
   const { staging, machine } = configuration
   const newest = surveyCollections({ staging, set }).collections.at(-1)
   if (newest === undefined) return { kind: 'nothing collected' }
+  if (isFrozen(newest)) return { kind: 'suspect', stamp: newest.stamp, doubts: newest.suspect }
   const stamps = await listStamps(repository, machine)
   const lastThere = exportsOf(stamps)
     .filter((place) => place.set === set)
@@ -493,9 +497,11 @@ class Export {
     const retention = configuration.backupSets.find(({ name }) => name === set)?.retention
     if (retention === undefined) throw new Error('only configured sets are exported')
     return await pruneExports(repository, {
+      staging: configuration.staging,
       machine: configuration.machine,
       set,
       keep: retention.external,
+      rules: retention.keep,
       publicKeys: [signer.publicKey],
       report,
       isComplete: (stamp) =>

@@ -1,14 +1,23 @@
 // Lets old exports go, and sweeps what killed runs left: the only code that deletes on a target.
 //
 // Upholds invariants 1, 4, 5 and 7: the manifest goes first; bundles go only when every remaining
-// export's signed verification file was read and none needs them; a damaged one stops all deleting.
-// Nothing whose name is not ours is touched.
+// export's signed verification file was read and none needs them; a damaged one stops all deleting,
+// and so does a damaged file of locks (marks.ts). What goes is planned as data, and carried out
+// once. prune-local.ts does the same for staging. Nothing whose name is not ours is touched.
 
 import { BackupError } from '../errors.ts'
 import { exportName } from '../model/manifest.ts'
 import type { Report } from '../model/report.ts'
-import { planRetention } from '../model/retention.ts'
+import {
+  type Generation,
+  type KeepRules,
+  type RetentionPlan,
+  planRetention,
+} from '../model/retention.ts'
+import type { Stamp } from '../model/stamp.ts'
 import { MANIFEST, VERIFICATION, VERIFICATION_SIGNATURE } from '../model/verification.ts'
+import { lockedStamps } from './marks.ts'
+import { frozenBy } from './prune-local.ts'
 import {
   type Repository,
   type StampDirectory,
@@ -26,19 +35,94 @@ export interface PruneOutcome {
 }
 
 export interface PruneOptions {
+  /** Where the locks are kept. */
+  readonly staging: string
   readonly machine: string
   readonly set: string
   /** How many complete exports stay. */
   readonly keep: number
+  /** What stays besides. */
+  readonly rules: KeepRules
   readonly publicKeys: readonly string[]
   /** Undefined where nobody knows: then it counts as incomplete, and stays longer. */
   readonly isComplete: (stamp: string) => boolean | undefined
   readonly report: Report
+  /** Of what would go, only these: what somebody was shown and confirmed. */
+  readonly only?: ReadonlySet<Stamp>
+}
+
+/** What would go from a repository, and why everything else stays. */
+export interface PrunePlan {
+  readonly items: readonly Generation[]
+  readonly plan: RetentionPlan
+  /** The exports that go: their manifests are removed first. */
+  readonly exports: readonly StampDirectory[]
+  /** Then what no remaining export of the machine needs, directory by directory. */
+  readonly leftovers: readonly Leftover[]
+  readonly freesBytes: number
+}
+
+interface Leftover {
+  readonly directory: string
+  readonly names: readonly string[]
+  /** Whether nothing of the directory stays. */
+  readonly isWhole: boolean
+}
+
+/**
+ * The exports of a set that retention lets go, and the files that go with them. Removes nothing.
+ * @throws BackupError where an export that stays cannot be checked, or the locks cannot be read
+ */
+export async function planPruning(
+  repository: Repository,
+  options: Omit<PruneOptions, 'report'>,
+): Promise<PrunePlan> {
+  const { staging, machine, set, keep, rules, publicKeys, isComplete, only } = options
+  const stamps = await listStamps(repository, machine)
+  const exports = exportsOf(stamps)
+  const items = exports
+    .filter((place) => place.set === set)
+    .map(({ stamp }) => ({ stamp, complete: isComplete(stamp) }))
+  const inStaging = { staging, set }
+  const locked = lockedStamps(inStaging)
+  const plan = planRetention({ items, keep, rules, locked, frozenBy: frozenBy(inStaging) })
+  const remove = new Set(plan.remove.filter((stamp) => only?.has(stamp) ?? true))
+  const goes = (place: StampDirectory) => place.set === set && remove.has(place.stamp)
+  const needed = new Set<string>()
+  for (const place of exports.filter((staying) => !goes(staying))) {
+    const { bundles } = await readVerification(repository, place, publicKeys)
+    for (const name of bundles.keys()) needed.add(name)
+  }
+  const isFrozen = plan.frozenBy !== undefined
+  const leftovers = (isFrozen ? [] : stamps).map((place) => {
+    return leftoverOf(place, { needed, goes: goes(place) })
+  })
+  const going = exports.filter(goes)
+  const sizes = new Map(stamps.map((place) => [directoryOf(place), place.files]))
+  const freesBytes = [
+    ...going.map((place) => place.files.get(MANIFEST) ?? 0),
+    ...leftovers.flatMap(({ directory, names }) =>
+      names.map((name) => sizes.get(directory)?.get(name) ?? 0),
+    ),
+  ].reduce((sum, sizeBytes) => sum + sizeBytes, 0)
+  return { items, plan, exports: going, leftovers, freesBytes }
+}
+
+function leftoverOf(
+  place: StampDirectory,
+  { needed, goes }: { readonly needed: ReadonlySet<string>; readonly goes: boolean },
+): Leftover {
+  const isWhole = goes || !place.exists
+  const names = [...place.files.keys()].filter((name) => {
+    const bundle = `${place.set}/${place.stamp}/${name.replace(/\.tar\.zst\.age$/, '')}`
+    return !needed.has(bundle) && (isWhole || isBundle(name)) && name !== MANIFEST
+  })
+  return { directory: directoryOf(place), names, isWhole }
 }
 
 /**
  * Removes the exports of a set that retention does not keep, then every bundle that no export of
- * the machine needs.
+ * the machine needs. Removes nothing, with a warning, where it cannot be sure.
  * @throws BackupError TARGET_FAILED, TARGET_READ_ONLY; what is half deleted is finished by the next
  * run
  */
@@ -46,77 +130,32 @@ export async function pruneExports(
   repository: Repository,
   options: PruneOptions,
 ): Promise<PruneOutcome> {
-  const { machine, set, keep, isComplete } = options
-  const stamps = await listStamps(repository, machine)
-  const exports = exportsOf(stamps)
-  const items = exports
-    .filter((place) => place.set === set)
-    .map(({ stamp }) => ({ stamp, complete: isComplete(stamp) === true }))
-  const remove = new Set(planRetention({ items, keep }).remove)
-  const goes = (place: StampDirectory) => place.set === set && remove.has(place.stamp)
-  const needed = await neededBundles(repository, {
-    exports: exports.filter((place) => !goes(place)),
-    options,
-  })
-  if (needed === undefined) return { removedExports: [], removedBundles: 0, freedBytes: 0 }
-  for (const place of exports.filter(goes))
-    await repository.target.remove(`${directoryOf(place)}/${MANIFEST}`)
-  const freed = await sweepUnneeded(repository, { stamps, needed, goes })
-  return { removedExports: exports.filter(goes).map(exportName), ...freed }
-}
-
-/** Bundle names that the exports need; undefined, with a warning, when one of them cannot tell. */
-async function neededBundles(
-  repository: Repository,
-  { exports, options }: { exports: readonly StampDirectory[]; options: PruneOptions },
-): Promise<ReadonlySet<string> | undefined> {
-  const needed = new Set<string>()
-  for (const place of exports) {
-    try {
-      const { bundles } = await readVerification(repository, place, options.publicKeys)
-      for (const name of bundles.keys()) needed.add(name)
-    } catch (error) {
-      if (!(error instanceof BackupError)) throw error
-      options.report({
-        kind: 'notice',
-        level: 'warning',
-        code: 'RETENTION_FROZEN',
-        message:
-          `nothing is removed from ${repository.target.name}: `
-          + `${exportName(place)} cannot be checked (${error.message})`,
-      })
-      return undefined
+  const { staging, set, report } = options
+  const { target } = repository
+  let plan: PrunePlan
+  try {
+    plan = await planPruning(repository, options)
+    // Reading takes a while: whatever was locked meanwhile stays, with what it needs.
+    const locked = lockedStamps({ staging, set })
+    if (plan.exports.some(({ stamp }) => locked.has(stamp))) {
+      plan = await planPruning(repository, options)
     }
+  } catch (error) {
+    if (!(error instanceof BackupError)) throw error
+    const message = `nothing is removed from ${target.name}: ${error.message}`
+    report({ kind: 'notice', level: 'warning', code: 'RETENTION_FROZEN', message })
+    return { removedExports: [], removedBundles: 0, freedBytes: 0 }
   }
-  return needed
-}
-
-async function sweepUnneeded(
-  repository: Repository,
-  {
-    stamps,
-    needed,
-    goes,
-  }: {
-    stamps: readonly StampDirectory[]
-    needed: ReadonlySet<string>
-    goes: (place: StampDirectory) => boolean
-  },
-): Promise<{ removedBundles: number; freedBytes: number }> {
-  let removedBundles = 0
-  let freedBytes = 0
-  for (const place of stamps) {
-    const isGone = goes(place) || !place.exists
-    for (const [name, sizeBytes] of place.files) {
-      const bundle = `${place.set}/${place.stamp}/${name.replace(/\.tar\.zst\.age$/, '')}`
-      if (needed.has(bundle) || (!isGone && !isBundle(name)) || name === MANIFEST) continue
-      await repository.target.remove(`${directoryOf(place)}/${name}`)
-      freedBytes += sizeBytes
-      if (isBundle(name)) removedBundles += 1
-    }
-    if (isGone) await repository.target.removeDirectory(directoryOf(place))
+  for (const place of plan.exports) await target.remove(`${directoryOf(place)}/${MANIFEST}`)
+  for (const { directory, names, isWhole } of plan.leftovers) {
+    for (const name of names) await target.remove(`${directory}/${name}`)
+    if (isWhole) await target.removeDirectory(directory)
   }
-  return { removedBundles, freedBytes }
+  return {
+    removedExports: plan.exports.map(exportName),
+    removedBundles: plan.leftovers.flatMap(({ names }) => names.filter(isBundle)).length,
+    freedBytes: plan.freesBytes,
+  }
 }
 
 function isBundle(name: string): boolean {

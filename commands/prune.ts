@@ -1,0 +1,305 @@
+// `backup prune`: which generations stay and which go, why, and on confirmation lets them go.
+//
+// Plan, show, carry out: lib/work/prune-local.ts does it in staging and lib/work/prune.ts on
+// targets, the same code as after a good run. Only what was shown is removed; what else the rules
+// would let go by then waits for the next run. Each set in each place has an outcome of its own.
+// Throws USAGE, NOT_CONFIRMED and what loading the configuration throws.
+
+import { BackupError, type ExitCode, worstExitCode } from '../lib/errors.ts'
+import type { Configuration, SetConfiguration, TargetConfiguration } from '../lib/machine/config.ts'
+import { formatSize } from '../lib/model/amount.ts'
+import type { Generation, RetentionPlan } from '../lib/model/retention.ts'
+import type { Stamp } from '../lib/model/stamp.ts'
+import { readMarks } from '../lib/work/marks.ts'
+import { planLocalPruning, pruneLocal } from '../lib/work/prune-local.ts'
+import { planPruning, pruneExports } from '../lib/work/prune.ts'
+import { exportsOf, listStamps } from '../lib/work/repository.ts'
+import { openSigner } from '../lib/work/signing.ts'
+import { acquireRunLock, acquireSetLock } from '../lib/work/staging.ts'
+import { loadState, stateDirectory } from '../lib/work/state.ts'
+import { openTarget, repositoryToRead } from '../lib/work/target-access.ts'
+import { chosenSets, chosenTargets } from './chosen.ts'
+import { type Command, type CommandContext, isGiven, textOptions } from './command.ts'
+
+/** One set in one place: what would go there, and how it is done. */
+interface Job {
+  readonly set: string
+  /** `staging`, or a target. */
+  readonly place: string
+  readonly items: readonly Generation[]
+  readonly plan: RetentionPlan
+  /** Of a collection as `ls` shows it, of an export what lies in its own directory. */
+  readonly sizes: ReadonlyMap<Stamp, number>
+  /** Undefined in staging, where collections share their files. */
+  readonly freesBytes: number | undefined
+  readonly carryOut: (only: ReadonlySet<Stamp>) => Promise<Done>
+}
+
+interface Done {
+  readonly removed: readonly Stamp[]
+  readonly freedBytes: number | undefined
+}
+
+const NOTHING: Done = { removed: [], freedBytes: undefined }
+
+export const command: Command = {
+  name: 'backup prune',
+  summary: 'show what retention keeps and why, and remove the rest',
+  usage: `Usage: backup prune [--set NAME…] [--local | --target NAME…] [--dry-run] [--yes]
+
+Lists every generation in staging and on the targets with the reason why it stays or goes, asks,
+and removes those that go. The rules are retention of the configuration; the newest complete one
+and locked ones always stay. The same happens without asking after every good run.
+
+  --set NAME      only this set (again for more; default: all)
+  --local         only collections in staging
+  --target NAME   only exports on this target (again for more; default: all that are here)
+  --dry-run       only the list
+  --yes           do not ask; needed where nobody can answer
+`,
+  options: {
+    set: { type: 'string', multiple: true },
+    target: { type: 'string', multiple: true },
+    local: { type: 'boolean' },
+    yes: { type: 'boolean' },
+  },
+  run: async (context) => {
+    const { values } = context
+    const configuration = await context.loadConfiguration()
+    const sets = chosenSets(configuration, textOptions(values, 'set'))
+    const named = textOptions(values, 'target')
+    const isLocal = isGiven(values, 'local')
+    if (isLocal && named.length > 0) {
+      throw new BackupError('USAGE', '--local and --target do not go together')
+    }
+    const { tags } = readMarks(configuration.staging)
+    const codes: ExitCode[] = []
+    const jobs: Job[] = []
+    const plan = { context, configuration, sets, codes, jobs }
+    if (named.length === 0) await planStaging(plan)
+    for (const target of isLocal ? [] : chosenTargets(configuration, named)) {
+      await planTarget(plan, { target, isNamed: named.length > 0 })
+    }
+    const tagsOf = (set: string, stamp: Stamp) => {
+      return tags.filter((tag) => tag.set === set && tag.stamp === stamp).map(({ name }) => name)
+    }
+    for (const job of jobs) codes.push(showPlan(context, job, tagsOf))
+    codes.push(await carryOut(context, jobs, tagsOf))
+    return worstExitCode(codes)
+  },
+}
+
+interface Planning {
+  readonly context: CommandContext
+  readonly configuration: Configuration
+  readonly sets: readonly SetConfiguration[]
+  readonly codes: ExitCode[]
+  readonly jobs: Job[]
+}
+
+async function planStaging({ context, configuration, sets, codes, jobs }: Planning): Promise<void> {
+  const { staging } = configuration
+  const { report } = context.reporter
+  for (const set of sets) {
+    await orTell({ context, codes, what: `${set.name} in staging` }, async () => {
+      const { collections, damaged, items, plan } = planLocalPruning({ staging, set })
+      for (const stamp of damaged) {
+        const message = `${set.name}: ${stamp} stays: its catalog cannot be read`
+        report({ kind: 'notice', level: 'warning', code: 'CATALOG_DAMAGED', message })
+      }
+      const sizes = new Map(collections.map(({ stamp, bytes }) => [stamp, bytes]))
+      const carryOut = async (only: ReadonlySet<Stamp>): Promise<Done> => {
+        const place = { staging, set: set.name }
+        const lock = acquireSetLock({ ...place, description: 'backup prune', waitMs: 0 })
+        try {
+          return { removed: pruneLocal({ staging, set, report, only }), freedBytes: undefined }
+        } finally {
+          lock.release()
+        }
+      }
+      const place = 'staging'
+      jobs.push({ set: set.name, place, items, plan, sizes, freesBytes: undefined, carryOut })
+    })
+  }
+}
+
+async function planTarget(
+  { context, configuration, sets, codes, jobs }: Planning,
+  { target, isNamed }: { readonly target: TargetConfiguration; readonly isNamed: boolean },
+): Promise<void> {
+  const { staging, machine } = configuration
+  const { report } = context.reporter
+  const isOptional = !isNamed
+  await orTell({ context, codes, what: target.name, isOptional }, async () => {
+    const repository = await repositoryToRead(openTarget(target, configuration))
+    const { publicKey } = await openSigner(configuration)
+    // Only a run that writes adopts what is pending: until then that export is not known.
+    const directory = stateDirectory({ staging, id: repository.id })
+    const state = await loadState(directory, async () => undefined)
+    const places = exportsOf(await listStamps(repository, machine))
+    for (const { name: set, retention } of sets) {
+      const options = {
+        staging,
+        machine,
+        set,
+        keep: retention.external,
+        rules: retention.keep,
+        publicKeys: [publicKey],
+        isComplete: (stamp: Stamp) => state?.exports.get(`${set}/${stamp}`)?.complete,
+      }
+      await orTell({ context, codes, what: `${set} on ${target.name}` }, async () => {
+        const { items, plan, freesBytes } = await planPruning(repository, options)
+        const sizes = new Map(
+          places
+            .filter((place) => place.set === set)
+            .map(({ stamp, files }) => [stamp, sum([...files.values()])]),
+        )
+        const carryOut = async (only: ReadonlySet<Stamp>): Promise<Done> => {
+          const lock = acquireRunLock({ staging, description: 'backup prune', waitMs: 0 })
+          try {
+            const done = await pruneExports(repository, { ...options, report, only })
+            const removed = done.removedExports.map((name) => name.split('/').at(-1) ?? name)
+            return { removed, freedBytes: done.freedBytes }
+          } finally {
+            lock.release()
+          }
+        }
+        jobs.push({ set, place: target.name, items, plan, sizes, freesBytes, carryOut })
+      })
+    }
+  })
+}
+
+type TagsOf = (set: string, stamp: Stamp) => readonly string[]
+
+/** @returns 3 for a set that is frozen, for somebody has to look at it */
+function showPlan({ reporter }: CommandContext, job: Job, tagsOf: TagsOf): ExitCode {
+  const { set, place, plan, freesBytes } = job
+  const frees = freesBytes === undefined ? '' : `, which frees ${formatSize(freesBytes)}`
+  const counts = `${plan.keep.length} stay, ${plan.remove.length} go${frees}`
+  reporter.print(`${set} in ${place}: ${counts}`)
+  const going = new Set(plan.remove)
+  for (const { stamp } of job.items) {
+    const size = formatSize(job.sizes.get(stamp) ?? 0).padStart(8)
+    const tags = tagsOf(set, stamp)
+    const named = tags.length === 0 ? '' : `  [${tags.join(', ')}]`
+    const why = plan.reasons.get(stamp)?.join(', ') ?? ''
+    reporter.print(`  ${stamp}  ${size}  ${going.has(stamp) ? 'goes ' : 'stays'}  ${why}${named}`)
+  }
+  if (plan.frozenBy === undefined) return 0
+  const message = `${set} in ${place}: nothing goes, for ${plan.frozenBy} is suspect`
+  reporter.report({ kind: 'notice', level: 'warning', code: 'RETENTION_FROZEN', message })
+  return 3
+}
+
+/** Asks, and removes what was shown. @throws BackupError NOT_CONFIRMED */
+async function carryOut(
+  context: CommandContext,
+  jobs: readonly Job[],
+  tagsOf: TagsOf,
+): Promise<ExitCode> {
+  const { values, reporter } = context
+  const count = sum(jobs.map(({ plan }) => plan.remove.length))
+  const goes = jobs.some(hasWork)
+  const dryRun = isGiven(values, 'dry-run')
+  const isAgreed = !dryRun && goes && (isGiven(values, 'yes') || (await asks(context, count)))
+  if (!isAgreed) {
+    for (const job of jobs) tellResult(context, job, { outcome: 'planned', done: NOTHING, tagsOf })
+    if (!goes) reporter.tell('there is nothing to remove')
+    if (!goes || dryRun) return 0
+    throw new BackupError('NOT_CONFIRMED', `removing ${generations(count)} has to be confirmed`, {
+      hint: 'give --yes; nothing was removed',
+    })
+  }
+  const codes: ExitCode[] = []
+  for (const job of jobs) {
+    const what = `${job.set} in ${job.place}`
+    await orTell({ context, codes, what }, async () => {
+      const done = hasWork(job) ? await job.carryOut(new Set(job.plan.remove)) : NOTHING
+      const { removed, freedBytes } = done
+      const freed = freedBytes === undefined ? '' : `, ${formatSize(freedBytes)} freed`
+      if (hasWork(job)) reporter.tell(`${what}: ${generations(removed.length)} removed${freed}`)
+      tellResult(context, job, { outcome: 'pruned', done, tagsOf })
+    })
+  }
+  return worstExitCode(codes)
+}
+
+async function asks({ confirm }: CommandContext, count: number): Promise<boolean> {
+  const what = count === 0 ? 'what no export needs any more' : `${generations(count)} for ever`
+  return await confirm(`Remove ${what}?`)
+}
+
+function hasWork({ plan, freesBytes = 0 }: Job): boolean {
+  return plan.remove.length > 0 || freesBytes > 0
+}
+
+function tellResult(
+  { reporter, values }: CommandContext,
+  { set, place, items, plan, sizes, freesBytes }: Job,
+  {
+    outcome,
+    done,
+    tagsOf,
+  }: { readonly outcome: 'planned' | 'pruned'; readonly done: Done; readonly tagsOf: TagsOf },
+): void {
+  const going = new Set(plan.remove)
+  reporter.report({
+    kind: 'result',
+    command: command.name,
+    dryRun: isGiven(values, 'dry-run'),
+    set,
+    place,
+    outcome,
+    frozenBy: plan.frozenBy,
+    generations: items.map((item) => ({
+      ...item,
+      stays: !going.has(item.stamp),
+      reasons: plan.reasons.get(item.stamp),
+      tags: tagsOf(set, item.stamp),
+      bytes: sizes.get(item.stamp),
+    })),
+    freesBytes,
+    ...done,
+    exitCode: plan.frozenBy === undefined ? 0 : 3,
+  })
+}
+
+/** What one place cannot do never hides the others. Interruption ends all. */
+async function orTell(
+  {
+    context: { reporter, signal },
+    codes,
+    what,
+    isOptional = false,
+  }: {
+    readonly context: CommandContext
+    readonly codes: ExitCode[]
+    readonly what: string
+    /** Nobody asked for it by name, so it need not be there. */
+    readonly isOptional?: boolean
+  },
+  work: () => Promise<void>,
+): Promise<void> {
+  if (signal.aborted) throw new BackupError('INTERRUPTED', 'interrupted')
+  try {
+    await work()
+  } catch (error) {
+    if (!(error instanceof BackupError) || error.code === 'INTERRUPTED') throw error
+    const { code, facts, hint } = error
+    const message = `${what}: ${error.message}${hint === undefined ? '' : ` (${hint})`}`
+    reporter.report({ kind: 'notice', level: 'warning', code, message, facts })
+    const exitCode = isOptional && code === 'TARGET_ABSENT' ? 0 : error.exitCode
+    const outcome = { outcome: 'failed', code, exitCode }
+    reporter.report({ kind: 'result', command: command.name, what, ...outcome })
+    codes.push(exitCode)
+  }
+}
+
+function generations(count: number): string {
+  return count === 1 ? '1 generation' : `${count} generations`
+}
+
+function sum(amounts: readonly number[]): number {
+  return amounts.reduce((total, amount) => total + amount, 0)
+}

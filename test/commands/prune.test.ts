@@ -1,0 +1,172 @@
+import { appendFileSync, existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { randomBytes } from 'node:crypto'
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { acquireSetLock, listStamps } from '../../lib/work/staging.ts'
+import {
+  assertWhole,
+  configure,
+  exportStamps,
+  inventory,
+  jsonLines,
+  makeScenario,
+  type Scenario,
+  setDirectory,
+} from '../helpers/scenario.ts'
+
+const prune = suite('backup prune')
+
+/** Collections and exports that all stay, and then a rule that keeps one. */
+async function withHistory(count: number): Promise<{ scenario: Scenario; stamps: string[] }> {
+  const scenario = await makeScenario()
+  writeFileSync(`${scenario.source}/base`, randomBytes(100_000))
+  const stamps: string[] = []
+  for (let i = 0; i < count; i++) {
+    writeFileSync(`${scenario.source}/day`, randomBytes(50_000))
+    stamps.push((await scenario.generation()).stamp)
+  }
+  configure(scenario, (c) => {
+    c['retention'] = { local: 1, external: 1 }
+  })
+  return { scenario, stamps }
+}
+
+const collected = ({ staging }: Scenario): string[] => listStamps({ staging, set: 'data' })
+
+prune('lists why each one stays or goes, and in a dry run removes nothing', async () => {
+  const { scenario, stamps } = await withHistory(3)
+  await scenario.run('lock', 'data', stamps[0]!)
+  await scenario.run('tag', 'first', 'data', stamps[0]!)
+  const before = [inventory(scenario.staging), inventory(scenario.target)]
+  const { status, stdout, stderr } = await scenario.run('prune', '--dry-run')
+  assert.is(status, 0, stderr)
+  assert.match(stdout, /data in staging: 2 stay, 1 go/)
+  assert.match(stdout, /data in drive: 2 stay, 1 go, which frees \d+/)
+  assert.match(stdout, new RegExp(`${stamps[0]} .* stays  locked  \\[first\\]`))
+  assert.match(stdout, new RegExp(`${stamps[1]} .* goes   no rule keeps it`))
+  assert.match(stdout, new RegExp(`${stamps[2]} .* stays  the newest complete one, one of`))
+  assert.equal([inventory(scenario.staging), inventory(scenario.target)], before)
+})
+
+prune('without a terminal removes only with --yes, and exits 4 without', async () => {
+  const { scenario, stamps } = await withHistory(3)
+  const refused = await scenario.run('prune')
+  assert.is(refused.status, 4)
+  assert.match(refused.stderr, 'removing 4 generations has to be confirmed')
+  assert.match(refused.stdout, 'data in staging: 1 stay, 2 go')
+  assert.equal(collected(scenario), stamps)
+  assert.equal(exportStamps(scenario), stamps)
+
+  const done = await scenario.run('prune', '--yes', '--json')
+  assert.is(done.status, 0, done.stderr)
+  assert.equal(collected(scenario), stamps.slice(2))
+  assert.equal(exportStamps(scenario), stamps.slice(2))
+  const results = jsonLines(done, 'result')
+  assert.equal(
+    results.map(({ place, outcome, removed }) => [place, outcome, removed]),
+    [
+      ['staging', 'pruned', stamps.slice(0, 2)],
+      ['drive', 'pruned', stamps.slice(0, 2)],
+    ],
+  )
+  const [first] = results[1]!['generations']
+  assert.equal(
+    [first.stamp, first.stays, first.reasons, first.tags],
+    [stamps[0], false, ['no rule keeps it'], []],
+  )
+  assert.is(results[1]!['freedBytes'], results[1]!['freesBytes'])
+  assert.ok(results[1]!['freedBytes'] > 50_000)
+  // What the export that stays needs of the others is still there.
+  assert.ok(existsSync(`${setDirectory(scenario)}/${stamps[0]}/data-0001.tar.zst.age`))
+  assert.not.ok(existsSync(`${setDirectory(scenario)}/${stamps[1]}`))
+  await assertWhole(scenario)
+  const again = await scenario.run('prune')
+  assert.is(again.status, 0, again.stderr)
+  assert.match(again.stdout, 'there is nothing to remove')
+})
+
+prune('--local and --target say where', async () => {
+  const { scenario, stamps } = await withHistory(2)
+  assert.is((await scenario.run('prune', '--local', '--yes')).status, 0)
+  assert.equal([collected(scenario), exportStamps(scenario)], [stamps.slice(1), stamps])
+  assert.is((await scenario.run('prune', '--target', 'drive', '--yes')).status, 0)
+  assert.equal(exportStamps(scenario), stamps.slice(1))
+  const both = await scenario.run('prune', '--local', '--target', 'drive')
+  assert.is(both.status, 2)
+})
+
+prune('rules of the configuration keep exports and collections alike', async () => {
+  const { scenario, stamps } = await withHistory(3)
+  configure(scenario, (c) => {
+    c['retention'] = { local: 1, external: 1, keep: { last: 2 } }
+  })
+  assert.is((await scenario.run('prune', '--yes')).status, 0)
+  assert.equal([collected(scenario), exportStamps(scenario)], [stamps.slice(1), stamps.slice(1)])
+})
+
+prune('a locked export stays after a good run too, and restores', async () => {
+  const { scenario, stamps } = await withHistory(2)
+  assert.is((await scenario.run('lock', 'data', stamps[0]!)).status, 0)
+  writeFileSync(`${scenario.source}/day`, randomBytes(50_000))
+  const { stamp } = await scenario.generation()
+  assert.equal(exportStamps(scenario), [stamps[0], stamp])
+  assert.equal(collected(scenario), [stamps[0], stamp])
+  await assertWhole(scenario)
+})
+
+prune('damaged locks freeze every removal, after a good run too', async () => {
+  const { scenario, stamps } = await withHistory(2)
+  writeFileSync(`${scenario.staging}/.state/marks.json`, '{"format":1,"loc')
+  const asked = await scenario.run('prune', '--yes')
+  assert.is(asked.status, 13)
+  assert.match(asked.stderr, 'the file of locks and tags is damaged')
+  const { stamp } = await scenario.generation()
+  assert.equal(exportStamps(scenario), [...stamps, stamp])
+  assert.equal(collected(scenario), [...stamps, stamp])
+})
+
+prune('an export that cannot be checked stops removal on its target only', async () => {
+  const { scenario, stamps } = await withHistory(3)
+  const path = `${setDirectory(scenario)}/${stamps[2]}/verification.sha256`
+  const bytes = readFileSync(path)
+  appendFileSync(path, 'x')
+  const { status } = await scenario.run('prune', '--yes')
+  assert.is(status, 13)
+  assert.equal(exportStamps(scenario), stamps)
+  assert.equal(collected(scenario), stamps.slice(2))
+  writeFileSync(path, bytes)
+  assert.is((await scenario.run('prune', '--yes')).status, 0)
+  assert.equal(exportStamps(scenario), stamps.slice(2))
+})
+
+prune('exports that nobody knows to be complete all stay', async () => {
+  const { scenario, stamps } = await withHistory(3)
+  rmSync(`${scenario.staging}/.state/repositories`, { recursive: true })
+  const { status, stdout } = await scenario.run('prune', '--target', 'drive', '--yes')
+  assert.is(status, 0)
+  assert.match(stdout, 'stays  not known to be complete')
+  assert.equal(exportStamps(scenario), stamps)
+})
+
+prune('a set that another run has exits 11 and keeps its collections', async () => {
+  const { scenario, stamps } = await withHistory(2)
+  const { staging } = scenario
+  const held = acquireSetLock({ staging, set: 'data', description: 'a run', waitMs: 0 })
+  const { status } = await scenario.run('prune', '--local', '--yes')
+  held.release()
+  assert.is(status, 11)
+  assert.equal(collected(scenario), stamps)
+})
+
+prune('a target that is not there matters only where it was named', async () => {
+  const { scenario, stamps } = await withHistory(2)
+  rmSync(scenario.target, { recursive: true })
+  const named = await scenario.run('prune', '--target', 'drive', '--yes')
+  assert.is(named.status, 10)
+  const all = await scenario.run('prune', '--yes')
+  assert.is(all.status, 0, all.stderr)
+  assert.match(all.stderr, 'drive: ')
+  assert.equal(collected(scenario), stamps.slice(1))
+})
+
+prune.run()
