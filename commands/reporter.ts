@@ -107,6 +107,7 @@ function createTextReporter(options: ReporterOptions): Reporter {
       case 'progress':
         return showProgress(event)
       case 'notice': {
+        if (event.code === 'HOOK_OUTPUT' && !verbose) return
         if (event.level === 'warning') return line.above(warningLine(name, event))
         return quiet ? undefined : line.above(`${name}: ${safeText(event.message)}\n`)
       }

@@ -12,6 +12,7 @@ import assert from 'node:assert/strict'
 import { Buffer } from 'node:buffer'
 import { accessSync, constants, statSync } from 'node:fs'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { $, type ProcessPromise } from 'zx/core'
 import { BackupError } from '../errors.ts'
 
@@ -36,6 +37,10 @@ export interface ProgramCall {
    * ended.
    */
   readonly inherit?: number
+  /** Words before it, of a program that runs it: `nice -n 10`. */
+  readonly runBy?: readonly string[]
+  /** What it finds in its environment besides PATH and HOME, instead of plain English. */
+  readonly environment?: Readonly<Record<string, string>>
 }
 
 export interface ProgramResult {
@@ -65,6 +70,10 @@ const KEPT_ERROR_BYTES = 64 * 1024
 /** How long a program may take to end in good order before it is killed. */
 const GRACE_MS = 5_000
 
+/** What a program leaves behind when it was told to end gets this many moments to end, too. */
+const LEFTOVER_MOMENTS = 25
+const MOMENT_MS = 20
+
 /** Linux refuses a single argument above 128 KiB, and the shell takes the whole command as one. */
 const MAX_COMMAND_BYTES = 120 * 1024
 
@@ -92,7 +101,10 @@ export async function runProgram(call: ProgramCall): Promise<ProgramResult> {
   running.child?.stderr?.on('data', (bytes: Buffer) => output.take(bytes, 'stderr', ending))
   const result = await running.finally(ending.clear)
   output.finish()
-  if (ending.reason !== undefined) throw ending.reason
+  if (ending.reason !== undefined) {
+    await endLeftovers(running.pid)
+    throw ending.reason
+  }
   if (result.exitCode === null) throw killed(call.program, result.signal)
   return { exitCode: result.exitCode, stdout: output.text('stdout'), stderr: output.text('stderr') }
 }
@@ -131,7 +143,7 @@ export function quoteArgument(raw: string): string {
 type Store = NonNullable<typeof $.store>
 
 function start(call: ProgramCall, file: string, store: Store): ProcessPromise {
-  const words = [...guard(), file, ...call.args].map(rawText)
+  const words = [...guard(), ...(call.runBy ?? []), file, ...call.args].map(rawText)
   const bytes = words.reduce((sum, word) => sum + quoteArgument(word).length + 1, 0)
   assert(bytes < MAX_COMMAND_BYTES, `${call.program}: the command is too long`)
   const run = $({
@@ -139,7 +151,7 @@ function start(call: ProgramCall, file: string, store: Store): ProcessPromise {
     ac: new AbortController(),
     cwd: '/',
     detached: true,
-    env: environment(),
+    env: environment(call),
     killSignal: 'SIGTERM',
     log: () => {},
     nothrow: true,
@@ -177,13 +189,12 @@ function rawText(argument: string | Uint8Array): string {
  * Nothing of ours but where programs and the home are: no secret, no ZX_*, messages in plain
  * English.
  */
-function environment(): Record<string, string> {
+function environment(call: ProgramCall): Record<string, string> {
   const { PATH = '', HOME = '/' } = process.env
   return {
+    ...(call.environment ?? { LC_ALL: 'C', LANG: 'C' }),
     PATH: [PATH, ...FURTHER_DIRECTORIES].filter((part) => part !== '').join(':'),
     HOME,
-    LC_ALL: 'C',
-    LANG: 'C',
   }
 }
 
@@ -212,12 +223,22 @@ function watch(call: ProgramCall, pid: number | undefined): Ending {
   return ending
 }
 
-function signalGroup(pid: number | undefined, signal: NodeJS.Signals): void {
-  if (pid === undefined) return
+/** A child that does not heed SIGTERM would outlive the program that was ended. */
+async function endLeftovers(pid: number | undefined): Promise<void> {
+  for (let moment = 0; moment < LEFTOVER_MOMENTS; moment++) {
+    if (!signalGroup(pid, 0)) return
+    await sleep(MOMENT_MS)
+  }
+  signalGroup(pid, 'SIGKILL')
+}
+
+/** Whether anything of the group is left; signal 0 only asks. */
+function signalGroup(pid: number | undefined, signal: NodeJS.Signals | 0): boolean {
+  if (pid === undefined) return false
   try {
-    process.kill(-pid, signal)
+    return process.kill(-pid, signal)
   } catch {
-    // It has ended already.
+    return false
   }
 }
 

@@ -123,6 +123,28 @@ shell('ends a program that takes too long, its children too', async () => {
   assert.not.ok(existsSync(mark))
 })
 
+shell('kills what an ended program leaves behind, even what ignores SIGTERM', async () => {
+  const stubborn = `trap '' TERM; echo $$ > ${directory}/stubborn; while :; do sleep 0.1; done`
+  const args = ['-c', `sh -c "$1" >/dev/null 2>&1 & sleep 30`, 'sh', stubborn]
+  const error = await failureOf(runProgram({ program: 'sh', args, changes: true, timeoutMs: 300 }))
+  assert.is(error.code, 'PROGRAM_TIMEOUT')
+  await sleep(100)
+  const pid = readFileSync(`${directory}/stubborn`, 'utf8').trim()
+  const stat = `/proc/${pid}/stat`
+  if (existsSync(stat)) assert.match(readFileSync(stat, 'utf8'), /\) Z /)
+})
+
+shell('runs a program by another, and with an environment of its own', async () => {
+  const { stdout } = await runProgram({
+    ...quick,
+    program: 'sh',
+    args: ['-c', 'nice; echo "$LANG.$LC_ALL.$MINE.${HOME:+home}"'],
+    runBy: ['nice', '-n', '7'],
+    environment: { LANG: 'xx', MINE: 'a b' },
+  })
+  assert.is(stdout, '7\nxx..a b.home\n')
+})
+
 shell('ends a program when the run is interrupted', async () => {
   const controller = new AbortController()
   setTimeout(() => controller.abort(), 100)
