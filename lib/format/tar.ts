@@ -1,6 +1,7 @@
 // The tar layer of a bundle: header ranges of PAX members (docs/format.md §3.3).
 //
-// encodeHeader and parseHeader are inverses for everything that a catalog entry's metadata can say.
+// encodeHeader and parseHeader are inverses for everything that a catalog entry's metadata can say
+// but the time of birth, which is read where other programs wrote it and never written (§3.3).
 // A header range, the member's data and tarPadding zeros are a valid member wherever they lie;
 // END_OF_ARCHIVE ends a tar. parseHeader also reads what GNU tar and bsdtar write (PAX and GNU
 // formats). Its parts: ustar-block.ts, pax.ts, sparse-map.ts, acl.ts. Throws TAR_DAMAGED for bytes
@@ -9,7 +10,14 @@
 import { Buffer } from 'node:buffer'
 import assert from 'node:assert/strict'
 import { BackupError } from '../errors.ts'
-import { type EntryMetadata, type EntryType, MAX_PATH_BYTES, dataBytes } from '../model/entry.ts'
+import {
+  type EntryMetadata,
+  type EntryType,
+  INODE_FLAGS,
+  type InodeFlag,
+  MAX_PATH_BYTES,
+  dataBytes,
+} from '../model/entry.ts'
 import { type RawPath, baseOf, rawPathFromText, rawPathToText } from '../model/raw-path.ts'
 import { numericAclText } from './acl.ts'
 import {
@@ -70,6 +78,13 @@ const TYPES: ReadonlyMap<string, EntryType> = new Map([
   ['5', 'directory'],
   ['6', 'fifo'],
 ])
+/** As libarchive writes them (archive_entry.c); it reads more spellings, we read these. */
+const FLAG_WORDS: Readonly<Record<InodeFlag, string>> = {
+  append: 'sappnd',
+  compressed: 'compress',
+  immutable: 'schg',
+  nodump: 'nodump',
+}
 const [PAX_FLAG, GLOBAL_FLAG, GNU_LONG_NAME, GNU_LONG_LINK] = ['x', 'g', 'L', 'K'] as const
 const EXTENSION_FLAGS: ReadonlySet<string> = new Set([
   PAX_FLAG,
@@ -199,7 +214,7 @@ function recordsOf(
   fields: UstarBlock,
   comment: string | undefined,
 ): PaxRecord[] {
-  const { path, target = '', uid, gid, mtimeNs, xattrs, acl, defaultAcl, birthNs, sparse } = entry
+  const { path, target = '', uid, gid, mtimeNs, xattrs, acl, defaultAcl, flags, sparse } = entry
   const {
     name,
     sizeBytes,
@@ -222,7 +237,8 @@ function recordsOf(
   for (const [key, value] of xattrs ?? NO_XATTRS) records.push([xattrKeyword(key), value])
   if (acl !== undefined) records.push(['SCHILY.acl.access', acl])
   if (defaultAcl !== undefined) records.push(['SCHILY.acl.default', defaultAcl])
-  if (birthNs !== undefined) records.push(['LIBARCHIVE.creationtime', paxTime(birthNs)])
+  if (flags !== undefined)
+    records.push(['SCHILY.fflags', flags.map((flag) => FLAG_WORDS[flag]).join(',')])
   if (sparse !== undefined) {
     records.push(['GNU.sparse.major', '1'], ['GNU.sparse.minor', '0'])
     records.push(['GNU.sparse.name', path], ['GNU.sparse.realsize', String(entry.size ?? 0)])
@@ -303,6 +319,7 @@ function parseMetadata(
   const acl = bytesOf(pax, 'SCHILY.acl.access')
   const defaultAcl = bytesOf(pax, 'SCHILY.acl.default')
   const xattrs = xattrsOf(pax)
+  const flags = flagsOf(pax)
   return {
     path: type === 'directory' ? withoutLastSlashes(path) : path,
     type,
@@ -320,6 +337,7 @@ function parseMetadata(
     ...(defaultAcl === undefined ? {} : { defaultAcl: numericAclText(defaultAcl) }),
     ...(map === undefined ? {} : { sparse: map.segments }),
     ...(birth === undefined ? {} : { birthNs: parsePaxTime(birth) }),
+    ...(flags.length === 0 ? {} : { flags }),
   }
 }
 
@@ -353,6 +371,12 @@ function xattrsOf(pax: ReadonlyMap<string, Buffer>): ReadonlyMap<string, Buffer>
     if (name !== undefined && !name.startsWith('system.posix_acl_')) found.push([name, value])
   }
   return new Map(found.sort(([a], [b]) => (a < b ? -1 : 1)))
+}
+
+/** Those that a catalog can say; others are other systems' affair. */
+function flagsOf(pax: ReadonlyMap<string, Buffer>): readonly InodeFlag[] {
+  const words = bytesOf(pax, 'SCHILY.fflags')?.split(',') ?? []
+  return INODE_FLAGS.filter((flag) => words.includes(FLAG_WORDS[flag]))
 }
 
 /** The real size of a sparse file; undefined for any other. */

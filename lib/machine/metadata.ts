@@ -5,19 +5,19 @@
 // (invariant 10).
 
 import { Buffer } from 'node:buffer'
-import { chmodSync, lchownSync } from 'node:fs'
+import { chmodSync, closeSync, constants, lchownSync, openSync } from 'node:fs'
 import { systemCode } from '../errors.ts'
 import { aclFromText } from '../format/acl.ts'
-import type { EntryMetadata } from '../model/entry.ts'
+import type { EntryMetadata, InodeFlag } from '../model/entry.ts'
 import { type RawPath, rawPathToBytes } from '../model/raw-path.ts'
-import { setTimes, setXattr } from './posix.ts'
+import { addInodeFlags, setTimes, setXattr } from './posix.ts'
 
-/** What could not be set: `owner`, `mode`, `acl`, `time` or `xattr <name>`. */
+/** What could not be set: `owner`, `mode`, `acl`, `time`, `flags` or `xattr <name>`. */
 export type LostMetadata = string
 
 /**
- * Sets everything but the type; `owner` is the present one, where the caller knows it. Never
- * follows a symbolic link. @throws the system's error for broken disks
+ * Sets everything but the type and the inode flags; `owner` is the present one, where the caller
+ * knows it. Never follows a symbolic link. @throws the system's error for broken disks
  */
 export function applyMetadata(
   path: RawPath,
@@ -51,6 +51,40 @@ export function applyMetadata(
   return lost
 }
 
+/** FS_*_FL of linux/fs.h. */
+const FLAG_BITS: Readonly<Record<InodeFlag, number>> = {
+  append: 0x20,
+  compressed: 0x04,
+  immutable: 0x10,
+  nodump: 0x40,
+}
+
+/**
+ * Sets the inode flags of a file or directory, besides those it has: after everything else, for an
+ * immutable file can be neither renamed nor linked nor given a time.
+ * @throws the system's error for broken disks
+ */
+export function applyFlags(path: RawPath, { flags = [] }: EntryMetadata): LostMetadata[] {
+  if (flags.length === 0) return []
+  if (process.platform !== 'linux') return ['flags']
+  const { O_RDONLY, O_NOFOLLOW, O_NONBLOCK } = constants
+  try {
+    const fd = openSync(rawPathToBytes(path), O_RDONLY | O_NOFOLLOW | O_NONBLOCK)
+    try {
+      addInodeFlags(
+        fd,
+        flags.reduce((bits, flag) => bits | FLAG_BITS[flag], 0),
+      )
+    } finally {
+      closeSync(fd)
+    }
+    return []
+  } catch (error) {
+    if (!REFUSALS.has(systemCode(error) ?? '')) throw error
+    return ['flags']
+  }
+}
+
 const REFUSALS: ReadonlySet<string> = new Set([
   'EPERM',
   'EACCES',
@@ -58,6 +92,7 @@ const REFUSALS: ReadonlySet<string> = new Set([
   'EOPNOTSUPP',
   'EINVAL',
   'ENOSYS',
+  'ENOTTY',
   'E2BIG',
   'ERANGE',
 ])

@@ -1,5 +1,5 @@
 // The system calls that Node lacks: extended attributes, exact times, device nodes, holes, flock,
-// syncfs.
+// syncfs, statx, inode flags.
 //
 // The only importer of koffi, which is loaded at the first call, so that commands that need none of
 // this start fast; each worker thread loads its own. Paths are RawPath and reach the kernel as the
@@ -30,6 +30,9 @@ const LOCK_NONBLOCKING = 4
 const POSIX_FADV_DONTNEED = 4
 const XATTR_NOFOLLOW = 1
 const SYNC_FILE_RANGE_WRITE = 2
+const STATX_BASIC_AND_BIRTH = 0xfff
+/** FS_IOC_GETFLAGS and FS_IOC_SETFLAGS of linux/fs.h, as 64-bit x86 and ARM have them. */
+const [GET_INODE_FLAGS, SET_INODE_FLAGS] = [0x80086601, 0x40086602]
 const NODE_TYPES = { fifo: 0o010000, char: 0o020000, block: 0o060000, socket: 0o140000 } as const
 
 /** How often a value that grows between asking for its size and reading it is asked again. */
@@ -189,6 +192,26 @@ function seek(fd: number, offset: number, whence: number): number | 'none' | 'un
   throw error
 }
 
+/** How long struct statx(2) is. */
+export const STATX_BYTES = 256
+
+/** Fills `out` with the struct statx of a path, which is not opened. Linux only. */
+export function readStatx(path: RawPath, out: Buffer): void {
+  const signature = 'int statx(int, path, int, uint32, out)'
+  const file = terminated(path)
+  if (number(signature, AT_FDCWD, file, AT_SYMLINK_NOFOLLOW, STATX_BASIC_AND_BIRTH, out) !== 0)
+    throw failure('statx')
+}
+
+/** Sets bits of an open file's inode flags (chattr(1)) besides those that are set. Linux only. */
+export function addInodeFlags(fd: number, bits: number): void {
+  const flags = Buffer.alloc(8)
+  const signature = 'int ioctl(int, uint64, out)'
+  if (number(signature, fd, GET_INODE_FLAGS, flags) !== 0) throw failure('ioctl')
+  flags.writeUInt32LE((flags.readUInt32LE() | bits) >>> 0)
+  if (number(signature, fd, SET_INODE_FLAGS, flags) !== 0) throw failure('ioctl')
+}
+
 /** Writes everything of the filesystem that holds `fd` to the medium. */
 export function syncFilesystem(fd: number): void {
   if (DARWIN) number('int sync()')
@@ -228,6 +251,12 @@ export function tryLock(fd: number): boolean {
   const error = failure('flock')
   if (error.code === 'EWOULDBLOCK' || error.code === 'EAGAIN') return false
   throw error
+}
+
+/** One ioctl whose argument is a structure: `buffer` is read, and written, by the kernel. */
+export function ioctl(fd: number, request: number, buffer: Buffer): void {
+  if (number('int ioctl(int, unsigned long, out)', fd, request, buffer) !== 0)
+    throw failure('ioctl')
 }
 
 /**

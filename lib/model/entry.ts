@@ -21,6 +21,11 @@ const ENTRY_TYPES: ReadonlySet<string> = new Set<EntryType>([
   'socket',
 ])
 
+/** Inode flags (chattr) that are kept: those that the system can give again. Sorted. */
+export const INODE_FLAGS = ['append', 'compressed', 'immutable', 'nodump'] as const
+
+export type InodeFlag = (typeof INODE_FLAGS)[number]
+
 /** Nanoseconds since 1970, possibly negative. */
 export type TimeNs = bigint
 
@@ -46,7 +51,10 @@ export interface EntryMetadata {
   readonly defaultAcl?: string
   /** Data segments `[offset, length]` of a sparse file. */
   readonly sparse?: readonly (readonly [offset: number, length: number])[]
+  /** Of the source. No header has it: GNU tar would warn of every member (docs/format.md §3.3). */
   readonly birthNs?: TimeNs
+  /** Of a file, link or directory at its source: sorted, each once, never empty. */
+  readonly flags?: readonly InodeFlag[]
 }
 
 /** `[bundle, offset, length]`: bytes of the uncompressed tar of a bundle. */
@@ -112,6 +120,7 @@ export function encodeEntry(entry: Entry): string {
   if (entry.defaultAcl !== undefined) out += `,"default_acl":${JSON.stringify(entry.defaultAcl)}`
   if (entry.sparse !== undefined) out += `,"sparse":${JSON.stringify(entry.sparse)}`
   if (entry.birthNs !== undefined) out += `,"birth":"${encodeTime(entry.birthNs)}"`
+  if (entry.flags !== undefined) out += `,"flags":${JSON.stringify(entry.flags)}`
   if (entry.chunk !== undefined) out += `,"chunk":${entry.chunk}`
   if (entry.header !== undefined) out += `,"header":[${entry.header.join(',')}]`
   if (entry.pieces !== undefined) out += `,"pieces":[${entry.pieces.map(encodePiece).join(',')}]`
@@ -189,6 +198,7 @@ export function parseEntry(line: string): Entry {
     default_acl: defaultAcl,
     sparse,
     birth,
+    flags,
     chunk,
     header,
     pieces,
@@ -205,6 +215,7 @@ export function parseEntry(line: string): Entry {
   if (defaultAcl !== undefined) entry.defaultAcl = text(defaultAcl)
   if (sparse !== undefined) entry.sparse = list(sparse).map(pair)
   if (birth !== undefined) entry.birthNs = parseTime(birth)
+  if (flags !== undefined) entry.flags = parseFlags(flags)
   if (chunk !== undefined) entry.chunk = count(chunk, 'chunk', 24)
   if (header !== undefined) entry.header = parseRange(header)
   if (pieces !== undefined) entry.pieces = list(pieces).map(parsePiece)
@@ -238,6 +249,15 @@ function fromBase64(base64: string): Buffer {
   const bytes = Buffer.from(base64, 'base64')
   if (bytes.toString('base64') !== base64) throw damaged('base64 is malformed')
   return bytes
+}
+
+/** Known ones only: restore sets them. */
+function parseFlags(value: unknown): readonly InodeFlag[] {
+  const words = list(value)
+  const flags = INODE_FLAGS.filter((flag) => words.includes(flag))
+  if (words.length === 0 || words.some((word, index) => word !== flags[index]))
+    throw damaged('flags are malformed')
+  return flags
 }
 
 function parseRange(value: unknown): Range {

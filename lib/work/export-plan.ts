@@ -146,7 +146,7 @@ function metadataOf(entry: Entry): EntryMetadata {
   return metadata
 }
 
-/** Whether two entries would have the same header. */
+/** Whether two entries would have the same header, which does not tell the birth. */
 export function sameMetadata(a: EntryMetadata, b: EntryMetadata): boolean {
   return (
     a.path === b.path
@@ -163,7 +163,7 @@ export function sameMetadata(a: EntryMetadata, b: EntryMetadata): boolean {
     && a.defaultAcl === b.defaultAcl
     && a.device?.[0] === b.device?.[0]
     && a.device?.[1] === b.device?.[1]
-    && a.birthNs === b.birthNs
+    && a.flags?.join() === b.flags?.join()
     && sameXattrs(a, b)
     && sameSegments(a, b)
   )

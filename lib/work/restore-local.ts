@@ -20,7 +20,7 @@ import {
 } from 'node:fs'
 import { setImmediate } from 'node:timers/promises'
 import { BackupError, type ErrorCode, systemCode } from '../errors.ts'
-import { applyMetadata } from '../machine/metadata.ts'
+import { applyFlags, applyMetadata } from '../machine/metadata.ts'
 import { getXattr, listXattrs } from '../machine/posix.ts'
 import { decodeName } from '../machine/rsync.ts'
 import { runProgram } from '../machine/shell.ts'
@@ -192,6 +192,7 @@ class Restore {
     if (!this.#options.dryRun) {
       await this.#copy()
       this.#finishDirectories()
+      this.#applyFlags()
     }
     return this.#outcome()
   }
@@ -515,6 +516,20 @@ class Restore {
       this.#guard(entry, () => {
         const what = applyMetadata(this.#place(path), entry)
         if (what.length > 0) this.#lost.push({ path, what })
+      })
+    }
+  }
+
+  /** Last: nothing more can be done to an immutable file. Files in staging have no flags. */
+  #applyFlags(): void {
+    const failed = new Set(this.#failures.map(({ path }) => path))
+    const written = this.#planned('write').map(({ entry }) => entry)
+    const directories = [...this.#directories].map((path) => this.#entries.get(path))
+    for (const entry of [...written, ...directories]) {
+      if (entry?.flags === undefined || failed.has(entry.path)) continue
+      this.#guard(entry, () => {
+        const what = applyFlags(this.#place(entry.path), entry)
+        if (what.length > 0) this.#lost.push({ path: entry.path, what })
       })
     }
   }

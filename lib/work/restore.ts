@@ -19,7 +19,7 @@ import {
   writeFileSync,
 } from 'node:fs'
 import { BackupError, type ErrorCode, systemCode, unpackError } from '../errors.ts'
-import { applyMetadata } from '../machine/metadata.ts'
+import { applyFlags, applyMetadata } from '../machine/metadata.ts'
 import { makeNode } from '../machine/posix.ts'
 import { type Entry, type FrameRange, dataBytes } from '../model/entry.ts'
 import {
@@ -263,6 +263,8 @@ class Restore {
   readonly #kept: RawPath[] = []
   readonly #failures: RestoreFailure[] = []
   readonly #lost: { path: RawPath; what: readonly string[] }[] = []
+  /** Finished but for their inode flags, which come last. */
+  readonly #flagged: Entry[] = []
   #written = 0
   #same = 0
   #bytes = 0
@@ -291,6 +293,7 @@ class Restore {
     }
     this.#finishDirectories(ready, { overwrite: this.#options.overwrite })
     this.#finishDirectories(parents, { overwrite: false })
+    for (const entry of this.#flagged) this.#guard(entry, () => this.#applyFlags(entry))
     return {
       written: this.#written,
       same: this.#same,
@@ -396,6 +399,9 @@ class Restore {
   }
 
   #takeOutcome(entry: Entry, outcome: FileOutcome): void {
+    const isOurs =
+      outcome.kind === 'written' || (outcome.kind === 'same' && this.#options.overwrite)
+    if (isOurs && entry.flags !== undefined) this.#flagged.push(entry)
     if (outcome.kind === 'written') {
       this.#written += 1
       if (outcome.lost.length > 0) this.#lost.push({ path: entry.path, what: outcome.lost })
@@ -471,8 +477,14 @@ class Restore {
       this.#guard(entry, () => {
         const lost = applyMetadata(this.#place(entry.path), entry)
         if (lost.length > 0) this.#lost.push({ path: entry.path, what: lost })
+        if (entry.flags !== undefined) this.#flagged.push(entry)
       })
     }
+  }
+
+  #applyFlags(entry: Entry): void {
+    const lost = applyFlags(this.#place(entry.path), entry)
+    if (lost.length > 0) this.#lost.push({ path: entry.path, what: lost })
   }
 }
 

@@ -158,7 +158,7 @@ const HEADERS_ONLY: readonly EntryMetadata[] = [
   { ...ORDINARY, path: 'far-future', mtimeNs: 8_589_934_592_000_000_000n },
   { ...ORDINARY, path: 'far-future-just-fits', mtimeNs: 8_589_934_591_000_000_000n },
   { ...ORDINARY, path: 'ids-just-fit', uid: 2097151, gid: 2097151 },
-  { ...ORDINARY, path: 'born', birthNs: 1_600_000_000_000_000_001n },
+  { ...ORDINARY, path: 'flags', flags: ['append', 'compressed', 'immutable', 'nodump'] },
   { ...ORDINARY, path: 'nothing-sparse', size: 0, sparse: [] },
   {
     ...ORDINARY,
@@ -320,6 +320,7 @@ test('records stand in the order of the format', () => {
     defaultAcl: DEFAULT_ACL,
     sparse: [[0, 2 ** 34]],
     birthNs: 1_500_000_000n,
+    flags: ['append', 'immutable'],
   }
   const link: EntryMetadata = {
     ...NOT_A_FILE,
@@ -339,7 +340,7 @@ test('records stand in the order of the format', () => {
     'SCHILY.xattr.user.%3D%25=v',
     `SCHILY.acl.access=${ACL}`,
     `SCHILY.acl.default=${DEFAULT_ACL}`,
-    'LIBARCHIVE.creationtime=1.5',
+    'SCHILY.fflags=sappnd,schg',
     'GNU.sparse.major=1',
     'GNU.sparse.minor=0',
     `GNU.sparse.name=${entry.path}`,
@@ -364,6 +365,12 @@ function keywords(bytes: Buffer): string[] {
   }
   return found
 }
+
+test('a time of birth is read where others wrote it, and is in no header of ours', () => {
+  assert.equal(encodeHeader({ ...OF_EPOCH, birthNs: 5n }), encodeHeader(OF_EPOCH))
+  const whole = withPax(record('LIBARCHIVE.creationtime', '1.5'))
+  assert.is(parsed(whole).metadata.birthNs, 1_500_000_000n)
+})
 
 test('what fits a ustar block has no PAX header', () => {
   const entry: EntryMetadata = {
@@ -677,6 +684,19 @@ if (canRunAsRoot('extraction by GNU tar and bsdtar')) {
       const nanoseconds = ((entry.mtimeNs % BILLION) + BILLION) % BILLION
       assertMember(members, { ...entry, mtimeNs: entry.mtimeNs - nanoseconds })
     }
+  })
+
+  test('bsdtar sets the inode flags, and those that it writes are read', () => {
+    const flagged: EntryMetadata = { ...ORDINARY, path: 'flagged', flags: ['nodump'] }
+    const directory = extracted('bsdtar', ['-xpf'], [flagged])
+    const file = join(directory, 'flagged')
+    assert.match(spawnSync('lsattr', [file], { encoding: 'utf8' }).stdout, /^\S*d\S* /)
+    spawnSync('chattr', ['+ac', file])
+    const archive = join(directory, '..', 'flags.tar')
+    spawnSync('bsdtar', ['--format=pax', '-C', directory, '-cf', archive, 'flagged'])
+    spawnSync('chattr', ['-a', file])
+    const { flags } = parseArchive(readFileSync(archive)).get('flagged')!.header.metadata
+    assert.equal(flags, ['append', 'compressed', 'nodump'])
   })
 
   test('reads what bsdtar writes', () => {

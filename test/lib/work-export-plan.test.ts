@@ -95,7 +95,7 @@ plan('new metadata is a new header for content that stays where it is', () => {
     { group: 'g' },
     { acl: 'user::rw-\n' },
     { xattrs: new Map([['user.a', Buffer.from('x')]]) },
-    { birthNs: 9n },
+    { flags: ['nodump'] },
   ] as const) {
     const before = exported(entry)
     const [result] = planned([{ ...entry, ...change }], [before])
@@ -273,7 +273,7 @@ plan('metadata is the same only where all of it is', () => {
     device: [1, 2],
     acl: 'a',
     defaultAcl: 'd',
-    birthNs: 3n,
+    flags: ['append', 'nodump'],
     sparse: [[0, 1]],
     xattrs: new Map([['user.a', Buffer.from('x')]]),
   }
@@ -299,7 +299,7 @@ plan('metadata is the same only where all of it is', () => {
     { device: [2, 2] },
     { acl: 'b' },
     { defaultAcl: 'e' },
-    { birthNs: 4n },
+    { flags: ['append'] },
     { sparse: [[0, 2]] },
     { sparse: [[1, 1]] },
     { sparse: [] },
@@ -316,7 +316,7 @@ plan('metadata is the same only where all of it is', () => {
     'device',
     'acl',
     'defaultAcl',
-    'birthNs',
+    'flags',
     'sparse',
     'xattrs',
   ] as const) {
@@ -324,6 +324,13 @@ plan('metadata is the same only where all of it is', () => {
     assert.not.ok(sameMetadata(entry, rest), `without ${name}`)
     assert.not.ok(sameMetadata(rest, entry), `without ${name}`)
   }
+})
+
+plan('a birth that becomes known is no new header, for no header has it', () => {
+  const entry = staged('f')
+  const [result] = planned([{ ...entry, birthNs: 9n }], [exported(entry)])
+  assert.is(result!.item, undefined)
+  assert.is(result!.entry.birthNs, 9n)
 })
 
 plan('usage counts what several entries share once', () => {

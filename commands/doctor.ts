@@ -1,0 +1,81 @@
+// `backup doctor`: what is wrong with this machine for this configuration, and how to put it right.
+//
+// Parses and tells; lib/work/doctor.ts looks. A configuration that cannot be read is a finding like
+// any other, and the checks that need none are still made. Exits 1 when something fails, else 0.
+
+import process from 'node:process'
+import { BackupError, type ExitCode } from '../lib/errors.ts'
+import type { Configuration } from '../lib/machine/config.ts'
+import { asFailure, type Check, examineMachine, examineRsync } from '../lib/work/doctor.ts'
+import { type Command, type CommandContext, isGiven } from './command.ts'
+
+const LABELS = { ok: 'ok  ', warning: 'WARN', failure: 'FAIL' } as const
+
+export const command: Command = {
+  name: 'backup doctor',
+  summary: 'what is wrong with this machine, with the fix',
+  usage: `Usage: backup doctor [--dry-run] [--json]
+
+Looks whether this machine can back up what the configuration says: which rsync, the programs,
+staging, its space, the clock, keys, hooks, sources and the snapshots they get. Copies a small
+tree within staging by rsync, to see what survives there, and removes it again. One line a check:
+ok, WARN or FAIL, and what to do. Exits 1 when something fails, 0 with warnings.
+
+  --dry-run       without the copy in staging
+`,
+  options: {},
+  run: async (context) => {
+    const checks: Check[] = []
+    const onCheck = (check: Check): void => {
+      checks.push(check)
+      tellCheck(context, check)
+    }
+    await examine(context, onCheck)
+    const count = (verdict: Check['verdict']) =>
+      checks.filter((check) => check.verdict === verdict).length
+    const [failures, warnings] = [count('failure'), count('warning')]
+    const outcome = failures > 0 ? 'failure' : warnings > 0 ? 'warning' : 'ok'
+    context.reporter.report({ kind: 'result', command: command.name, outcome, checks })
+    context.reporter.tell(`${failures} failures, ${warnings} warnings`)
+    const exitCode: ExitCode = failures > 0 ? 1 : 0
+    return exitCode
+  },
+}
+
+async function examine(context: CommandContext, onCheck: (check: Check) => void): Promise<void> {
+  const configuration = await readConfiguration(context, onCheck)
+  if (configuration === undefined) {
+    for (const check of await examineRsync()) onCheck(check)
+    return
+  }
+  await examineMachine({
+    configuration,
+    uid: process.getuid?.() ?? 0,
+    home: context.home,
+    nowMs: context.now(),
+    pid: process.pid,
+    dryRun: isGiven(context.values, 'dry-run'),
+    signal: context.signal,
+    onCheck,
+  })
+}
+
+async function readConfiguration(
+  { loadConfiguration }: CommandContext,
+  onCheck: (check: Check) => void,
+): Promise<Configuration | undefined> {
+  try {
+    return await loadConfiguration()
+  } catch (error) {
+    if (!(error instanceof BackupError)) throw error
+    onCheck(asFailure('configuration', error))
+    return undefined
+  }
+}
+
+/** What is well is not said with -q. */
+function tellCheck({ reporter }: CommandContext, { name, verdict, message, fix }: Check): void {
+  const line = `${LABELS[verdict]}  ${name}: ${message}${fix === undefined ? '' : `; fix: ${fix}`}`
+  if (verdict === 'ok') reporter.tell(line)
+  else reporter.print(line)
+}
