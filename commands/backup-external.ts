@@ -6,10 +6,14 @@
 
 import { BackupError, type ExitCode } from '../lib/errors.ts'
 import type { Configuration, SetConfiguration, TargetConfiguration } from '../lib/machine/config.ts'
-import { exportAll, previewAll } from '../lib/work/external.ts'
+import { type ExternalOutcome, exportAll, previewAll } from '../lib/work/external.ts'
+import { type EndedRun, isRun, outcomeOf, type RunRecord } from '../lib/work/history.ts'
+import { surveyCollections } from '../lib/work/staging.ts'
 import { chosenSets, chosenTargets } from './chosen.ts'
 import { type Command, type CommandContext, isGiven, textOptions } from './command.ts'
 import { tellOutcomes } from './outcomes.ts'
+import { failedRun, keepHistory } from './run-history.ts'
+import { withRunLock } from './run-lock.ts'
 
 export const command: Command = {
   name: 'backup-external',
@@ -30,12 +34,9 @@ go that retention no longer keeps. An incomplete collection is exported as incom
     const targets = chosenTargets(configuration, textOptions(context.values, 'target'))
     const sets = chosenSets(configuration, textOptions(context.values, 'set'))
     if (targets.length > 0) {
-      return await exportSets(context, {
-        configuration,
-        targets,
-        sets,
-        command: command.name,
-        absentCode: 10,
+      const work = { configuration, targets, sets, startMs: context.now(), command: command.name }
+      return await withRunLock(context, work, async () => {
+        return await exportSets(context, { ...work, absentCode: 10 })
       })
     }
     throw new BackupError('CONFIG_INVALID', `no targets are configured in ${configuration.path}`, {
@@ -45,7 +46,8 @@ go that retention no longer keeps. An incomplete collection is exported as incom
 }
 
 /**
- * Exports sets to targets, telling each outcome.
+ * Exports sets to targets, telling each outcome and adding it to the history.
+ * @param options.startMs when the command began
  * @param options.absentCode what an absent target means for this command: 10 when it was asked for,
  * 75 when it can wait
  * @returns the worst exit code
@@ -56,6 +58,7 @@ export async function exportSets(
     readonly configuration: Configuration
     readonly targets: readonly TargetConfiguration[]
     readonly sets: readonly SetConfiguration[]
+    readonly startMs: number
     readonly command: string
     readonly absentCode: 10 | 75
   },
@@ -71,7 +74,12 @@ export async function exportSets(
       nowMs: context.now(),
       report: reporter.report,
       signal,
+      environment: context.environment,
     })
+    const when = { startMs: options.startMs, endMs: context.now() }
+    const { staging } = configuration
+    const runs = outcomes.flatMap((outcome) => exportRuns(outcome, { staging, sets, when }))
+    keepHistory(context, { staging, runs })
     return tellOutcomes(outcomes, { reporter, command: name, absentCode })
   }
   for (const { target, set, stamp, entries, action } of await previewAll({
@@ -93,4 +101,42 @@ export async function exportSets(
     })
   }
   return 0
+}
+
+/** What the history keeps of an outcome: one run for each set, also when the target failed. */
+function exportRuns(
+  { target, set, exitCode, outcome, error }: ExternalOutcome,
+  {
+    staging,
+    sets,
+    when,
+  }: {
+    readonly staging: string
+    readonly sets: readonly string[]
+    readonly when: { readonly startMs: number; readonly endMs: number }
+  },
+): readonly RunRecord[] {
+  const run = (name: string, ended: EndedRun): RunRecord => {
+    return { phase: 'export', set: name, target, ...when, ...ended }
+  }
+  if (error !== undefined) {
+    const failed = set === undefined ? sets : [set]
+    return isRun(error) ? failed.map((name) => run(name, failedRun(error))) : []
+  }
+  // Nothing collected, or the newest collection is suspect: nothing was done.
+  const isThere = outcome?.kind === 'exported' || outcome?.kind === 'already there'
+  if (set === undefined || !isThere) return []
+  const { stamp } = outcome
+  const none = { stamp, exitCode, errorCode: undefined, message: undefined }
+  if (outcome.kind === 'exported') {
+    const { complete, statistics, dataBytes, catalogBytes, manifestBytes } = outcome
+    const writtenBytes = dataBytes + catalogBytes + manifestBytes
+    const sizes = { bytes: statistics.bytes, writtenBytes }
+    return [run(set, { ...none, outcome: outcomeOf({ complete }), ...sizes })]
+  }
+  // What is there already is as good as the collection that it was made of.
+  const { collections } = surveyCollections({ staging, set })
+  const made = collections.find((collection) => collection.stamp === stamp)
+  const sizes = { bytes: made?.bytes ?? 0, writtenBytes: 0 }
+  return [run(set, { ...none, outcome: outcomeOf(made ?? { complete: true }), ...sizes })]
 }

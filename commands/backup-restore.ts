@@ -1,19 +1,20 @@
 // `backup-restore`: lists, verifies and restores, from staging or from a target.
 //
-// Parses and tells; lib/work does it. Into the original place only with --yes or a confirmation,
-// existing different files only with --overwrite; what is not restored is named and has its exit
-// code (invariant 10).
+// Parses; lib/work does it, restore-telling.ts tells it. Into the original place only with --yes or
+// a confirmation, existing different files only with --overwrite; what is not restored is named and
+// has its exit code (invariant 10).
 
 import { existsSync, mkdirSync, readdirSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import { dirname } from 'node:path'
-import { BackupError, ERRORS, type ExitCode, systemCode, worstExitCode } from '../lib/errors.ts'
+import { BackupError, type ExitCode, systemCode, worstExitCode } from '../lib/errors.ts'
 import type { Configuration, TargetConfiguration } from '../lib/machine/config.ts'
 import { formatSize } from '../lib/model/amount.ts'
-import { type RawPath, displayPath, rawPathFromText } from '../lib/model/raw-path.ts'
+import { isFrozen } from '../lib/model/collection.ts'
+import { type RawPath, rawPathFromText } from '../lib/model/raw-path.ts'
 import { ExportReader } from '../lib/work/export-reader.ts'
 import { findExports, pickExports } from '../lib/work/find-exports.ts'
-import { type ListedExport, listExternal, listLocal } from '../lib/work/list.ts'
+import { listExternal, listLocal } from '../lib/work/list.ts'
 import { type ExportPlace, type Repository, readManifest } from '../lib/work/repository.ts'
 import { restoreLocal } from '../lib/work/restore-local.ts'
 import { type RestoreOutcome, restoreEntries, selectEntries } from '../lib/work/restore.ts'
@@ -21,8 +22,15 @@ import { trustedKeys } from '../lib/work/signing.ts'
 import { surveyCollections } from '../lib/work/staging.ts'
 import { openTarget, repositoryToRead, targetNamed } from '../lib/work/target-access.ts'
 import { digestsFor, verifyCollection } from '../lib/work/verify-local.ts'
-import { type VerifiedExport, verifyExports } from '../lib/work/verify.ts'
+import { verifyExports } from '../lib/work/verify.ts'
 import { type Command, type CommandContext } from './command.ts'
+import {
+  tellList,
+  tellRestored,
+  tellVerified,
+  tellVerifiedCollection,
+  warnOfDamaged,
+} from './restore-telling.ts'
 import { type RestoreWords, loadIdentity, readWords, requireIdentity } from './restore-options.ts'
 
 export const command: Command = {
@@ -86,16 +94,13 @@ interface Job {
   readonly configuration: Configuration
 }
 
-/** Paths named on a terminal; --json names all. */
-const PATHS_SHOWN = 50
-
 async function list({ context, words, configuration }: Job): Promise<ExitCode> {
   const { reporter } = context
   const codes: ExitCode[] = [0]
   if (words.source !== 'external') {
     const { listed, damaged } = listLocal(configuration, words.set)
-    tellList('staging', listed, context)
-    codes.push(warnOfDamaged(damaged, context))
+    tellList('staging', listed, reporter)
+    codes.push(warnOfDamaged(damaged, reporter))
   }
   if (words.source === 'local') return worstExitCode(codes)
   const identity = await loadIdentity(context, configuration)
@@ -112,7 +117,7 @@ async function list({ context, words, configuration }: Job): Promise<ExitCode> {
         identities: identity?.identities ?? [],
         publicKeys: await keysOf({ configuration, words }, identity?.signingKeys ?? []),
       })
-      tellList(target.name, exports, context)
+      tellList(target.name, exports, reporter)
     } catch (error) {
       if (!(error instanceof BackupError)) throw error
       codes.push(error.exitCode)
@@ -121,42 +126,6 @@ async function list({ context, words, configuration }: Job): Promise<ExitCode> {
     }
   }
   return worstExitCode(codes)
-}
-
-/** @returns 13 where a collection's catalog cannot be read, else 0 */
-function warnOfDamaged(damaged: readonly string[], { reporter }: CommandContext): ExitCode {
-  for (const name of damaged) {
-    const message = `the catalog of ${name} in staging is damaged: its tree is there, unlisted`
-    reporter.report({ kind: 'notice', level: 'warning', code: 'CATALOG_DAMAGED', message })
-  }
-  return damaged.length > 0 ? 13 : 0
-}
-
-function tellList(
-  place: string,
-  items: readonly ListedExport[],
-  { reporter }: CommandContext,
-): void {
-  reporter.print(`${place}:`)
-  if (items.length === 0) reporter.print('  nothing yet')
-  for (const { set, stamp, files, bytes, costBytes, complete } of items) {
-    const size = bytes === undefined ? 'encrypted' : `${files} files  ${formatSize(bytes)}`
-    const cost = costBytes === undefined ? '' : `  costs ${formatSize(costBytes)}`
-    const state =
-      complete === undefined ? 'not known whether complete' : complete ? 'complete' : 'INCOMPLETE'
-    reporter.print(`  ${stamp}  ${set}  ${size}${cost}  ${state}`)
-    reporter.report({
-      kind: 'result',
-      command: command.name,
-      place,
-      set,
-      stamp,
-      files,
-      bytes,
-      costBytes,
-      complete,
-    })
-  }
 }
 
 async function keysOf(
@@ -218,7 +187,7 @@ async function verifyTarget(job: Job): Promise<ExitCode> {
     report: context.reporter.report,
     signal: context.signal,
   })
-  for (const one of exports) tellVerified(one, context)
+  for (const one of exports) tellVerified(one, context.reporter)
   const { reporter } = context
   reporter.print(
     `${bundles} bundles, ${formatSize(bytesRead)} read from ${repository.target.place}`,
@@ -234,41 +203,14 @@ async function verifyTarget(job: Job): Promise<ExitCode> {
   )
 }
 
-function tellVerified(
-  { set, stamp, complete, files, bytes, problems, damaged }: VerifiedExport,
-  { reporter }: CommandContext,
-): void {
-  const size = bytes === undefined ? '' : `: ${files} files, ${formatSize(bytes)} would be restored`
-  const state =
-    problems.length > 0 ? 'DAMAGED' : complete === false ? 'whole, but INCOMPLETE' : 'whole'
-  reporter.print(`${set} ${stamp}: ${state}${size}`)
-  for (const { message } of problems.slice(0, PATHS_SHOWN)) reporter.print(`  ${message}`)
-  for (const path of damaged.slice(0, PATHS_SHOWN))
-    reporter.print(`  damaged: ${displayPath(path)}`)
-  if (damaged.length > PATHS_SHOWN)
-    reporter.print(`  and ${damaged.length - PATHS_SHOWN} more (--json names all)`)
-  const paths = damaged.map(displayPath)
-  reporter.report({
-    kind: 'result',
-    command: command.name,
-    set,
-    stamp,
-    complete,
-    files,
-    bytes,
-    damaged: paths,
-    problems: problems.map(({ code, message }) => ({ code, message })),
-  })
-}
-
 async function verifyStaging({ context, words, configuration }: Job): Promise<ExitCode> {
   const { staging } = configuration
   const { reporter, signal } = context
   const found = collectionsOf({ words, configuration })
   const places = words.date === undefined ? found : pickExports(found, words.date)
-  const codes: ExitCode[] = [warnOfDamaged(listLocal(configuration, words.set).damaged, context)]
+  const codes: ExitCode[] = [warnOfDamaged(listLocal(configuration, words.set).damaged, reporter)]
   for (const { set, stamp } of places) {
-    const { problems, files, bytes, contentChecked } = await verifyCollection({
+    const verified = await verifyCollection({
       staging,
       set,
       stamp,
@@ -277,27 +219,8 @@ async function verifyStaging({ context, words, configuration }: Job): Promise<Ex
       report: reporter.report,
       signal,
     })
-    const state = contentChecked ? 'whole' : 'as collected, as far as metadata tell'
-    const how = contentChecked
-      ? 'content and metadata'
-      : 'metadata only: no export tells its digests'
-    reporter.print(
-      `${set} ${stamp}: ${problems.length > 0 ? 'DAMAGED' : state} (${how}): `
-        + `${files} files, ${formatSize(bytes)}`,
-    )
-    for (const { path, why } of problems.slice(0, PATHS_SHOWN))
-      reporter.print(`  ${displayPath(path)}: ${why}`)
-    reporter.report({
-      kind: 'result',
-      command: command.name,
-      set,
-      stamp,
-      files,
-      bytes,
-      contentChecked,
-      problems: problems.map(({ path, why }) => ({ path: displayPath(path), why })),
-    })
-    codes.push(problems.length > 0 ? 13 : 0)
+    tellVerifiedCollection({ set, stamp }, { verified, reporter })
+    codes.push(verified.problems.length > 0 ? 13 : 0)
   }
   return worstExitCode(codes)
 }
@@ -310,7 +233,9 @@ function collectionsOf({
   const { staging, machine, backupSets } = configuration
   const sets = words.set === undefined ? backupSets.map(({ name }) => name) : [words.set]
   const found = sets.flatMap((set) =>
-    surveyCollections({ staging, set }).collections.map(({ stamp }) => ({ machine, set, stamp })),
+    surveyCollections({ staging, set }).collections.map((header) => {
+      return { machine, set, stamp: header.stamp, isSuspect: isFrozen(header) }
+    }),
   )
   if (found.length > 0) return found
   throw new BackupError('NOTHING_FOUND', `staging has no collection of ${sets.join(', ')}`, {
@@ -387,7 +312,9 @@ async function restoreEach(
   let nothing: BackupError | undefined
   for (const place of places) {
     try {
-      codes.push(tellRestored(await restore(place), { place, job }))
+      const { reporter } = job.context
+      const { dryRun } = job.words
+      codes.push(tellRestored(await restore(place), { place, dryRun, reporter }))
     } catch (error) {
       if (!(error instanceof BackupError) || error.code !== 'NOTHING_FOUND') throw error
       nothing = error
@@ -395,71 +322,6 @@ async function restoreEach(
   }
   if (codes.length === 0 && nothing !== undefined) throw nothing
   return worstExitCode(codes)
-}
-
-function tellRestored(
-  outcome: RestoreOutcome & { readonly incomplete?: boolean },
-  { place, job }: { place: ExportPlace; job: Job },
-): ExitCode {
-  const { reporter } = job.context
-  const { written, same, bytes, kept, failures, lost, incomplete } = outcome
-  const verb = job.words.dryRun ? 'would be restored' : 'restored'
-  reporter.tell(
-    `${place.set} ${place.stamp}: ${written} ${verb} (${formatSize(bytes)}), `
-      + `${same} the same already`,
-  )
-  const warn = (code: string, paths: readonly string[]) => {
-    for (const message of paths.slice(0, PATHS_SHOWN))
-      reporter.report({ kind: 'notice', level: 'warning', code, message })
-    const more = paths.length - PATHS_SHOWN
-    if (more > 0)
-      reporter.report({
-        kind: 'notice',
-        level: 'warning',
-        code,
-        message: `and ${more} more (--json names all)`,
-      })
-  }
-  warn(
-    'KEPT',
-    kept.map(
-      (path) =>
-        `${displayPath(path)}: something else is there and was kept (--overwrite replaces it)`,
-    ),
-  )
-  warn(
-    'NOT_RESTORED',
-    failures.map(({ path, why }) => `${displayPath(path)}: not restored: ${why}`),
-  )
-  warn(
-    'METADATA_LOST',
-    lost.map(
-      ({ path, what }) =>
-        `${displayPath(path)}: restored without ${what.map(displayPath).join(', ')}`,
-    ),
-  )
-  if (incomplete === true) {
-    warn('INCOMPLETE', [`${place.set} ${place.stamp} was incomplete when it was collected`])
-  }
-  const codes = failures.map(({ code }) => ERRORS[code][0])
-  const exitCode = worstExitCode([
-    ...codes,
-    kept.length + lost.length > 0 || incomplete === true ? 3 : 0,
-  ])
-  reporter.report({
-    kind: 'result',
-    command: command.name,
-    set: place.set,
-    stamp: place.stamp,
-    exitCode,
-    written,
-    same,
-    bytes,
-    kept: kept.map(displayPath),
-    failures: failures.map((failure) => ({ ...failure, path: displayPath(failure.path) })),
-    lost: lost.map(({ path, what }) => ({ path: displayPath(path), what })),
-  })
-  return exitCode
 }
 
 /**

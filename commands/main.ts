@@ -30,6 +30,13 @@ const COMMANDS: Readonly<Record<string, () => Promise<{ readonly command: Comman
   collect: () => import('./backup-collect.ts'),
   external: () => import('./backup-external.ts'),
   restore: () => import('./backup-restore.ts'),
+  status: () => import('./status.ts'),
+  why: () => import('./why.ts'),
+  accept: () => import('./accept.ts'),
+  prune: () => import('./prune.ts'),
+  lock: () => import('./lock.ts'),
+  tag: () => import('./tag.ts'),
+  doctor: () => import('./doctor.ts'),
   init: () => import('./init.ts'),
   keys: () => import('./keys.ts'),
 }

@@ -5,6 +5,7 @@
 import { type ExitCode, worstExitCode } from '../lib/errors.ts'
 import { formatSize } from '../lib/model/amount.ts'
 import { displayPath } from '../lib/model/raw-path.ts'
+import type { Doubt } from '../lib/model/sanity.ts'
 import type { ExternalOutcome } from '../lib/work/external.ts'
 import type { Reporter } from './reporter.ts'
 
@@ -62,13 +63,28 @@ function tellOutcome(
       })
     }
   }
+  if (outcome?.kind === 'suspect') tellDoubts(outcome, { where, reporter, set: set! })
   const { kind, ...facts } = outcome!
   reporter.report({ kind: 'result', command, target, set, outcome: kind, exitCode, ...facts })
+}
+
+/** Why nothing was exported, and what ends that. */
+export function tellDoubts(
+  { stamp, doubts }: { stamp: string; doubts: readonly Doubt[] },
+  { where, set, reporter }: { where: string; set: string; reporter: Reporter },
+): void {
+  for (const { path, why } of doubts) {
+    const message =
+      `${where}: suspect: /${displayPath(path)}: ${why} (nothing of ${set} is exported or let go; `
+      + `is it right? backup accept ${set} ${stamp})`
+    reporter.report({ kind: 'notice', level: 'warning', code: 'SUSPECT', message })
+  }
 }
 
 function sentence(outcome: NonNullable<ExternalOutcome['outcome']>): string {
   if (outcome.kind === 'nothing collected') return 'nothing collected yet: run backup-collect first'
   if (outcome.kind === 'already there') return `${outcome.stamp} is there already`
+  if (outcome.kind === 'suspect') return `${outcome.stamp} is SUSPECT: not exported`
   const { stamp, statistics, dataBytes, catalogBytes, pruned, complete, readBack } = outcome
   const added = `${formatSize(dataBytes)} data, ${formatSize(catalogBytes)} catalog`
   const gone =

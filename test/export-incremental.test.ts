@@ -207,7 +207,8 @@ incremental('content that two sets have is stored once', async () => {
     c['retention'] = { external: 1 }
   })
   rmSync(`${scenario.source}/photo`)
-  await scenario.collect('--set', 'data')
+  writeFileSync(`${scenario.source}/film`, randomBytes(500_000))
+  assert.is((await scenario.collect('--set', 'data')).status, 0)
   assert.is((await scenario.external('--set', 'data')).status, 0)
   const into = `${scenario.directory}/into`
   assert.is((await scenario.restore('--set', 'other', '--into', into)).status, 0)

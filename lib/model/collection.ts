@@ -17,6 +17,7 @@ import {
   text,
 } from './entry.ts'
 import type { RawPath } from './raw-path.ts'
+import type { Doubt, SourceFacts } from './sanity.ts'
 import type { Stamp } from './stamp.ts'
 
 export const COLLECTION_FORMAT = 1
@@ -28,11 +29,18 @@ export interface MissingPath {
   readonly why: string
 }
 
+/** What makes source snapshots. */
+export const SNAPSHOT_KINDS = ['btrfs', 'zfs', 'apfs', 'lvm'] as const
+
+export type SnapshotKind = (typeof SNAPSHOT_KINDS)[number]
+
 export interface SourceRecord {
   readonly path: RawPath
-  readonly snapshot: 'btrfs' | 'none'
+  readonly snapshot: SnapshotKind | 'none'
   /** The moment the content is of: of the snapshot, or when reading began. */
   readonly time: Stamp
+  /** What the next collection is compared with (model/sanity.ts); absent in older catalogs. */
+  readonly facts?: Omit<SourceFacts, 'path'>
 }
 
 export interface CollectionHeader {
@@ -40,6 +48,10 @@ export interface CollectionHeader {
   readonly stamp: Stamp
   readonly complete: boolean
   readonly missing: readonly MissingPath[]
+  /** Why the collection is distrusted; nothing where it is not. */
+  readonly suspect: readonly Doubt[]
+  /** When somebody accepted it as it is, missing paths and doubts and all. */
+  readonly accepted?: Stamp
   readonly sources: readonly SourceRecord[]
   readonly entries: number
   readonly files: number
@@ -47,14 +59,38 @@ export interface CollectionHeader {
   readonly bytes: number
 }
 
+/** Whether retention may count on it and `latest` may name it: whole and trusted, or accepted. */
+export function isGood({
+  complete,
+  suspect,
+  accepted,
+}: Pick<CollectionHeader, 'complete' | 'suspect' | 'accepted'>): boolean {
+  return accepted !== undefined || (complete && suspect.length === 0)
+}
+
+/** Whether exports and retention of the set wait for somebody to look at it. */
+export function isFrozen({
+  suspect,
+  accepted,
+}: Pick<CollectionHeader, 'suspect' | 'accepted'>): boolean {
+  return suspect.length > 0 && accepted === undefined
+}
+
+/** What the sources of a collection were, as far as its catalog says. */
+export function sourceFacts({ sources }: Pick<CollectionHeader, 'sources'>): SourceFacts[] {
+  return sources.flatMap(({ path, facts }) => (facts === undefined ? [] : [{ path, ...facts }]))
+}
+
 /** One line of JSON, without the newline. */
 export function encodeHeader(header: CollectionHeader): string {
-  const { set, stamp, complete, entries, files, bytes } = header
+  const { set, stamp, complete, accepted, entries, files, bytes } = header
   const missing = header.missing.map(({ path, why }) => ({ ...encodedPath(path), why }))
-  const sources = header.sources.map(({ path, snapshot, time }) => ({
+  const suspect = header.suspect.map(({ path, why }) => ({ ...encodedPath(path), why }))
+  const sources = header.sources.map(({ path, snapshot, time, facts }) => ({
     ...encodedPath(path),
     snapshot,
     time,
+    ...(facts === undefined ? {} : encodeFacts(facts)),
   }))
   return JSON.stringify({
     format: COLLECTION_FORMAT,
@@ -62,6 +98,8 @@ export function encodeHeader(header: CollectionHeader): string {
     stamp,
     complete,
     missing,
+    ...(suspect.length === 0 ? {} : { suspect }),
+    ...(accepted === undefined ? {} : { accepted }),
     sources,
     entries,
     files,
@@ -78,13 +116,15 @@ export function parseHeader(line: string): CollectionHeader {
       hint: 'install a newer version of this program; nothing was changed',
     })
   }
-  const { complete } = object
+  const { complete, accepted } = object
   if (typeof complete !== 'boolean') throw damaged('complete is missing')
   return {
     set: text(object['set']),
     stamp: text(object['stamp']),
     complete,
     missing: list(object['missing']).map(parseMissing),
+    suspect: list(object['suspect'] ?? []).map(parseMissing),
+    ...(accepted === undefined ? {} : { accepted: text(accepted) }),
     sources: list(object['sources']).map(parseSource),
     entries: count(object['entries'], 'entries'),
     files: count(object['files'], 'files'),
@@ -119,6 +159,26 @@ export function parseLines(block: Buffer): string[] {
   return block.toString('utf8', 0, block.length - 1).split('\n')
 }
 
+function encodeFacts({
+  isDirectory,
+  filesystem,
+  entries,
+  bytes,
+}: Omit<SourceFacts, 'path'>): Record<string, unknown> {
+  return { kind: isDirectory ? 'directory' : 'file', filesystem, entries, bytes }
+}
+
+function parseFacts(object: Readonly<Record<string, unknown>>): Pick<SourceRecord, 'facts'> {
+  if (object['filesystem'] === undefined) return {}
+  const facts = {
+    isDirectory: object['kind'] === 'directory',
+    filesystem: text(object['filesystem']),
+    entries: count(object['entries'], 'entries'),
+    bytes: count(object['bytes'], 'bytes'),
+  }
+  return { facts }
+}
+
 function encodedPath(path: RawPath): Record<string, unknown> {
   const out: Record<string, unknown> = {}
   putPath(out, { name: 'path', path })
@@ -132,9 +192,15 @@ function parseMissing(value: unknown): MissingPath {
 
 function parseSource(value: unknown): SourceRecord {
   const object = asObject(value)
-  const { snapshot } = object
-  if (snapshot !== 'btrfs' && snapshot !== 'none') throw damaged('a source has an unknown snapshot')
-  return { path: requiredPath(object), snapshot, time: text(object['time']) }
+  const snapshot = parseSnapshotKind(object['snapshot'])
+  return { path: requiredPath(object), snapshot, time: text(object['time']), ...parseFacts(object) }
+}
+
+/** Also for the manifest, which repeats it. @throws BackupError CATALOG_DAMAGED */
+export function parseSnapshotKind(value: unknown): SourceRecord['snapshot'] {
+  const kind = [...SNAPSHOT_KINDS, 'none' as const].find((one) => one === value)
+  if (kind === undefined) throw damaged('a source has an unknown snapshot')
+  return kind
 }
 
 function requiredPath(object: Readonly<Record<string, unknown>>): RawPath {

@@ -18,35 +18,32 @@ import {
   statfsSync,
   writeFileSync,
 } from 'node:fs'
-import { BackupError, systemCode } from '../errors.ts'
+import { BackupError } from '../errors.ts'
 import type { Configuration, SetConfiguration } from '../machine/config.ts'
 import { bootId } from '../machine/lock.ts'
 import { syncFilesystem } from '../machine/posix.ts'
 import type { RsyncOutcome } from '../machine/rsync.ts'
-import {
-  isNestedSubvolume,
-  onBtrfs,
-  type SourceSnapshot,
-  sweepBtrfsSnapshots,
-  takeBtrfsSnapshots,
-} from '../machine/source-snapshot/btrfs.ts'
-import { isBelow } from '../machine/source-snapshot/mounts.ts'
+import type { SourceSnapshot } from '../machine/source-snapshot/source-snapshot.ts'
 import { formatSize } from '../model/amount.ts'
-import type { CollectionHeader, MissingPath } from '../model/collection.ts'
+import { type CollectionHeader, isGood, type MissingPath } from '../model/collection.ts'
 import type { Entry } from '../model/entry.ts'
-import {
-  displayPath,
-  isWithin,
-  type RawPath,
-  rawPathFromText,
-  rawPathToBytes,
-} from '../model/raw-path.ts'
+import { displayPath, listedPaths, type RawPath, rawPathToBytes } from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
-import { planRetention } from '../model/retention.ts'
+import { type Doubt, doubtsAbout } from '../model/sanity.ts'
 import { formatStamp, nextStamp, type Stamp } from '../model/stamp.ts'
-import { type CollectStatistics, copySources } from './copy-sources.ts'
+import { type CollectStatistics, type Copied, copySources } from './copy-sources.ts'
+import { pruneForSpace, pruneLocal } from './prune-local.ts'
 import { readAccountNames, sealTree } from './seal.ts'
-import { inspectSources, realPath, type Source, type Sources } from './sources.ts'
+import { readSourceFacts, trustedFacts } from './source-facts.ts'
+import { readSourceMetadata, snapshotRoots } from './source-metadata.ts'
+import {
+  closeSourceView,
+  liveBelow,
+  nestedSubvolumes,
+  openSourceView,
+  tellNotAtomic,
+} from './source-view.ts'
+import { inspectSources, ownPlaces, realStaging, type Sources } from './sources.ts'
 import {
   acquireSetLock,
   type CollectionPlace,
@@ -55,7 +52,6 @@ import {
   partialDirectory,
   prepareSet,
   publishCollection,
-  removeCollection,
   removePartial,
   stagingError,
   stateRoot,
@@ -72,6 +68,8 @@ export interface CollectOptions {
   readonly signal?: AbortSignal
   /** Says what rsync would do, and changes nothing. */
   readonly dryRun?: boolean
+  /** Compares content, not only size and time. */
+  readonly full?: boolean
 }
 
 export interface CollectOutcome extends CollectStatistics {
@@ -79,6 +77,13 @@ export interface CollectOutcome extends CollectStatistics {
   readonly stamp: Stamp
   readonly complete: boolean
   readonly missing: readonly MissingPath[]
+  /** Why a source is distrusted: then nothing of the set is exported or let go. */
+  readonly suspect: readonly Doubt[]
+  /**
+   * Files whose bytes differ though size and time are the same: edited with the time put back, or
+   * decayed in staging. Known of a full run only.
+   */
+  readonly contentDiffers: readonly RawPath[]
   /** Entries, files and bytes of the whole collection; zero in a dry run. */
   readonly entries: number
   readonly files: number
@@ -94,9 +99,6 @@ const LOCK_WAIT_MS = 3_000
  * How many interrupted runs files are linked from; what the others copied was linked into these.
  */
 const MAX_PARTIALS_USED = 4
-
-/** How many paths a notice names. */
-const NAMED_PATHS = 5
 
 /**
  * Collects one set. @throws BackupError as the header says; whatever it throws, earlier collections
@@ -121,7 +123,6 @@ export async function collectSet(options: CollectOptions): Promise<CollectOutcom
   }
 }
 
-/** One run under the set's lock. */
 /** A clock that was wrong once dates everything from then on: that has to be seen. */
 function warnOfFuture({ set, nowMs, report }: CollectOptions, newest: Stamp | undefined): void {
   if (newest === undefined || newest <= formatStamp(nowMs)) return
@@ -133,7 +134,15 @@ function warnOfFuture({ set, nowMs, report }: CollectOptions, newest: Stamp | un
   })
 }
 
+/** From what a run reads: what interrupted ones have copied, and the sources. */
+interface Reading {
+  readonly partials: readonly Stamp[]
+  readonly view: SourceSnapshot | undefined
+}
+
+/** One run under the set's lock. */
 class Collect {
+  readonly #startedMs = performance.now()
   readonly #options: CollectOptions
   readonly #sources: Sources
   readonly #lockFd: number
@@ -161,79 +170,110 @@ class Collect {
   }
 
   async run(): Promise<CollectOutcome> {
-    await this.#sweepSnapshots()
+    const { set, report, nowMs } = this.#options
     const partials = this.#usablePartials()
-    const snapshot = await this.#takeSnapshot()
+    const request = {
+      state: `${this.#staging}/.state`,
+      set,
+      stamp: this.#place.stamp,
+      sources: this.#sources.readable,
+      report,
+      now: () => nowMs + performance.now() - this.#startedMs,
+    }
+    const view = await openSourceView(request)
     try {
-      return await this.#copyAndPublish({ partials, snapshot })
+      await this.#makeSpace()
+      const collected = await this.#copyAndPublish({ partials, view })
+      await this.#makeSpace()
+      return collected
     } finally {
-      await this.#release(snapshot)
+      await closeSourceView(request, view)
     }
   }
 
-  async #copyAndPublish({
-    partials,
-    snapshot,
-  }: {
-    partials: readonly Stamp[]
-    snapshot: SourceSnapshot | undefined
-  }): Promise<CollectOutcome> {
+  async #copyAndPublish({ partials, view }: Reading): Promise<CollectOutcome> {
     const { report, set } = this.#options
     const { staging, stamp } = this.#place
     report({ kind: 'phase', name: `collecting ${set.name}` })
-    const { outcome, statistics } = await this.#copy({ partials, view: snapshot })
+    const { outcome, statistics, contentDiffers } = await this.#copy({ partials, view })
+    await view?.check()
     report({ kind: 'phase', name: `sealing ${set.name}` })
-    const entries = this.#seal()
-    const missing = allMissing([
-      ...this.#sources.missing,
-      ...outcome.missing,
-      ...withoutSlash(snapshot?.unseen ?? []),
-      ...nestedSubvolumes(entries, snapshot),
-    ])
-    const complete = missing.length === 0
-    const files = entries.filter(({ type }) => type === 'file')
-    const bytes = files.reduce((sum, { size = 0 }) => sum + size, 0)
-    const sources = this.#sources.readable.map(({ given }) => ({
-      path: given.replace(/^\/+/, ''),
-      snapshot: snapshot?.covered.has(given) === true ? ('btrfs' as const) : ('none' as const),
-      time: formatStamp(this.#options.nowMs),
-    }))
-    const header: CollectionHeader = {
-      set: set.name,
-      stamp,
-      complete,
-      missing,
-      sources,
-      entries: entries.length,
-      files: files.length,
-      bytes,
-    }
+    const entries = this.#seal(view)
+    const header = await this.#judge({ entries, outcome, view })
     publishCollection({ staging, header, entries })
     this.#removePartials()
-    const removed = complete
-      ? applyRetention({ staging, set: set.name, keep: set.retention.local })
-      : []
+    const removed = isGood(header) ? pruneLocal({ staging, set, report }) : []
     this.#tellVanished(outcome.vanished)
+    this.#tellContentDiffers(contentDiffers)
+    if (view !== undefined) tellNotAtomic(this.#options, liveBelow(entries, view))
+    const { complete, missing, suspect, files, bytes } = header
     return {
       set: set.name,
       stamp,
       complete,
       missing,
-      entries: entries.length,
-      files: files.length,
+      suspect,
+      entries: header.entries,
+      files,
       bytes,
+      contentDiffers,
       removed,
       ...statistics,
     }
   }
 
-  async #copy({
-    partials,
+  /** What was collected, what is missing of it, and whether its sources can be believed. */
+  async #judge({
+    entries,
+    outcome,
     view,
   }: {
-    partials: readonly Stamp[]
+    entries: readonly Entry[]
+    outcome: RsyncOutcome
     view: SourceSnapshot | undefined
-  }): Promise<{ outcome: RsyncOutcome; statistics: CollectStatistics }> {
+  }): Promise<CollectionHeader> {
+    const { set, nowMs } = this.#options
+    const { readable, missing: absent } = this.#sources
+    const missing = allMissing([
+      ...absent,
+      ...outcome.missing,
+      ...withoutSlash(view?.unseen ?? []),
+      ...nestedSubvolumes(entries, view),
+    ])
+    const facts = await readSourceFacts({ sources: readable, entries })
+    const before = trustedFacts(this.#place)
+    const files = entries.filter(({ type }) => type === 'file')
+    return {
+      set: set.name,
+      stamp: this.#place.stamp,
+      complete: missing.length === 0,
+      missing,
+      suspect: doubtsAbout({ now: facts, before, maxLoss: set.suspectLoss }),
+      sources: readable.map(({ given }, index) => {
+        const { path, ...rest } = facts[index]!
+        const snapshot = view?.covered.get(given)
+        const time = formatStamp(snapshot?.timeMs ?? nowMs)
+        return { path, snapshot: snapshot?.kind ?? 'none', time, facts: rest }
+      }),
+      entries: entries.length,
+      files: files.length,
+      bytes: files.reduce((sum, { size = 0 }) => sum + size, 0),
+    }
+  }
+
+  /** Staging keeps some space free, if it was told to: older collections go earlier for it. */
+  async #makeSpace(): Promise<void> {
+    const { configuration, report, set } = this.#options
+    const { staging, minFree, backupSets } = configuration
+    const of = { staging, sets: backupSets, minFree, report, heldSet: set.name }
+    const { enough } = await pruneForSpace(of)
+    if (enough) return
+    const message = `staging has less free space than retention.min_free, and nothing more may go`
+    report({ kind: 'notice', level: 'warning', code: 'LOW_SPACE', message })
+  }
+
+  async #copy({ partials, view }: Reading): Promise<Copied> {
+    const { configuration, set, report, signal, full = false } = this.#options
     const target = partialDirectory(this.#place)
     const bases = linkBases(this.#place)
     const used = partials
@@ -247,15 +287,18 @@ class Collect {
     }
     try {
       const copied = await copySources({
-        set: this.#options.set,
-        report: this.#options.report,
-        signal: this.#options.signal,
+        set,
+        report,
+        signal,
         dryRun: false,
         sources: this.#sources.readable,
         view,
         target,
-        places: ownPlaces(this.#options.configuration),
-        linkDestinations: [...bases, ...used],
+        places: [...ownPlaces(configuration), ...(view?.ownPlaces ?? [])],
+        // Rot in the newest would go unseen where an older one has the right content.
+        linkDestinations: full ? bases.slice(0, 1) : [...bases, ...used],
+        intoExisting: false,
+        compareContent: full,
         lockFd: this.#lockFd,
       })
       if (copied.outcome.targetFull) throw this.#full()
@@ -281,9 +324,12 @@ class Collect {
     }
   }
 
-  #seal(): Entry[] {
+  /** The entries of the tree, with what rsync could not carry, read from the sources. */
+  #seal(view: SourceSnapshot | undefined): Entry[] {
     try {
-      return sealTree({ directory: partialDirectory(this.#place), names: readAccountNames() })
+      const directory = partialDirectory(this.#place)
+      const entries = sealTree({ directory, names: readAccountNames() })
+      return readSourceMetadata({ entries, rootOf: snapshotRoots(view?.covered ?? new Map()) })
     } catch (error) {
       throw stagingError({ error, staging: this.#place.staging, doing: 'read' })
     }
@@ -316,64 +362,6 @@ class Collect {
     }
   }
 
-  async #takeSnapshot(): Promise<SourceSnapshot | undefined> {
-    const { set } = this.#options
-    if (set.snapshot === 'none') return undefined
-    const sources = this.#sources.readable.filter(({ real }) => onBtrfs(real))
-    const others = this.#sources.readable.filter((source) => !sources.includes(source))
-    const required = set.snapshot === 'required'
-    if (required && others.length > 0) throw noSnapshot(set, others)
-    let reason = 'not on btrfs'
-    try {
-      const { stamp } = this.#place
-      const state = `${this.#staging}/.state`
-      const snapshot =
-        sources.length === 0
-          ? undefined
-          : await takeBtrfsSnapshots({ state, set: set.name, stamp, sources })
-      if (others.length > 0) this.#tellNotAtomic(others, reason)
-      return snapshot
-    } catch (error) {
-      if (required || !(error instanceof BackupError) || error.code !== 'SNAPSHOT_FAILED')
-        throw error
-      reason = error.message
-    }
-    this.#tellNotAtomic(this.#sources.readable, reason)
-    return undefined
-  }
-
-  async #sweepSnapshots(): Promise<void> {
-    await this.#orWarn(() =>
-      sweepBtrfsSnapshots({ state: `${this.#staging}/.state`, set: this.#place.set }),
-    )
-  }
-
-  async #release(snapshot: SourceSnapshot | undefined): Promise<void> {
-    if (snapshot !== undefined) await this.#orWarn(snapshot.release)
-  }
-
-  /** A snapshot that stays a while longer is no reason to fail: the next run sweeps it. */
-  async #orWarn(work: () => Promise<void>): Promise<void> {
-    try {
-      await work()
-    } catch (error) {
-      if (!(error instanceof BackupError)) throw error
-      const message = `${this.#place.set}: ${error.message}`
-      this.#options.report({ kind: 'notice', level: 'warning', code: error.code, message })
-    }
-  }
-
-  #tellNotAtomic(sources: readonly Source[], reason: string): void {
-    const paths = sources.map(({ given }) => given)
-    this.#options.report({
-      kind: 'notice',
-      level: 'warning',
-      code: 'NOT_ATOMIC',
-      facts: { set: this.#place.set, reason },
-      message: `${this.#place.set}: ${named(paths)}: read without a snapshot (${reason})`,
-    })
-  }
-
   #tellVanished(vanished: readonly RawPath[]): void {
     if (vanished.length === 0) return
     this.#options.report({
@@ -381,7 +369,20 @@ class Collect {
       level: 'warning',
       code: 'VANISHED',
       facts: { set: this.#place.set, count: vanished.length },
-      message: `${this.#place.set}: vanished while collecting: ${named(vanished)}`,
+      message: `${this.#place.set}: vanished while collecting: ${listedPaths(vanished)}`,
+    })
+  }
+
+  #tellContentDiffers(paths: readonly RawPath[]): void {
+    if (paths.length === 0) return
+    this.#options.report({
+      kind: 'notice',
+      level: 'warning',
+      code: 'CONTENT_DIFFERS',
+      facts: { set: this.#place.set, count: paths.length },
+      message:
+        `${this.#place.set}: other content with the same size and time: ${listedPaths(paths)} `
+        + '(edited with the time put back, or decayed in staging; the source was collected)',
     })
   }
 
@@ -423,6 +424,8 @@ async function preview(options: CollectOptions, sources: Sources): Promise<Colle
     target: partialDirectory(place),
     places: ownPlaces(options.configuration),
     linkDestinations: linkBases(place),
+    intoExisting: false,
+    compareContent: options.full === true,
     lockFd: undefined,
   })
   const missing = allMissing([...sources.missing, ...outcome.missing])
@@ -432,65 +435,20 @@ async function preview(options: CollectOptions, sources: Sources): Promise<Colle
     stamp: place.stamp,
     complete: missing.length === 0,
     missing,
+    suspect: [],
+    contentDiffers: [],
     ...none,
     ...statistics,
   }
 }
 
-/** The newest collection, and the newest complete one where that is another, as RawPaths. */
+/** The newest collection, and the newest good one where that is another, as RawPaths. */
 function linkBases({ staging, set }: Omit<CollectionPlace, 'stamp'>): RawPath[] {
   const newest = listStamps({ staging, set }).at(-1)
-  const complete = surveyCollections({ staging, set })
-    .collections.filter((item) => item.complete)
-    .at(-1)?.stamp
-  const stamps = new Set([newest, complete].filter((stamp) => stamp !== undefined))
+  const good = surveyCollections({ staging, set }).collections.filter(isGood).at(-1)?.stamp
+  const stamps = new Set([newest, good].filter((stamp) => stamp !== undefined))
   const real = realStaging(staging)
   return [...stamps].map((stamp) => `${real}/${set}/${stamp}`)
-}
-
-/**
- * Lets collections go that the set does not keep: only complete knowledge deletes, so a damaged
- * catalog stays.
- */
-function applyRetention({
-  staging,
-  set,
-  keep,
-}: {
-  staging: string
-  set: string
-  keep: number
-}): readonly Stamp[] {
-  const { collections } = surveyCollections({ staging, set })
-  const { remove } = planRetention({ items: collections, keep })
-  for (const stamp of remove) removeCollection({ staging, set, stamp })
-  return remove
-}
-
-/** Directories that came out of a snapshot empty because a subvolume of its own is there. */
-function nestedSubvolumes(
-  entries: readonly Entry[],
-  snapshot: SourceSnapshot | undefined,
-): MissingPath[] {
-  if (snapshot === undefined) return []
-  const covered = [...snapshot.covered]
-  const isEmpty = (entry: Entry, next: Entry | undefined): boolean => {
-    return (
-      entry.type === 'directory'
-      && (next === undefined || !isWithin({ path: next.path, directory: entry.path }))
-    )
-  }
-  const candidates = entries.filter((entry, index) => {
-    return (
-      isEmpty(entry, entries[index + 1])
-      && covered.some((path) => isBelow({ path: `/${entry.path}`, directory: path }))
-    )
-  })
-  const why =
-    'a btrfs subvolume of its own, which is not in the snapshot: add it as a source, or exclude it'
-  return candidates
-    .filter(({ path }) => isNestedSubvolume(`${snapshot.view}/${path}`))
-    .map(({ path }) => ({ path, why }))
 }
 
 function allMissing(missing: readonly MissingPath[]): MissingPath[] {
@@ -501,30 +459,6 @@ function allMissing(missing: readonly MissingPath[]): MissingPath[] {
 
 function withoutSlash(missing: readonly MissingPath[]): MissingPath[] {
   return missing.map(({ path, why }) => ({ path: path.replace(/^\/+/, ''), why }))
-}
-
-/** Staging and targets: what this program writes is never collected, wherever a source holds it. */
-function ownPlaces({ staging, targets }: Configuration): readonly RawPath[] {
-  return [realStaging(staging), ...targets.map(({ path }) => realOrGiven(path))]
-}
-
-function realOrGiven(path: string): RawPath {
-  try {
-    return realPath(rawPathFromText(path))
-  } catch {
-    // Not there, so there is nothing of it to leave out.
-    return rawPathFromText(path)
-  }
-}
-
-/** Staging's real path, or the configured one as long as it is not there. */
-function realStaging(staging: string): RawPath {
-  try {
-    return realPath(rawPathFromText(staging))
-  } catch (error) {
-    if (systemCode(error) === 'ENOENT') return rawPathFromText(staging)
-    throw stagingError({ error, staging, doing: 'read' })
-  }
 }
 
 function readBootMarker(path: string): string | undefined {
@@ -539,12 +473,6 @@ function removeIfEmpty(directory: RawPath): void {
   if (readdirSync(rawPathToBytes(directory)).length === 0) rmdirSync(rawPathToBytes(directory))
 }
 
-function named(paths: readonly RawPath[]): string {
-  const shown = paths.slice(0, NAMED_PATHS).map(displayPath).join(', ')
-  const more = paths.length - NAMED_PATHS
-  return more > 0 ? `${shown} and ${more} more` : shown
-}
-
 function noSource(set: SetConfiguration, { missing }: Sources): BackupError {
   const list = missing.map(({ path, why }) => `/${displayPath(path)} (${why})`).join(', ')
   const hint = 'check the sources in the configuration; earlier collections are unharmed'
@@ -552,13 +480,4 @@ function noSource(set: SetConfiguration, { missing }: Sources): BackupError {
     hint,
     facts: { set: set.name },
   })
-}
-
-function noSnapshot(set: SetConfiguration, others: readonly Source[]): BackupError {
-  const paths = others.map(({ given }) => given)
-  return new BackupError(
-    'SNAPSHOT_FAILED',
-    `${set.name} requires a snapshot, and ${named(paths)}: not on btrfs`,
-    { hint: 'set snapshot to auto or none for this set', facts: { set: set.name } },
-  )
 }

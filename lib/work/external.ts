@@ -4,16 +4,15 @@
 // Calls export.ts for each pair; one failed target or set never hides another's success. Throws
 // only what concerns the run as a whole: LOCKED, CONFIG_INVALID, CONFIG_ABSENT, INTERRUPTED.
 
-import { mkdirSync } from 'node:fs'
 import { BackupError, type ExitCode } from '../errors.ts'
 import type { Configuration, TargetConfiguration } from '../machine/config.ts'
-import { type Lock, acquireLock } from '../machine/lock.ts'
-import { rawPathFromText } from '../model/raw-path.ts'
+import { withHooks } from '../machine/hooks.ts'
+import { isFrozen } from '../model/collection.ts'
 import type { Report } from '../model/report.ts'
 import { type ExportOutcome, exportSet } from './export.ts'
 import { enterMachine, exportsOf, findRepository, listStamps } from './repository.ts'
 import { type Signer, openSigner } from './signing.ts'
-import { acquireSetLock, stateRoot, surveyCollections } from './staging.ts'
+import { acquireSetLock, surveyCollections } from './staging.ts'
 import { openTarget, repositoryToWrite } from './target-access.ts'
 
 export interface ExternalOptions {
@@ -23,6 +22,8 @@ export interface ExternalOptions {
   readonly nowMs: number
   readonly report: Report
   readonly signal: AbortSignal
+  /** Ours: hooks get a few variables of it. */
+  readonly environment: Readonly<Record<string, string | undefined>>
 }
 
 export interface ExternalOutcome {
@@ -34,30 +35,18 @@ export interface ExternalOutcome {
   readonly error: BackupError | undefined
 }
 
-/** Exports the newest collection of every set to every target. */
+/**
+ * Exports the newest collection of every set to every target. The caller holds the run's lock: two
+ * would write the same state.
+ */
 export async function exportAll(options: ExternalOptions): Promise<readonly ExternalOutcome[]> {
   checkRecipients(options.configuration)
   const signer = await openSigner(options.configuration)
-  const lock = lockExternal(options.configuration.staging)
-  try {
-    const outcomes: ExternalOutcome[] = []
-    for (const target of options.targets) {
-      outcomes.push(...(await exportToTarget(options, { targetConfiguration: target, signer })))
-    }
-    return outcomes
-  } finally {
-    lock.release()
+  const outcomes: ExternalOutcome[] = []
+  for (const target of options.targets) {
+    outcomes.push(...(await exportToTarget(options, { targetConfiguration: target, signer })))
   }
-}
-
-/**
- * One export phase per staging directory: two would write the same state. @throws BackupError
- * LOCKED
- */
-function lockExternal(staging: string): Lock {
-  mkdirSync(stateRoot(staging), { recursive: true, mode: 0o700 })
-  const path = rawPathFromText(`${stateRoot(staging)}/external.lock`)
-  return acquireLock({ path, description: 'backup-external' })
+  return outcomes
 }
 
 /** @throws BackupError CONFIG_INVALID when there is nobody to encrypt to */
@@ -83,31 +72,41 @@ async function exportToTarget(
       outcomes.push(
         ...(await withOutcome({ target, set }, async () => {
           // So that no collection of the set comes or goes meanwhile.
-          const { staging } = configuration
-          const lock = acquireSetLock({
-            staging,
-            set,
-            description: `backup-external to ${target}`,
-            waitMs: 0,
-          })
-          try {
-            const outcome = await exportSet({
-              configuration,
-              targetConfiguration,
-              repository,
-              set,
-              signer,
-              report,
-              signal,
-            })
-            return [{ target, set, exitCode: exitCodeOf(outcome), outcome, error: undefined }]
-          } finally {
-            lock.release()
+          const description = `backup-external to ${target}`
+          const exportLocked = async (): Promise<ExportOutcome> => {
+            const { staging } = configuration
+            const lock = acquireSetLock({ staging, set, description, waitMs: 0 })
+            try {
+              const from = { configuration, repository, set, signer, report, signal }
+              return await exportSet({ ...from, targetConfiguration })
+            } finally {
+              lock.release()
+            }
           }
+          const outcome = await withExportHooks(options, { set, target }, exportLocked)
+          return [{ target, set, exitCode: exitCodeOf(outcome), outcome, error: undefined }]
         })),
       )
     }
     return outcomes
+  })
+}
+
+/** The set's hooks around its export to one target. */
+async function withExportHooks(
+  { configuration, report, signal, environment }: ExternalOptions,
+  { set, target }: { set: string; target: string },
+  work: () => Promise<ExportOutcome>,
+): Promise<ExportOutcome> {
+  const hooks = configuration.backupSets.find(({ name }) => name === set)?.hooks.export
+  if (hooks === undefined) return await work()
+  const { path, staging } = configuration
+  const facts = { set, target, phase: 'export' as const, configuration: path, staging }
+  return await withHooks({ hooks, facts, report, signal, environment }, async () => {
+    const value = await work()
+    const isIncomplete = value.kind === 'exported' && !value.complete
+    const outcome = value.kind === 'suspect' ? 'suspect' : isIncomplete ? 'incomplete' : 'good'
+    return { outcome, value, ...('stamp' in value ? { stamp: value.stamp } : {}) }
   })
 }
 
@@ -125,6 +124,7 @@ async function withOutcome(
 }
 
 function exitCodeOf(outcome: ExportOutcome): ExitCode {
+  if (outcome.kind === 'suspect') return 3
   if (outcome.kind === 'exported' && !outcome.complete) return 3
   return outcome.kind === 'nothing collected' ? 1 : 0
 }
@@ -136,7 +136,7 @@ export interface ExternalPreview {
   readonly stamp: string | undefined
   readonly entries: number
   /** `export`, or why not. */
-  readonly action: 'export' | 'already there' | 'nothing collected'
+  readonly action: 'export' | 'already there' | 'nothing collected' | 'suspect: waits for accept'
 }
 
 /** What exportAll() would export: reads the target, writes nothing. @throws BackupError TARGET_* */
@@ -158,7 +158,13 @@ export async function previewAll({
         newest !== undefined
         && stamps.some((place) => place.set === set && place.stamp >= newest.stamp)
       const action =
-        newest === undefined ? 'nothing collected' : isThere ? 'already there' : 'export'
+        newest === undefined
+          ? 'nothing collected'
+          : isFrozen(newest)
+            ? 'suspect: waits for accept'
+            : isThere
+              ? 'already there'
+              : 'export'
       previews.push({ target, set, stamp: newest?.stamp, entries: newest?.entries ?? 0, action })
     }
   }

@@ -47,12 +47,20 @@ export async function findExports(
   })
 }
 
+/** What a date can mean: an export, or a collection. */
+export interface Generation {
+  readonly set: string
+  readonly stamp: string
+  /** Distrusted: it is never what `latest` means as long as there is another. */
+  readonly isSuspect?: boolean
+}
+
 /**
  * One export a set: the newest for `latest` or no date, else the one that the date names.
  * @throws BackupError USAGE when a date fits several exports of a set, NOTHING_FOUND when it fits
  * none
  */
-export function pickExports<T extends { readonly set: string; readonly stamp: string }>(
+export function pickExports<T extends Generation>(
   places: readonly T[],
   date: string | undefined,
 ): readonly T[] {
@@ -70,11 +78,14 @@ export function pickExports<T extends { readonly set: string; readonly stamp: st
   })
 }
 
-function pickOne<T extends { readonly set: string; readonly stamp: string }>(
+function pickOne<T extends Generation>(
   places: readonly T[],
   date: string | undefined,
 ): readonly T[] {
-  if (date === undefined || date === 'latest') return places.slice(-1)
+  if (date === undefined || date === 'latest') {
+    const trusted = places.filter(({ isSuspect }) => isSuspect !== true)
+    return (trusted.length > 0 ? trusted : places).slice(-1)
+  }
   const stamps = matchStamps({ prefix: date, stamps: places.map(({ stamp }) => stamp) })
   if (stamps.length > 1) {
     throw new BackupError(

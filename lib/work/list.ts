@@ -6,6 +6,7 @@
 
 import type { Configuration } from '../machine/config.ts'
 import { BackupError } from '../errors.ts'
+import { isFrozen } from '../model/collection.ts'
 import {
   type ExportPlace,
   type Repository,
@@ -25,6 +26,7 @@ export interface ListedExport {
   readonly costBytes: number | undefined
   /** Undefined where nobody knows. */
   readonly complete: boolean | undefined
+  readonly isSuspect: boolean
 }
 
 export function listLocal(
@@ -39,13 +41,14 @@ export function listLocal(
   const surveys = sets.map((name) => ({ name, ...surveyCollections({ staging, set: name }) }))
   return {
     listed: surveys.flatMap(({ name, collections }) =>
-      collections.map(({ stamp, complete, files, bytes }) => ({
+      collections.map((header) => ({
         set: name,
-        stamp,
-        files,
-        bytes,
+        stamp: header.stamp,
+        files: header.files,
+        bytes: header.bytes,
         costBytes: undefined,
-        complete,
+        complete: header.complete,
+        isSuspect: isFrozen(header),
       })),
     ),
     damaged: surveys.flatMap(({ name, damaged }) => damaged.map((stamp) => `${name} ${stamp}`)),
@@ -86,6 +89,7 @@ export async function listExternal({
       bytes: known?.statistics.bytes,
       costBytes: [...place.files.values()].reduce((sum, size) => sum + size, 0),
       complete: known?.complete,
+      isSuspect: false,
     })
   }
   return listed

@@ -31,6 +31,7 @@ import {
   type CollectionHeader,
   encodeHeader,
   encodeLines,
+  isGood,
   parseHeader,
   parseLines,
 } from '../model/collection.ts'
@@ -240,7 +241,7 @@ function checkPlace({
 
 /**
  * Makes a collection of a tree that is whole and on the medium under its `.partial` name. `latest`
- * follows a complete one.
+ * follows a good one.
  */
 export function publishCollection({
   staging,
@@ -259,9 +260,31 @@ export function publishCollection({
     )
     writeDurably({ path: catalogPath(place), bytes, mode: 0o600, replace: true })
     publish({ partial: partialDirectory(place), path: rawPathFromText(collectionDirectory(place)) })
-    if (header.complete) moveLatest(place)
+    if (isGood(header)) moveLatest(place)
   } catch (error) {
     throw stagingError({ error, staging, doing: 'written' })
+  }
+}
+
+/**
+ * Takes a collection as it is: from now on it counts as good, and `latest` may name it. Its entries
+ * are not touched. @throws BackupError NOTHING_FOUND, CATALOG_DAMAGED, STAGING_FAILED
+ */
+export function acceptCollection(
+  place: CollectionPlace,
+  { accepted, isNewest }: { accepted: Stamp; isNewest: boolean },
+): void {
+  const path = catalogPath(place)
+  const bytes = readCatalog(path)
+  const header = readHeader(place)
+  const line = Buffer.from(`${encodeHeader({ ...header, accepted })}\n`)
+  const rest = bytes.subarray(frameLength(bytes))
+  try {
+    const changed = Buffer.concat([compressFrame(line, CATALOG_LEVEL), rest])
+    writeDurably({ path, bytes: changed, mode: 0o600, replace: true })
+    if (isNewest) moveLatest(place)
+  } catch (error) {
+    throw stagingError({ error, staging: place.staging, doing: 'written' })
   }
 }
 
@@ -349,12 +372,19 @@ function openDirectories(path: RawPath): void {
   }
 }
 
+/** Makes staging and its state. */
+export function prepareStaging(staging: string): void {
+  makeDirectories(staging, [staging, stateRoot(staging)])
+}
+
 /** Makes the directories that a set needs. */
 export function prepareSet({ staging, set }: SetPlace): void {
+  makeDirectories(staging, [staging, stateRoot(staging), `${staging}/${set}`])
+}
+
+function makeDirectories(staging: string, directories: readonly string[]): void {
   try {
-    for (const directory of [staging, stateRoot(staging), `${staging}/${set}`]) {
-      mkdirSync(directory, { recursive: true, mode: 0o700 })
-    }
+    for (const directory of directories) mkdirSync(directory, { recursive: true, mode: 0o700 })
   } catch (error) {
     throw stagingError({ error, staging, doing: 'written' })
   }
@@ -375,6 +405,28 @@ export function acquireSetLock({
     description,
     waitMs,
   })
+}
+
+/**
+ * Whoever writes to staging or to a target holds this lock: one run for each staging directory.
+ * @throws BackupError LOCKED
+ */
+export function acquireRunLock({
+  staging,
+  description,
+  waitMs,
+}: {
+  staging: string
+  description: string
+  waitMs: number
+}): Lock {
+  prepareStaging(staging)
+  const path = rawPathFromText(`${stateRoot(staging)}/run.lock`)
+  try {
+    return acquireLock({ path, description, waitMs })
+  } catch (error) {
+    throw stagingError({ error, staging, doing: 'written' })
+  }
 }
 
 /** A failure of staging itself, worded once; BackupErrors pass through. */

@@ -94,6 +94,7 @@ external(
   'says so when nothing was collected, and when the newest collection is there already',
   async () => {
     const scenario = await makeScenario()
+    writeFileSync(`${scenario.source}/letter`, 'x')
     const early = await scenario.external()
     assert.is(early.status, 1)
     assert.match(early.stdout, 'nothing collected yet: run backup-collect first')
@@ -168,6 +169,7 @@ external(
 
 external('$BACKUP_RETENTION goes before retention.external', async () => {
   const scenario = await makeScenario()
+  writeFileSync(`${scenario.source}/letter`, 'x')
   configure(scenario, (c) => {
     c['retention'] = { external: 5 }
   })
@@ -184,6 +186,7 @@ external(
     const scenario = await makeScenario()
     configure(scenario, (c) => {
       c['retention'] = { external: 2 }
+      c['backup_sets'][0].suspect_loss = 1
     })
     for (let i = 0; i < 10; i++) writeFileSync(`${scenario.source}/${i}`, randomBytes(50_000))
     const first = await scenario.generation()
@@ -211,6 +214,7 @@ external(
   'retention is frozen, with a warning, when an export that stays cannot be checked',
   async () => {
     const scenario = await makeScenario()
+    writeFileSync(`${scenario.source}/letter`, 'x')
     configure(scenario, (c) => {
       c['retention'] = { external: 2 }
     })
@@ -297,6 +301,7 @@ external('without recipients nothing is exported', async () => {
 
 external('two exports at the same time: the second one is told', async () => {
   const scenario = await makeScenario()
+  writeFileSync(`${scenario.source}/letter`, 'x')
   await scenario.collect()
   mkdirSync(`${scenario.staging}/.state`, { recursive: true })
   const waiting = 'flock "$1" "${@:2}"'
@@ -306,7 +311,7 @@ external('two exports at the same time: the second one is told', async () => {
       '-c',
       waiting,
       'bash',
-      `${scenario.staging}/.state/external.lock`,
+      `${scenario.staging}/.state/run.lock`,
       process.execPath,
       new URL('../../commands/main.js', import.meta.url).pathname,
       'external',
@@ -367,6 +372,7 @@ external('a bare mount point is not written to', async () => {
 
 external('one target that is absent does not keep the export from another', async () => {
   const scenario = await makeScenario()
+  writeFileSync(`${scenario.source}/letter`, 'x')
   configure(scenario, (c) => {
     c['targets'].unshift({ name: 'gone', kind: 'directory', path: `${scenario.directory}/gone` })
   })
@@ -391,6 +397,7 @@ external('a foreign directory is not written to', async () => {
 
 external('a repository of a newer format is neither written nor read', async () => {
   const scenario = await makeScenario()
+  writeFileSync(`${scenario.source}/letter`, 'x')
   await scenario.generation()
   const file = `${scenario.target}/repository.json`
   writeFileSync(file, readFileSync(file, 'utf8').replace('"format":1', '"format":2'))
@@ -406,8 +413,10 @@ external(
   'another machine of the same name, with another key, is not mixed with this one',
   async () => {
     const first = await makeScenario()
+    writeFileSync(`${first.source}/letter`, 'x')
     await first.generation()
     const second = await makeScenario({ target: first.target })
+    writeFileSync(`${second.source}/letter`, 'x')
     await second.collect()
     await refused(second, {
       status: 13,
@@ -434,6 +443,7 @@ external(
   'a target whose repository has vanished, or is another one, is not written to',
   async () => {
     const scenario = await makeScenario()
+    writeFileSync(`${scenario.source}/letter`, 'x')
     await scenario.generation()
     const away = `${scenario.directory}/away`
     renameSync(scenario.target, away)
@@ -482,6 +492,7 @@ if (canRunAsRoot('targets on loop devices')) {
   external('a target mounted read-only is said to be so', async () => {
     const device = loopDevice({ sizeMib: 24 })
     const scenario = await makeScenario({ target: device.path })
+    writeFileSync(`${scenario.source}/letter`, 'x')
     configure(scenario, (c) => {
       c['targets'][0].must_be_mounted = true
     })
@@ -505,6 +516,7 @@ if (canRunAsRoot('targets on loop devices')) {
       const scenario = await makeScenario({ target: device.path })
       configure(scenario, (c) => {
         c['targets'][0].bundle_size = '4 MiB'
+        c['backup_sets'][0].suspect_loss = 1
       })
       writeFileSync(`${scenario.source}/small`, 'x')
       const { stamp } = await scenario.generation()

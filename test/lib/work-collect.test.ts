@@ -351,7 +351,8 @@ collect('a dry run counts and changes nothing', async () => {
 })
 
 collect('keeps as many complete collections as configured, of this set alone', async () => {
-  const { run, staging } = scene()
+  const { run, home, staging } = scene()
+  writeFileSync(`${home}/file`, 'x')
   const stamps: string[] = []
   for (let day = 0; day < 5; day++) stamps.push((await run({ day, keep: 9 })).stamp)
   mkdirSync(`${staging}/home/2001-01-01T000000Z-mine`)
@@ -521,12 +522,11 @@ collect(
     writeFileSync(`${home}/closed/inner`, 'x')
     mkdirSync(`${home}/secret`, { mode: 0 })
     const module = new URL('../../lib/work/collect.js', import.meta.url).href
+    const set = setConfiguration({ sources: [home, `${home}/secret`], snapshot: 'none' })
     const script = `
     import { collectSet } from ${JSON.stringify(module)}
-    const set = {
-      name: 'home', sources: ['${home}', '${home}/secret'], exclusions: [], snapshot: 'none',
-    }
-    const configuration = { staging: '${directory}/staging', targets: [], retention: { local: 7, external: 5 } }
+    const set = ${JSON.stringify(set)}
+    const configuration = ${JSON.stringify(configurationOf(set, { staging: `${directory}/staging` }))}
     const report = () => {}
     const run = (day) => collectSet({
       configuration, set, report, nowMs: ${startMs} + day * 86400000,

@@ -28,7 +28,15 @@ const header: CollectionHeader = {
     path: `gone/\xff${i}`,
     why: 'permission denied',
   })),
-  sources: [{ path: 'home/caf\xc3\xa9', snapshot: 'none', time: '2025-04-01T020000Z' }],
+  suspect: [{ path: 'home/caf\xc3\xa9', why: 'empty' }],
+  sources: [
+    {
+      path: 'home/caf\xc3\xa9',
+      snapshot: 'none',
+      time: '2025-04-01T020000Z',
+      facts: { isDirectory: true, filesystem: 'ext4 1', entries: 1, bytes: 0 },
+    },
+  ],
 }
 
 const entries: Entry[] = Array.from({ length: 40_000 }, (_, i) => ({

@@ -1,0 +1,172 @@
+// What `backup-restore` says: lists, verifications, restorations, for people and as `--json`.
+//
+// backup-restore.ts does the work and calls these. What is not restored is named and has its exit
+// code (invariant 10). Speaks only through the reporter; throws nothing.
+
+import { ERRORS, type ExitCode, worstExitCode } from '../lib/errors.ts'
+import { formatSize } from '../lib/model/amount.ts'
+import { displayPath } from '../lib/model/raw-path.ts'
+import type { ListedExport } from '../lib/work/list.ts'
+import type { RestoreOutcome } from '../lib/work/restore.ts'
+import type { CollectionVerification } from '../lib/work/verify-local.ts'
+import type { VerifiedExport } from '../lib/work/verify.ts'
+import type { Reporter } from './reporter.ts'
+
+const COMMAND = 'backup-restore'
+
+/** Paths named on a terminal; --json names all. */
+const PATHS_SHOWN = 50
+
+interface Place {
+  readonly set: string
+  readonly stamp: string
+}
+
+export function tellList(place: string, items: readonly ListedExport[], reporter: Reporter): void {
+  reporter.print(`${place}:`)
+  if (items.length === 0) reporter.print('  nothing yet')
+  for (const { set, stamp, files, bytes, costBytes, complete, isSuspect } of items) {
+    const size = bytes === undefined ? 'encrypted' : `${files} files  ${formatSize(bytes)}`
+    const cost = costBytes === undefined ? '' : `  costs ${formatSize(costBytes)}`
+    const state =
+      complete === undefined ? 'not known whether complete' : complete ? 'complete' : 'INCOMPLETE'
+    reporter.print(`  ${stamp}  ${set}  ${size}${cost}  ${state}${isSuspect ? ', SUSPECT' : ''}`)
+    reporter.report({
+      kind: 'result',
+      command: COMMAND,
+      place,
+      set,
+      stamp,
+      files,
+      bytes,
+      costBytes,
+      complete,
+      suspect: isSuspect,
+    })
+  }
+}
+
+/** @returns 13 where a collection's catalog cannot be read, else 0 */
+export function warnOfDamaged(damaged: readonly string[], reporter: Reporter): ExitCode {
+  for (const name of damaged) {
+    const message = `the catalog of ${name} in staging is damaged: its tree is there, unlisted`
+    reporter.report({ kind: 'notice', level: 'warning', code: 'CATALOG_DAMAGED', message })
+  }
+  return damaged.length > 0 ? 13 : 0
+}
+
+export function tellVerified(
+  { set, stamp, complete, files, bytes, problems, damaged }: VerifiedExport,
+  reporter: Reporter,
+): void {
+  const size = bytes === undefined ? '' : `: ${files} files, ${formatSize(bytes)} would be restored`
+  const state =
+    problems.length > 0 ? 'DAMAGED' : complete === false ? 'whole, but INCOMPLETE' : 'whole'
+  reporter.print(`${set} ${stamp}: ${state}${size}`)
+  for (const { message } of problems.slice(0, PATHS_SHOWN)) reporter.print(`  ${message}`)
+  for (const path of damaged.slice(0, PATHS_SHOWN))
+    reporter.print(`  damaged: ${displayPath(path)}`)
+  if (damaged.length > PATHS_SHOWN)
+    reporter.print(`  and ${damaged.length - PATHS_SHOWN} more (--json names all)`)
+  const paths = damaged.map(displayPath)
+  reporter.report({
+    kind: 'result',
+    command: COMMAND,
+    set,
+    stamp,
+    complete,
+    files,
+    bytes,
+    damaged: paths,
+    problems: problems.map(({ code, message }) => ({ code, message })),
+  })
+}
+
+export function tellVerifiedCollection(
+  { set, stamp }: Place,
+  { verified, reporter }: { verified: CollectionVerification; reporter: Reporter },
+): void {
+  const { problems, files, bytes, contentChecked } = verified
+  const state = contentChecked ? 'whole' : 'as collected, as far as metadata tell'
+  const how = contentChecked ? 'content and metadata' : 'metadata only: no export tells its digests'
+  reporter.print(
+    `${set} ${stamp}: ${problems.length > 0 ? 'DAMAGED' : state} (${how}): `
+      + `${files} files, ${formatSize(bytes)}`,
+  )
+  for (const { path, why } of problems.slice(0, PATHS_SHOWN))
+    reporter.print(`  ${displayPath(path)}: ${why}`)
+  reporter.report({
+    kind: 'result',
+    command: COMMAND,
+    set,
+    stamp,
+    files,
+    bytes,
+    contentChecked,
+    problems: problems.map(({ path, why }) => ({ path: displayPath(path), why })),
+  })
+}
+
+export function tellRestored(
+  outcome: RestoreOutcome & { readonly incomplete?: boolean },
+  { place, dryRun, reporter }: { place: Place; dryRun: boolean; reporter: Reporter },
+): ExitCode {
+  const { written, same, bytes, kept, failures, lost, incomplete } = outcome
+  const verb = dryRun ? 'would be restored' : 'restored'
+  reporter.tell(
+    `${place.set} ${place.stamp}: ${written} ${verb} (${formatSize(bytes)}), `
+      + `${same} the same already`,
+  )
+  const warn = (code: string, paths: readonly string[]) => {
+    for (const message of paths.slice(0, PATHS_SHOWN))
+      reporter.report({ kind: 'notice', level: 'warning', code, message })
+    const more = paths.length - PATHS_SHOWN
+    if (more > 0)
+      reporter.report({
+        kind: 'notice',
+        level: 'warning',
+        code,
+        message: `and ${more} more (--json names all)`,
+      })
+  }
+  warn(
+    'KEPT',
+    kept.map(
+      (path) =>
+        `${displayPath(path)}: something else is there and was kept (--overwrite replaces it)`,
+    ),
+  )
+  warn(
+    'NOT_RESTORED',
+    failures.map(({ path, why }) => `${displayPath(path)}: not restored: ${why}`),
+  )
+  warn(
+    'METADATA_LOST',
+    lost.map(
+      ({ path, what }) =>
+        `${displayPath(path)}: restored without ${what.map(displayPath).join(', ')}`,
+    ),
+  )
+  if (incomplete === true) {
+    warn('INCOMPLETE', [`${place.set} ${place.stamp} was incomplete when it was collected`])
+  }
+  const codes = failures.map(({ code }) => ERRORS[code][0])
+  const exitCode = worstExitCode([
+    ...codes,
+    kept.length + lost.length > 0 || incomplete === true ? 3 : 0,
+  ])
+  reporter.report({
+    kind: 'result',
+    command: COMMAND,
+    set: place.set,
+    stamp: place.stamp,
+    exitCode,
+    written,
+    same,
+    bytes,
+    kept: kept.map(displayPath),
+    failures: failures.map((failure) => ({ ...failure, path: displayPath(failure.path) })),
+    lost: lost.map(({ path, what }) => ({ path: displayPath(path), what })),
+  })
+  return exitCode
+}
