@@ -61,6 +61,7 @@ mkdir "$home/project"
 for package in zx yaml uvu; do cp -R "node_modules/$package" "$home/project/$package"; done
 for number in 1 2 3 4; do head -c 2097152 /dev/urandom >"$home/photos/photo-$number.raw"; done
 echo 'version 1' >"$home/notes/plan.txt"
+echo 'not worth keeping' >"$home/notes/draft.tmp"
 ln "$home/photos/photo-1.raw" "$home/notes/the same photo.raw"
 ln -s ../photos "$home/notes/photos"
 dd if=/dev/urandom of="$home/sparse.img" bs=65536 count=1 seek=1000 2>/dev/null
@@ -86,6 +87,9 @@ show backup init --config "$config" --staging "$work/staging" --target "$drive" 
 set_name=$(sed -n 's/^ *- name: *//p' "$config" | head -n 1 | tr -d '"')
 identity=(--identity "$keys/identity.age" --passphrase-file "$work/passphrase")
 
+say 'Look first: can this machine do what the configuration says?'
+show backup doctor --config "$config"
+
 say 'Phase one, collect: a dated, plain, browsable tree in staging.'
 show backup-collect --config "$config"
 
@@ -98,11 +102,18 @@ sleep 1 # another day has another stamp
 shell "cd '$home' && echo 'version 2' >>notes/plan.txt && mv photos/photo-4.raw photos/moved.raw &&
   rm project/uvu/readme.md && echo new >notes/new.txt && chmod 600 project/zx/package.json"
 
-say 'Both phases again, in one word: only what changed is written, and a moved photo costs nothing.'
-show backup --config "$config"
+say 'Both phases again, before they are due: only what changed is written, and a moved photo costs nothing.'
+show backup --force --config "$config"
 all=$(find "$drive" -name 'data-*.age' -exec cat {} + | wc -c | tr -d ' ')
 echo "data bundles: $first bytes the first time, $((all - first)) the second"
 [ "$all" -gt "$first" ] && [ $((all - first)) -lt $((first / 10)) ]
+
+say 'Why is a file there, or not? The rule, and the collections that hold it.'
+show backup why --config "$config" "$home/notes/plan.txt"
+show backup why --config "$config" "$home/notes/draft.tmp"
+
+say 'How does everything stand, and what is due when?'
+show backup status --config "$config"
 
 say 'What is on the drive.'
 show backup-restore --config "$config" --source external --list "${identity[@]}"
@@ -116,7 +127,7 @@ show backup-restore --config "$config" --source external --date latest --set "$s
   --into "$restored" "${identity[@]}"
 
 say 'The referee: rsync compares contents and all metadata, and prints nothing.'
-shell "rsync -aHAXSnic --delete '$home/' '$restored$home/' | tee '$work/differences'"
+shell "rsync -aHAXSnic --delete --exclude='*.tmp' '$home/' '$restored$home/' | tee '$work/differences'"
 [ ! -s "$work/differences" ]
 echo '(nothing)'
 

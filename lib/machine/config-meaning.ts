@@ -309,7 +309,9 @@ function readSchedule(schedule: RawSchedule): ScheduleConfiguration {
   return { incremental, full, external, onBattery, onMetered }
 }
 
-/** `$BACKUP_RETENTION` goes before what is configured for all, and a set's own number before that. */
+/**
+ * `$BACKUP_RETENTION` goes before what is configured for all, and a set's own number before that.
+ */
 function readSetRetention(
   own: Partial<RawRetention>,
   { raw, environment }: { raw: RawConfiguration; environment: Surroundings['environment'] },

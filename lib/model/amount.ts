@@ -24,7 +24,10 @@ const DURATION_UNITS_MS: Readonly<Record<string, number>> = {
   y: 365 * 86_400_000,
 }
 
-/** Milliseconds from `90s`, `10min`, `12h`, `2d`, `8w`, `6m` (of 30 days), `2y` (of 365); undefined else. */
+/**
+ * Milliseconds from `90s`, `10min`, `12h`, `2d`, `8w`, `6m` (of 30 days), `2y` (of 365); undefined
+ * else.
+ */
 export function parseDuration(duration: string): number | undefined {
   const parts = /^([0-9]{1,6}) ?([a-z]+)$/.exec(duration)
   const unitMs = DURATION_UNITS_MS[parts?.[2] ?? '']
