@@ -281,7 +281,8 @@ function rsyncArguments(call: RsyncCall): (string | Buffer)[] {
     '-aHAXS',
     '--numeric-ids',
     '--relative',
-    '-ii',
+    // Into a snapshot what is unchanged costs nothing, and naming it would be most of the work.
+    call.intoExisting === true ? '-i' : '-ii',
     '--out-format=%i %l %n',
     // Otherwise rsync compares whole seconds, and neither sees nor sets a time that differs by
     // less.

@@ -8,16 +8,7 @@
 // for nothing made it durable. Throws SOURCE_ABSENT, SNAPSHOT_FAILED, STAGING_FULL, STAGING_FAILED,
 // LOCKED, PROGRAM_… and INTERRUPTED.
 
-import {
-  closeSync,
-  mkdirSync,
-  openSync,
-  readFileSync,
-  readdirSync,
-  rmdirSync,
-  statfsSync,
-  writeFileSync,
-} from 'node:fs'
+import { closeSync, openSync, readFileSync, readdirSync, statfsSync, writeFileSync } from 'node:fs'
 import { BackupError } from '../errors.ts'
 import type { Configuration, SetConfiguration } from '../machine/config.ts'
 import { bootId } from '../machine/lock.ts'
@@ -25,13 +16,24 @@ import { syncFilesystem } from '../machine/posix.ts'
 import type { RsyncOutcome } from '../machine/rsync.ts'
 import type { SourceSnapshot } from '../machine/source-snapshot/source-snapshot.ts'
 import { formatSize } from '../model/amount.ts'
-import { type CollectionHeader, isGood, type MissingPath } from '../model/collection.ts'
+import { type CollectionHeader, isFrozen, isGood, type MissingPath } from '../model/collection.ts'
 import type { Entry } from '../model/entry.ts'
 import { displayPath, listedPaths, type RawPath, rawPathToBytes } from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
 import { type Doubt, doubtsAbout } from '../model/sanity.ts'
 import { formatStamp, nextStamp, type Stamp } from '../model/stamp.ts'
 import { type CollectStatistics, type Copied, copySources } from './copy-sources.ts'
+import {
+  clearNames,
+  dropStale,
+  prepareGeneration,
+  type PreparedGeneration,
+  removeGeneration,
+  removeOutside,
+  sealGeneration,
+  type SourceOf,
+  wronglyLinked,
+} from './generation.ts'
 import { pruneForSpace, pruneLocal } from './prune-local.ts'
 import { readAccountNames, sealTree } from './seal.ts'
 import { readSourceFacts, trustedFacts } from './source-facts.ts'
@@ -140,6 +142,11 @@ interface Reading {
   readonly view: SourceSnapshot | undefined
 }
 
+interface Filled {
+  readonly copied: Copied
+  readonly entries: readonly Entry[]
+}
+
 /** One run under the set's lock. */
 class Collect {
   readonly #startedMs = performance.now()
@@ -195,11 +202,10 @@ class Collect {
     const { report, set } = this.#options
     const { staging, stamp } = this.#place
     report({ kind: 'phase', name: `collecting ${set.name}` })
-    const { outcome, statistics, contentDiffers } = await this.#copy({ partials, view })
-    await view?.check()
-    report({ kind: 'phase', name: `sealing ${set.name}` })
-    const entries = this.#seal(view)
+    const { copied, entries } = await this.#fill({ partials, view })
+    const { outcome, statistics, contentDiffers } = copied
     const header = await this.#judge({ entries, outcome, view })
+    this.#orStagingError('written', () => sealGeneration(partialDirectory(this.#place)))
     publishCollection({ staging, header, entries })
     this.#removePartials()
     const removed = isGood(header) ? pruneLocal({ staging, set, report }) : []
@@ -219,6 +225,9 @@ class Collect {
       contentDiffers,
       removed,
       ...statistics,
+      // Into a snapshot rsync names only what it changes.
+      linkedFiles: Math.max(statistics.linkedFiles, files - statistics.copiedFiles),
+      linkedBytes: Math.max(statistics.linkedBytes, bytes - statistics.copiedBytes),
     }
   }
 
@@ -272,19 +281,86 @@ class Collect {
     report({ kind: 'notice', level: 'warning', code: 'LOW_SPACE', message })
   }
 
-  async #copy({ partials, view }: Reading): Promise<Copied> {
-    const { configuration, set, report, signal, full = false } = this.#options
-    const target = partialDirectory(this.#place)
-    const bases = linkBases(this.#place)
+  /** Makes the tree of the new collection and reads it back as entries. */
+  async #fill({ partials, view }: Reading): Promise<Filled> {
+    const directory = partialDirectory(this.#place)
+    const sourceOf = this.#sourceOf(view)
+    const prepared = await this.#prepare({ directory, partials })
+    const isSnapshot = prepared.kind === 'snapshot'
+    const sources = this.#sources.readable.map(({ given }) => given.replace(/^\/+/, ''))
+    if (isSnapshot) this.#orStagingError('written', () => removeOutside({ directory, sources }))
+    const copy = async (): Promise<Filled> => {
+      const copied = await this.#copy({ view, prepared })
+      const { missing, vanished } = copied.outcome
+      const paths = [...missing.map(({ path }) => path), ...vanished]
+      if (isSnapshot)
+        this.#orStagingError('written', () => dropStale({ directory, paths, sourceOf }))
+      this.#orStagingError('written', () => syncTree(directory))
+      await view?.check()
+      this.#options.report({ kind: 'phase', name: `sealing ${this.#place.set}` })
+      return { copied, entries: this.#seal(view) }
+    }
+    const filled = await copy()
+    const wrong = isSnapshot ? wronglyLinked({ ...filled, sourceOf }) : []
+    if (wrong.length === 0) return filled
+    this.#orStagingError('written', () => clearNames({ directory, sourceOf, paths: wrong }))
+    return await copy()
+  }
+
+  /** Where a path of the collection is read: through a source's own link, and its snapshot. */
+  #sourceOf(view: SourceSnapshot | undefined): SourceOf {
+    const rootOf = snapshotRoots(view?.covered ?? new Map())
+    const links = new Map(
+      this.#sources.readable
+        .filter(({ given, real }) => given !== real)
+        .map(({ given, real }) => [given.replace(/^\/+/, ''), real]),
+    )
+    return (path) => {
+      const root = rootOf(path)
+      return root === '' ? (links.get(path) ?? `/${path}`) : `${root}/${path}`
+    }
+  }
+
+  async #prepare({
+    directory,
+    partials,
+  }: {
+    directory: RawPath
+    partials: readonly Stamp[]
+  }): Promise<PreparedGeneration> {
+    const { set, report, signal } = this.#options
     const used = partials
       .slice(-MAX_PARTIALS_USED)
       .reverse()
       .map((stamp) => partialDirectory({ ...this.#place, stamp }))
     try {
-      mkdirSync(rawPathToBytes(target), { mode: 0o700 })
+      const collections = linkBases(this.#place)
+      const prepared = await prepareGeneration({
+        target: directory,
+        collections,
+        partials: used,
+        signal,
+      })
+      if (prepared.kind === 'links' && prepared.reason !== undefined) {
+        const message = `${set.name}: staging is on btrfs, but ${prepared.reason}`
+        report({ kind: 'notice', level: 'info', code: 'NO_SUBVOLUME', message })
+      }
+      return prepared
     } catch (error) {
       throw stagingError({ error, staging: this.#place.staging, doing: 'written' })
     }
+  }
+
+  async #copy({
+    view,
+    prepared,
+  }: {
+    view: SourceSnapshot | undefined
+    prepared: PreparedGeneration
+  }): Promise<Copied> {
+    const { configuration, set, report, signal, full = false } = this.#options
+    const target = partialDirectory(this.#place)
+    const links = prepared.kind === 'links' ? prepared.linkDestinations : []
     try {
       const copied = await copySources({
         set,
@@ -296,13 +372,12 @@ class Collect {
         target,
         places: [...ownPlaces(configuration), ...(view?.ownPlaces ?? [])],
         // Rot in the newest would go unseen where an older one has the right content.
-        linkDestinations: full ? bases.slice(0, 1) : [...bases, ...used],
-        intoExisting: false,
+        linkDestinations: full ? links.slice(0, 1) : links,
+        intoExisting: prepared.kind === 'snapshot',
         compareContent: full,
         lockFd: this.#lockFd,
       })
       if (copied.outcome.targetFull) throw this.#full()
-      this.#sync()
       return copied
     } catch (error) {
       removeIfEmpty(target)
@@ -310,17 +385,11 @@ class Collect {
     }
   }
 
-  /** Everything that is in the tree is on the medium before a catalog says that it is there. */
-  #sync(): void {
+  #orStagingError(doing: 'read' | 'written', work: () => void): void {
     try {
-      const fd = openSync(rawPathToBytes(partialDirectory(this.#place)), 'r')
-      try {
-        syncFilesystem(fd)
-      } finally {
-        closeSync(fd)
-      }
+      work()
     } catch (error) {
-      throw stagingError({ error, staging: this.#place.staging, doing: 'written' })
+      throw stagingError({ error, staging: this.#place.staging, doing })
     }
   }
 
@@ -442,13 +511,19 @@ async function preview(options: CollectOptions, sources: Sources): Promise<Colle
   }
 }
 
-/** The newest collection, and the newest good one where that is another, as RawPaths. */
-function linkBases({ staging, set }: Omit<CollectionPlace, 'stamp'>): RawPath[] {
-  const newest = listStamps({ staging, set }).at(-1)
-  const good = surveyCollections({ staging, set }).collections.filter(isGood).at(-1)?.stamp
-  const stamps = new Set([newest, good].filter((stamp) => stamp !== undefined))
-  const real = realStaging(staging)
-  return [...stamps].map((stamp) => `${real}/${set}/${stamp}`)
+/**
+ * What a new collection starts from, best first: the newest that is trusted, for one whose source
+ * was empty would have everything copied anew; the newest, and the newest good one.
+ */
+function linkBases(place: Omit<CollectionPlace, 'stamp'>): RawPath[] {
+  const { collections } = surveyCollections(place)
+  const stamps = new Set([
+    collections.findLast((header) => !isFrozen(header))?.stamp,
+    listStamps(place).at(-1),
+    collections.findLast(isGood)?.stamp,
+  ])
+  const directory = `${realStaging(place.staging)}/${place.set}`
+  return [...stamps].flatMap((stamp) => (stamp === undefined ? [] : [`${directory}/${stamp}`]))
 }
 
 function allMissing(missing: readonly MissingPath[]): MissingPath[] {
@@ -470,7 +545,17 @@ function readBootMarker(path: string): string | undefined {
 }
 
 function removeIfEmpty(directory: RawPath): void {
-  if (readdirSync(rawPathToBytes(directory)).length === 0) rmdirSync(rawPathToBytes(directory))
+  if (readdirSync(rawPathToBytes(directory)).length === 0) removeGeneration(directory)
+}
+
+/** Everything that is in the tree is on the medium before a catalog says that it is there. */
+function syncTree(directory: RawPath): void {
+  const fd = openSync(rawPathToBytes(directory), 'r')
+  try {
+    syncFilesystem(fd)
+  } finally {
+    closeSync(fd)
+  }
 }
 
 function noSource(set: SetConfiguration, { missing }: Sources): BackupError {

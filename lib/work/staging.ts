@@ -10,7 +10,6 @@
 
 import { Buffer } from 'node:buffer'
 import {
-  chmodSync,
   closeSync,
   fstatSync,
   lstatSync,
@@ -38,6 +37,7 @@ import {
 import { type Entry, MAX_ENTRY_BYTES, parseEntry } from '../model/entry.ts'
 import { displayPath, type RawPath, rawPathFromText, rawPathToBytes } from '../model/raw-path.ts'
 import { parseStamp, type Stamp } from '../model/stamp.ts'
+import { removeGeneration } from './generation.ts'
 
 export type CollectionInfo = CollectionHeader
 
@@ -317,7 +317,7 @@ export function removeCollection(place: CollectionPlace): void {
 }
 
 export function removePartial(place: CollectionPlace): void {
-  removeTree(partialDirectory(place))
+  removeGeneration(partialDirectory(place))
 }
 
 /**
@@ -351,25 +351,6 @@ function demote(place: CollectionPlace): void {
   if (!lstatSync(rawPathToBytes(tree)).isDirectory()) return
   removePartial(place)
   renameSync(rawPathToBytes(tree), rawPathToBytes(partialDirectory(place)))
-}
-
-/** Removes a tree of ours; directories without write permission are no obstacle. */
-function removeTree(path: RawPath): void {
-  try {
-    rmSync(rawPathToBytes(path), { recursive: true, force: true })
-  } catch (error) {
-    if (!['EACCES', 'EPERM', 'ENOTEMPTY'].includes(systemCode(error) ?? '')) throw error
-    openDirectories(path)
-    rmSync(rawPathToBytes(path), { recursive: true, force: true })
-  }
-}
-
-function openDirectories(path: RawPath): void {
-  chmodSync(rawPathToBytes(path), 0o700)
-  for (const name of readdirSync(rawPathToBytes(path), { encoding: 'latin1' })) {
-    const child = `${path}/${name}`
-    if (lstatSync(rawPathToBytes(child)).isDirectory()) openDirectories(child)
-  }
 }
 
 /** Makes staging and its state. */
