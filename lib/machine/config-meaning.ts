@@ -40,6 +40,8 @@ export interface SetConfiguration {
   readonly exclusions: readonly string[]
   readonly filters: FilterConfiguration
   readonly snapshot: 'auto' | 'required' | 'none'
+  /** Whether the last source snapshot stays until the next run. */
+  readonly keepSnapshot: boolean
   /** Above 0, up to 1. */
   readonly suspectLoss: number
   readonly bandwidthBytesPerSecond: number | undefined
@@ -145,6 +147,7 @@ interface RawSet {
     readonly one_filesystem: boolean
   }
   readonly snapshot: 'auto' | 'required' | 'none'
+  readonly keep_snapshot: boolean
   readonly suspect_loss: number
   readonly bandwidth_limit?: string | number
   readonly nice: number
@@ -276,6 +279,7 @@ function readSet({
       oneFilesystem: filters.one_filesystem,
     },
     snapshot: set.snapshot,
+    keepSnapshot: set.keep_snapshot,
     suspectLoss: set.suspect_loss,
     bandwidthBytesPerSecond: size(set.bandwidth_limit, 'bandwidth_limit'),
     nice: set.nice,

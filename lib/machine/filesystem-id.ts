@@ -48,7 +48,8 @@ function uuidByLink(device: RawPath): string | undefined {
 
 async function uuidByBlkid(device: RawPath): Promise<string | undefined> {
   try {
-    const args = ['-o', 'value', '-s', 'UUID', '--', rawPathToBytes(device)]
+    // -p: what is on the device, not what blkid remembers of another one of that name.
+    const args = ['-p', '-o', 'value', '-s', 'UUID', '--', rawPathToBytes(device)]
     const call = { program: 'blkid', args, changes: false, timeoutMs: BLKID_TIMEOUT_MS }
     const { exitCode, stdout } = await runProgram(call)
     const uuid = stdout.trim()

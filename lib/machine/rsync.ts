@@ -282,7 +282,7 @@ function rsyncArguments(call: RsyncCall): (string | Buffer)[] {
     '--numeric-ids',
     '--relative',
     // Into a snapshot what is unchanged costs nothing, and naming it would be most of the work.
-    call.intoExisting === true ? '-i' : '-ii',
+    call.intoExisting === true && !call.dryRun ? '-i' : '-ii',
     '--out-format=%i %l %n',
     // Otherwise rsync compares whole seconds, and neither sees nor sets a time that differs by
     // less.

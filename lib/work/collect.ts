@@ -14,7 +14,8 @@ import type { Configuration, SetConfiguration } from '../machine/config.ts'
 import { bootId } from '../machine/lock.ts'
 import { syncFilesystem } from '../machine/posix.ts'
 import type { RsyncOutcome } from '../machine/rsync.ts'
-import type { SourceSnapshot } from '../machine/source-snapshot/source-snapshot.ts'
+import type { ChangeList } from '../machine/source-snapshot/btrfs-changes.ts'
+import type { KeptSnapshot, SourceSnapshot } from '../machine/source-snapshot/source-snapshot.ts'
 import { formatSize } from '../model/amount.ts'
 import { type CollectionHeader, isFrozen, isGood, type MissingPath } from '../model/collection.ts'
 import type { Entry } from '../model/entry.ts'
@@ -34,8 +35,9 @@ import {
   type SourceOf,
   wronglyLinked,
 } from './generation.ts'
+import { hasFilters } from './filter-walk.ts'
 import { pruneForSpace, pruneLocal } from './prune-local.ts'
-import { readAccountNames, sealTree } from './seal.ts'
+import { readAccountNames, sealChanges, sealTree } from './seal.ts'
 import { readSourceFacts, trustedFacts } from './source-facts.ts'
 import { readSourceMetadata, snapshotRoots } from './source-metadata.ts'
 import {
@@ -54,6 +56,7 @@ import {
   partialDirectory,
   prepareSet,
   publishCollection,
+  readCollection,
   removePartial,
   stagingError,
   stateRoot,
@@ -86,6 +89,8 @@ export interface CollectOutcome extends CollectStatistics {
    * decayed in staging. Known of a full run only.
    */
   readonly contentDiffers: readonly RawPath[]
+  /** Whether the source told what changed, so that nothing else was looked at. */
+  readonly onlyChanges: boolean
   /** Entries, files and bytes of the whole collection; zero in a dry run. */
   readonly entries: number
   readonly files: number
@@ -145,6 +150,9 @@ interface Reading {
 interface Filled {
   readonly copied: Copied
   readonly entries: readonly Entry[]
+  /** The generation began as a snapshot of an earlier one. */
+  readonly isSnapshot: boolean
+  readonly onlyChanges: boolean
 }
 
 /** One run under the set's lock. */
@@ -186,6 +194,7 @@ class Collect {
       sources: this.#sources.readable,
       report,
       now: () => nowMs + performance.now() - this.#startedMs,
+      since: this.#since(),
     }
     const view = await openSourceView(request)
     try {
@@ -202,11 +211,13 @@ class Collect {
     const { report, set } = this.#options
     const { staging, stamp } = this.#place
     report({ kind: 'phase', name: `collecting ${set.name}` })
-    const { copied, entries } = await this.#fill({ partials, view })
+    const { copied, entries, isSnapshot, onlyChanges } = await this.#fill({ partials, view })
     const { outcome, statistics, contentDiffers } = copied
     const header = await this.#judge({ entries, outcome, view })
     this.#orStagingError('written', () => sealGeneration(partialDirectory(this.#place)))
     publishCollection({ staging, header, entries })
+    if (set.keepSnapshot && isSnapshot && header.complete && header.suspect.length === 0)
+      view?.keep(this.#rules())
     this.#removePartials()
     const removed = isGood(header) ? pruneLocal({ staging, set, report }) : []
     this.#tellVanished(outcome.vanished)
@@ -223,6 +234,7 @@ class Collect {
       files,
       bytes,
       contentDiffers,
+      onlyChanges,
       removed,
       ...statistics,
       // Into a snapshot rsync names only what it changes.
@@ -288,23 +300,66 @@ class Collect {
     const prepared = await this.#prepare({ directory, partials })
     const isSnapshot = prepared.kind === 'snapshot'
     const sources = this.#sources.readable.map(({ given }) => given.replace(/^\/+/, ''))
-    if (isSnapshot) this.#orStagingError('written', () => removeOutside({ directory, sources }))
-    const copy = async (): Promise<Filled> => {
-      const copied = await this.#copy({ view, prepared })
+    const changes = await this.#changes({ view, prepared })
+    this.#orStagingError('written', () => {
+      if (changes !== undefined) clearNames({ directory, sourceOf, paths: changes.present })
+      else if (isSnapshot) removeOutside({ directory, sources })
+    })
+    const copy = async (of: ChangeList | undefined): Promise<Filled> => {
+      const copied = await this.#copy({ view, prepared, changes: of })
       const { missing, vanished } = copied.outcome
       const paths = [...missing.map(({ path }) => path), ...vanished]
-      if (isSnapshot)
-        this.#orStagingError('written', () => dropStale({ directory, paths, sourceOf }))
-      this.#orStagingError('written', () => syncTree(directory))
+      this.#orStagingError('written', () => {
+        if (isSnapshot) dropStale({ directory, paths, sourceOf })
+        syncTree(directory)
+      })
       await view?.check()
       this.#options.report({ kind: 'phase', name: `sealing ${this.#place.set}` })
-      return { copied, entries: this.#seal(view) }
+      const entries = this.#seal({ view, changes: of })
+      return { copied, entries, isSnapshot, onlyChanges: of !== undefined }
     }
-    const filled = await copy()
+    const filled = await copy(changes)
     const wrong = isSnapshot ? wronglyLinked({ ...filled, sourceOf }) : []
     if (wrong.length === 0) return filled
     this.#orStagingError('written', () => clearNames({ directory, sourceOf, paths: wrong }))
-    return await copy()
+    return await copy(undefined)
+  }
+
+  /** What changed since the collection that this one begins as, where the source can tell. */
+  async #changes({
+    view,
+    prepared,
+  }: {
+    view: SourceSnapshot | undefined
+    prepared: PreparedGeneration
+  }): Promise<ChangeList | undefined> {
+    const { set, signal, full } = this.#options
+    const since = this.#since()
+    const { readable, missing } = this.#sources
+    const isBase =
+      since !== undefined
+      && prepared.kind === 'snapshot'
+      && prepared.base?.endsWith(`/${since.stamp}`) === true
+    const isPlain =
+      missing.length === 0
+      && !readable.some(({ isLinkToFile }) => isLinkToFile)
+      && !hasFilters(set.filters)
+    return isBase && isPlain && full !== true ? await view?.changes(signal) : undefined
+  }
+
+  /** The collection to begin with, where its source snapshot may have been kept. */
+  #since(): KeptSnapshot | undefined {
+    if (!this.#options.set.keepSnapshot) return undefined
+    const newest = surveyCollections(this.#place).collections.findLast((one) => !isFrozen(one))
+    if (newest === undefined || !newest.complete || newest.suspect.length > 0) return undefined
+    return { stamp: newest.stamp, rules: this.#rules() }
+  }
+
+  /** Everything that decides what of the sources is in a collection. */
+  #rules(): string {
+    const { set, configuration } = this.#options
+    const places = ownPlaces(configuration)
+    return JSON.stringify([set.sources, set.exclusions, set.filters, places])
   }
 
   /** Where a path of the collection is read: through a source's own link, and its snapshot. */
@@ -354,9 +409,11 @@ class Collect {
   async #copy({
     view,
     prepared,
+    changes,
   }: {
     view: SourceSnapshot | undefined
     prepared: PreparedGeneration
+    changes: ChangeList | undefined
   }): Promise<Copied> {
     const { configuration, set, report, signal, full = false } = this.#options
     const target = partialDirectory(this.#place)
@@ -374,6 +431,7 @@ class Collect {
         // Rot in the newest would go unseen where an older one has the right content.
         linkDestinations: full ? links.slice(0, 1) : links,
         intoExisting: prepared.kind === 'snapshot',
+        filesFrom: changes && [...changes.present, ...changes.gone],
         compareContent: full,
         lockFd: this.#lockFd,
       })
@@ -394,11 +452,23 @@ class Collect {
   }
 
   /** The entries of the tree, with what rsync could not carry, read from the sources. */
-  #seal(view: SourceSnapshot | undefined): Entry[] {
+  #seal({
+    view,
+    changes,
+  }: {
+    view: SourceSnapshot | undefined
+    changes: ChangeList | undefined
+  }): Entry[] {
+    const directory = partialDirectory(this.#place)
+    const names = readAccountNames()
+    const rootOf = snapshotRoots(view?.covered ?? new Map())
+    const since = this.#since()
     try {
-      const directory = partialDirectory(this.#place)
-      const entries = sealTree({ directory, names: readAccountNames() })
-      return readSourceMetadata({ entries, rootOf: snapshotRoots(view?.covered ?? new Map()) })
+      if (changes === undefined || since === undefined)
+        return readSourceMetadata({ entries: sealTree({ directory, names }), rootOf })
+      const before = readCollection({ ...this.#place, stamp: since.stamp }).entries
+      const { entries, changed } = sealChanges({ directory, names, before, ...changes })
+      return readSourceMetadata({ entries, rootOf, only: changed })
     } catch (error) {
       throw stagingError({ error, staging: this.#place.staging, doing: 'read' })
     }
@@ -506,6 +576,7 @@ async function preview(options: CollectOptions, sources: Sources): Promise<Colle
     missing,
     suspect: [],
     contentDiffers: [],
+    onlyChanges: false,
     ...none,
     ...statistics,
   }

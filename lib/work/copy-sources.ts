@@ -42,6 +42,8 @@ export interface CopyOptions {
   readonly linkDestinations: readonly RawPath[]
   /** The target is a writable snapshot of an earlier collection. */
   readonly intoExisting: boolean
+  /** With `intoExisting`: only these, where it is known what changed. */
+  readonly filesFrom?: readonly RawPath[] | undefined
   /** Reads every file on both sides. */
   readonly compareContent: boolean
   /** The open file that carries the lock; rsync holds it as long as it runs. */
@@ -73,6 +75,7 @@ export async function copySources(options: CopyOptions): Promise<Copied> {
       exactTimes: dryRun || keepsNanoseconds(target),
       compareContent: options.compareContent,
       intoExisting: options.intoExisting,
+      ...(options.filesFrom && { filesFrom: options.filesFrom }),
       bandwidthBytesPerSecond: set.bandwidthBytesPerSecond,
       nice: set.nice,
       ionice: set.ionice,

@@ -21,7 +21,7 @@ import { systemCode } from '../errors.ts'
 import { aclToText } from '../format/acl.ts'
 import { dataSegments, deviceParts, getXattr, listXattrs } from '../machine/posix.ts'
 import type { Entry, EntryType } from '../model/entry.ts'
-import { type RawPath, rawPathToBytes } from '../model/raw-path.ts'
+import { comparePaths, parentOf, type RawPath, rawPathToBytes } from '../model/raw-path.ts'
 
 /** Names of users and groups by their numbers. */
 export interface AccountNames {
@@ -46,6 +46,71 @@ export function sealTree({
   const walk: Walk = { directory, names, entries: [], firstPaths: new Map() }
   walkDirectory(walk, '')
   return walk.entries
+}
+
+/**
+ * The same entries as sealTree's, read only where something changed: `before` are those of the
+ * generation that this one began as, `present` and `gone` what differs (btrfs-changes.ts).
+ */
+export function sealChanges({
+  directory,
+  names,
+  before,
+  present,
+  gone,
+}: {
+  directory: RawPath
+  names: AccountNames
+  before: readonly Entry[]
+  present: readonly RawPath[]
+  gone: readonly RawPath[]
+}): { readonly entries: Entry[]; readonly changed: ReadonlySet<RawPath> } {
+  const named = new Set([...present, ...gone])
+  const changed = new Set([...named].flatMap(withParents))
+  const walk: Walk = { directory, names, entries: [], firstPaths: new Map() }
+  for (const path of [...changed].sort(comparePaths)) {
+    if (isThere(`${directory}/${path}`)) walk.entries.push(readEntry(walk, path))
+  }
+  // What was in a directory that is none any more goes with it.
+  const removed = new Set(gone)
+  for (const path of present) if (!isDirectoryAt(`${directory}/${path}`)) removed.add(path)
+  const stays = before.filter(({ path }) => !changed.has(path) && !isBelowAny(path, removed))
+  const entries = merge(stays, walk.entries)
+  return { entries, changed }
+}
+
+function withParents(path: RawPath): RawPath[] {
+  const paths: RawPath[] = []
+  for (let above = path; above !== ''; above = parentOf(above)) paths.push(above)
+  return paths
+}
+
+function isBelowAny(path: RawPath, directories: ReadonlySet<RawPath>): boolean {
+  if (directories.size === 0) return false
+  for (let above = parentOf(path); above !== ''; above = parentOf(above)) {
+    if (directories.has(above)) return true
+  }
+  return false
+}
+
+function isThere(path: RawPath): boolean {
+  return lstatSync(rawPathToBytes(path), { throwIfNoEntry: false }) !== undefined
+}
+
+function isDirectoryAt(path: RawPath): boolean {
+  return lstatSync(rawPathToBytes(path), { throwIfNoEntry: false })?.isDirectory() === true
+}
+
+/** Two lists in catalog order as one. */
+function merge(a: readonly Entry[], b: readonly Entry[]): Entry[] {
+  const merged: Entry[] = []
+  let next = 0
+  for (const entry of a) {
+    for (; next < b.length && comparePaths(b[next]!.path, entry.path) < 0; next++)
+      merged.push(b[next]!)
+    merged.push(entry)
+  }
+  return [...merged, ...b.slice(next)]
 }
 
 /** The machine's own accounts, as its files list them. */

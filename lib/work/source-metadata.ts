@@ -32,15 +32,19 @@ const BILLION = 1_000_000_000n
 export function readSourceMetadata({
   entries,
   rootOf,
+  only,
 }: {
   readonly entries: readonly Entry[]
   readonly rootOf: (path: RawPath) => RawPath
+  /** Where the others are known already. */
+  readonly only?: ReadonlySet<RawPath>
 }): Entry[] {
   const sizes = new Map<RawPath, number>()
   return entries.map((entry) => {
     const { path, size } = entry
     // A further link of a file: its size is that of the first path.
     if (entry.type === 'file' && size !== undefined) sizes.set(path, size)
+    if (only?.has(path) === false) return entry
     const wanted = entry.type === 'link' ? sizes.get(entry.target!) : size
     const source = statOrNothing(`${rootOf(path)}/${path}`, entry.type)
     if (source === undefined || !isWhatWasCopied(entry, wanted, source)) return entry

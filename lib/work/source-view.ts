@@ -11,6 +11,7 @@ import type { SetConfiguration } from '../machine/config.ts'
 import { isNestedSubvolume } from '../machine/source-snapshot/btrfs.ts'
 import { isBelow } from '../machine/source-snapshot/mounts.ts'
 import {
+  type KeptSnapshot,
   type SourceSnapshot,
   sweepSourceSnapshots,
   takeSourceSnapshots,
@@ -30,16 +31,18 @@ export interface ViewRequest {
   readonly sources: readonly Source[]
   readonly report: Report
   readonly now: () => number
+  /** The snapshot of an earlier run that may have been kept. */
+  readonly since: KeptSnapshot | undefined
 }
 
 /** Removes what a killed run of the set left, and takes the snapshots of this one. */
 export async function openSourceView(request: ViewRequest): Promise<SourceSnapshot | undefined> {
-  const { state, set, stamp, sources, now } = request
-  await orWarn(request, () => sweepSourceSnapshots({ state, set: set.name }))
+  const { state, set, stamp, sources, now, since } = request
+  await orWarn(request, () => sweepSourceSnapshots({ state, set: set.name, since }))
   if (set.snapshot === 'none') return undefined
   const { oneFilesystem } = set.filters
   const of = { state, set: set.name, stamp, sources }
-  const snapshot = await takeSourceSnapshots({ ...of, now, oneFilesystem })
+  const snapshot = await takeSourceSnapshots({ ...of, now, oneFilesystem, since })
   const lacking = snapshot.notCovered.filter(({ path }) => {
     return sources.some(({ given }) => given === path)
   })

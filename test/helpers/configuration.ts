@@ -21,6 +21,7 @@ export function setConfiguration(change: Partial<SetConfiguration> = {}): SetCon
       oneFilesystem: false,
     },
     snapshot: 'auto',
+    keepSnapshot: false,
     suspectLoss: 0.5,
     bandwidthBytesPerSecond: undefined,
     nice: 0,

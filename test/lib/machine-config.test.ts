@@ -67,6 +67,7 @@ const DEFAULTS = {
     oneFilesystem: false,
   },
   snapshot: 'auto',
+  keepSnapshot: false,
   suspectLoss: 0.5,
   bandwidthBytesPerSecond: undefined,
   nice: 0,

@@ -2,17 +2,25 @@
 //
 // A provider of source-snapshot.ts. A snapshot is made at the top of its filesystem, which is
 // mounted privately (subvolid=5), so no subvolume of the user's is touched; it is gone again after
-// the run. Its name is written down in staging's state, with the filesystem's uuid, before it is
-// made, so that the next run can sweep what a killed one left: exactly those names, nobody else's
-// (design invariants 4 and 7). Nested subvolumes come out of a snapshot as empty directories with
+// the run, or kept for the next one where the set wants that, which asks what changed since. Its
+// name is written down in staging's state, with the filesystem's uuid, before it is made, so that
+// the next run can sweep what a killed one left: exactly those names, nobody else's (design
+// invariants 4 and 7). Nested subvolumes come out of a snapshot as empty directories with
 // inode 2, so each gets a snapshot of its own: outermost first, not at one moment together.
 // Throws SNAPSHOT_FAILED.
 
 import type { Buffer } from 'node:buffer'
 import { lstatSync, mkdirSync, readdirSync } from 'node:fs'
-import { displayPath, parentOf, type RawPath, rawPathToBytes } from '../../model/raw-path.ts'
+import {
+  displayPath,
+  isWithin,
+  parentOf,
+  type RawPath,
+  rawPathToBytes,
+} from '../../model/raw-path.ts'
 import { setTimes } from '../posix.ts'
 import { runProgram } from '../shell.ts'
+import { type ChangeList, changedPaths } from './btrfs-changes.ts'
 import {
   isOwnName,
   readRecords,
@@ -89,7 +97,9 @@ async function sweep(of: SnapshotOwner): Promise<void> {
   await unmountBelow(topPath(of))
   removePlaces(topPath(of))
   const tops = new Map<string, RawPath>()
-  const remove = async ({ uuid, name }: SnapshotRecord): Promise<'removed' | 'away'> => {
+  const remove = async (record: SnapshotRecord): Promise<'removed' | 'away'> => {
+    const { uuid, name } = record
+    if (isKept(record, of)) return 'away'
     const device = mountedDevice(uuid)
     if (device === undefined) return 'away'
     const top = tops.get(uuid) ?? (await mountTop({ of, device, number: tops.size }))
@@ -109,6 +119,8 @@ interface SnapshotRecord {
   /** Of the filesystem: device names change. */
   readonly uuid: string
   readonly name: string
+  /** Of a snapshot that was kept for the next run: with which rules it was read. */
+  readonly rules?: string
 }
 
 /** The top of a filesystem, mounted privately. */
@@ -127,6 +139,12 @@ interface Located {
   readonly subvolume: RawPath
 }
 
+/** Whether a record is of the snapshot that the caller wants kept. */
+function isKept({ name, rules }: SnapshotRecord, { set, since }: SnapshotOwner): boolean {
+  if (since === undefined || rules !== since.rules) return false
+  return name === snapshotName({ set, stamp: since.stamp })
+}
+
 /** The snapshots of one run: made together, removed together. */
 class Snapshots {
   readonly #request: ProviderRequest
@@ -139,8 +157,11 @@ class Snapshots {
   readonly #paths: RawPath[] = []
   /** The times of the directories that snapshots were made in, before and after. */
   readonly #times = new Map<RawPath, { readonly before: bigint; readonly after: bigint }>()
-  /** Of earlier runs, on filesystems that are away. */
+  /** Of earlier runs: on filesystems that are away, and the one that was kept. */
   readonly #away: readonly SnapshotRecord[]
+  #located: readonly Located[] = []
+  /** Set once this run's own is to be kept. */
+  #rules: string | undefined
 
   constructor(request: ProviderRequest) {
     this.#request = request
@@ -157,6 +178,7 @@ class Snapshots {
         refused.push({ given: part.given, why: whyOf(error) })
       }
     }
+    this.#located = located
     const nested = located.map((one) => this.#nestedIn(one))
     await this.#takeAll({ located, nested: nested.flatMap((one) => one.wanted) })
     const shown: { given: RawPath; what: RawPath; timeMs: number }[] = []
@@ -178,18 +200,73 @@ class Snapshots {
       names: this.#paths.map((path) => path.slice(path.lastIndexOf('/') + 1)),
       timeMs: this.#request.now(),
       ownPlaces: nested.flatMap(({ ours }) => ours),
+      changes: (signal) => this.#changes(signal),
+      keep: (rules) => {
+        if (this.#paths.length === 1) this.#rules = rules
+      },
       release: () => this.release(),
     }
+  }
+
+  /** Only where all sources lie in one subvolume, of which an earlier snapshot was kept. */
+  async #changes(signal: AbortSignal | undefined): Promise<ChangeList | undefined> {
+    const [first] = this.#located
+    const newer = first === undefined ? undefined : this.#taken.get(first.subvolume)
+    const kept = this.#away.find((record) => isKept(record, this.#request))
+    if (first === undefined || newer === undefined || newer instanceof Error) return undefined
+    if (kept === undefined || this.#paths.length !== 1 || kept.uuid !== first.top.uuid)
+      return undefined
+    const older = `${first.top.path}/${kept.name}`
+    if (!isSubvolume(older)) return undefined
+    const list = await changedPaths({ older, newer: newer.path, ...(signal && { signal }) })
+    if (list === undefined) return undefined
+    return { present: this.#asCollected(list.present), gone: this.#asCollected(list.gone) }
+  }
+
+  /** Paths from the top of a snapshot as a collection has them: those below sources. */
+  #asCollected(paths: readonly RawPath[]): RawPath[] {
+    const sources = this.#located.map(({ part, path, subvolume }) => {
+      return { given: part.given.slice(1), below: path.slice(subvolume.length + 1) }
+    })
+    return paths.flatMap((path) =>
+      sources
+        .filter(({ below }) => isWithin({ path, directory: below }))
+        .map(({ given, below }) => {
+          const rest = below === '' ? path : path.slice(below.length + 1)
+          return [given, rest].filter((part) => part !== '').join('/')
+        }),
+    )
   }
 
   async release(): Promise<void> {
     // A time is put back only where nobody else changed the directory meanwhile.
     const untouched = [...this.#times].filter(([top, { after }]) => mtimeOf(top) === after)
-    await deleteSnapshots(this.#paths)
-    for (const [top, { before }] of untouched) setTimes(top, { mtimeNs: before })
+    const kept = this.#keepOwn()
+    const top = kept?.top
+    const replaced = this.#away.filter(
+      (record) => record.rules !== undefined && kept?.uuid === record.uuid,
+    )
+    const paths = kept === undefined ? this.#paths : replaced.map(({ name }) => `${top}/${name}`)
+    await deleteSnapshots(paths)
+    for (const [path, { before }] of untouched) setTimes(path, { mtimeNs: before })
+    const others = this.#away.filter((record) => !replaced.includes(record))
+    await this.#close(kept === undefined ? this.#away : [...others, kept.record])
+  }
+
+  /** The one snapshot of this run, where it is to be kept. */
+  #keepOwn():
+    { readonly top: RawPath; readonly uuid: string; readonly record: SnapshotRecord } | undefined {
+    const [first] = this.#located
+    const name = this.#paths[0]?.split('/').at(-1)
+    if (first === undefined || name === undefined || this.#rules === undefined) return undefined
+    const { path: top, uuid } = first.top
+    return { top, uuid, record: { uuid, name, rules: this.#rules } }
+  }
+
+  async #close(records: readonly SnapshotRecord[]): Promise<void> {
     await unmountBelow(topPath(this.#request))
     removePlaces(topPath(this.#request))
-    writeRecords({ path: recordPath(this.#request), records: this.#away })
+    writeRecords({ path: recordPath(this.#request), records })
   }
 
   async #locate(part: Part): Promise<Located> {

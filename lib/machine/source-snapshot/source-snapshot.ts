@@ -18,6 +18,8 @@ import { isBelow, listMounts, type Mount, mountOf, mountsBelow } from './mounts.
 import { bindReadOnly, copyParents, exists, makePlace, removeView, sameInode } from './view.ts'
 import { zfsProvider } from './zfs.ts'
 
+import type { ChangeList } from './btrfs-changes.ts'
+
 export type { SnapshotKind }
 
 /** A source as it was given, and the real path behind its symbolic links; both absolute. */
@@ -47,6 +49,14 @@ export interface ProviderRequest {
   readonly parts: readonly Part[]
   /** Milliseconds since 1970. */
   readonly now: () => number
+  readonly since?: KeptSnapshot | undefined
+}
+
+/** The source snapshot of an earlier run that was kept, so that this one can tell what changed. */
+export interface KeptSnapshot {
+  readonly stamp: string
+  /** What the run read and left out, as a text that is compared: only the same rules fit. */
+  readonly rules: string
 }
 
 export interface ShownSnapshot {
@@ -72,6 +82,10 @@ export interface TakenSnapshots {
   readonly ownPlaces?: readonly RawPath[]
   /** Asked after reading: why what was read may not all be of the snapshots. */
   readonly check?: () => Promise<string | undefined>
+  /** What changed since the kept snapshot, in given paths without their slash; see `keep`. */
+  readonly changes?: ((signal?: AbortSignal) => Promise<ChangeList | undefined>) | undefined
+  /** Says that release() keeps the snapshot, and lets go the one that was kept before. */
+  readonly keep?: ((rules: string) => void) | undefined
   readonly release: () => Promise<void>
 }
 
@@ -84,7 +98,10 @@ export interface SnapshotProvider {
   readonly sweep: (of: SnapshotOwner) => Promise<void>
 }
 
-export type SnapshotOwner = Pick<SnapshotRequest, 'state' | 'set'>
+export type SnapshotOwner = Pick<SnapshotRequest, 'state' | 'set'> & {
+  /** The one that stays, where a sweep finds it. */
+  readonly since?: KeptSnapshot | undefined
+}
 
 export interface CoveredSource {
   readonly kind: SnapshotKind
@@ -102,6 +119,13 @@ export interface SourceSnapshot {
   readonly unseen: readonly Reason[]
   /** Real paths of snapshots that lie in the sources themselves. */
   readonly ownPlaces: readonly RawPath[]
+  /**
+   * What changed in the sources since the kept snapshot: paths as a collection has them. Undefined
+   * where nobody can tell, or not of all sources.
+   */
+  readonly changes: (signal?: AbortSignal) => Promise<ChangeList | undefined>
+  /** Says that release() keeps this snapshot for the next run, where that could use it. */
+  readonly keep: (rules: string) => void
   /** To be called when all is read. @throws BackupError SNAPSHOT_FAILED: it is not of one moment */
   readonly check: () => Promise<void>
   /**
@@ -115,7 +139,11 @@ interface Reason {
   readonly why: string
 }
 
-type Request = SnapshotRequest & { readonly now: () => number; readonly oneFilesystem: boolean }
+type Request = SnapshotRequest & {
+  readonly now: () => number
+  readonly oneFilesystem: boolean
+  readonly since?: KeptSnapshot | undefined
+}
 
 /** All we have; the first that takes a mount gets it. */
 const PROVIDERS: readonly SnapshotProvider[] = [
@@ -182,12 +210,12 @@ class Composition {
   }
 
   async take(): Promise<void> {
-    const { state, set, stamp, now } = this.#request
+    const { state, set, stamp, now, since } = this.#request
     for (const provider of PROVIDERS) {
       const parts = [...this.#parts.values()].filter(({ mount }) => providerOf(mount) === provider)
       if (parts.length === 0) continue
       try {
-        const request = { state, set, stamp, now, parts: parts.sort(outermostFirst) }
+        const request = { state, set, stamp, now, since, parts: parts.sort(outermostFirst) }
         this.#keep(provider.kind, await provider.take(request))
       } catch (error) {
         for (const { given } of parts) this.#notCovered.set(given, whyOf(error))
@@ -227,6 +255,8 @@ class Composition {
       notCovered: reasons(this.#notCovered),
       unseen: reasons(this.#unseen),
       ownPlaces: this.#taken.flatMap(({ ownPlaces = [] }) => ownPlaces),
+      changes: async (signal) => await this.#whole()?.changes?.(signal),
+      keep: (rules) => this.#whole()?.keep?.(rules),
       check: async () => {
         for (const { check } of this.#taken) {
           const why = await check?.()
@@ -239,6 +269,18 @@ class Composition {
           ...[...this.#taken].reverse().map((taken) => taken.release),
         ]),
     }
+  }
+
+  /** The one provider that shows all sources, and nothing else. */
+  #whole(): TakenSnapshots | undefined {
+    const { sources } = this.#request
+    const isWhole =
+      this.#taken.length === 1
+      && this.#covered.size === sources.length
+      && this.#shown.size === sources.length
+      && this.#parts.size === sources.length
+      && this.#notCovered.size + this.#unseen.size + this.#leftOut.size === 0
+    return isWhole ? this.#taken[0] : undefined
   }
 
   #divide(source: SnapshotSource): void {
