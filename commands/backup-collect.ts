@@ -4,7 +4,7 @@
 // code is the worst of them. backup.ts collects by way of collectSets, too. Throws what loading the
 // configuration throws, and USAGE.
 
-import { BackupError, type ExitCode, worstExitCode } from '../lib/errors.ts'
+import { BackupError, type ExitCode, systemCode, worstExitCode } from '../lib/errors.ts'
 import type { Configuration, SetConfiguration } from '../lib/machine/config.ts'
 import { withHooks } from '../lib/machine/hooks.ts'
 import { checkRsync } from '../lib/machine/rsync.ts'
@@ -147,10 +147,15 @@ async function withCollectHooks(
 function tellFidelity({ reporter }: CommandContext, { staging }: Configuration): void {
   prepareStaging(staging)
   const path = rawPathFromText(`${stateRoot(staging)}/probe-${process.pid}`)
-  const losses = fidelityLosses({ uid: process.getuid?.() ?? 0, probe: probeStaging({ path }) })
-  if (losses.length === 0) return
-  const message = `staging: ${losses.join('; ')}`
-  reporter.report({ kind: 'notice', level: 'warning', code: 'FIDELITY', message })
+  try {
+    const losses = fidelityLosses({ uid: process.getuid?.() ?? 0, probe: probeStaging({ path }) })
+    if (losses.length === 0) return
+    const message = `staging: ${losses.join('; ')}`
+    reporter.report({ kind: 'notice', level: 'warning', code: 'FIDELITY', message })
+  } catch (error) {
+    // Where not even a probe can be written, collecting says why.
+    if (systemCode(error) === undefined) throw error
+  }
 }
 
 function tellOutcome(

@@ -89,7 +89,7 @@ crash('backup-external: older exports stay as they are, and the next run succeed
     return await scenario.external()
   })
   // Those of the collection are counted too: moments before the export starts are no moments of it.
-  const calls = trial.calls.findLastIndex((call) => call.endsWith('/run.lock'))
+  const calls = trial.calls.findLastIndex((call) => call.endsWith('/.run.lock'))
   const total = trial.calls.length - calls
   for (const at of moments('external', total)) {
     change(scenario.source, at)

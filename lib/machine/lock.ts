@@ -16,7 +16,7 @@ import {
   writeSync,
 } from 'node:fs'
 import { hostname } from 'node:os'
-import { BackupError } from '../errors.ts'
+import { BackupError, systemCode } from '../errors.ts'
 import { displayText, type RawPath, rawPathToBytes } from '../model/raw-path.ts'
 import { tryLock } from './posix.ts'
 
@@ -57,8 +57,7 @@ export function acquireLock({
       sleep(PAUSE_MS)
     }
     const { description: dead, holder: deadHolder } = readHolder(fd)
-    ftruncateSync(fd, 0)
-    writeSync(fd, `${description}\nprocess ${process.pid} on ${hostname()}\nboot ${bootId()}\n`, 0)
+    writeHolder(fd, description)
     let held = true
     const release = (): void => {
       if (!held) return
@@ -74,6 +73,16 @@ export function acquireLock({
   } catch (error) {
     closeSync(fd)
     throw error
+  }
+}
+
+/** A full disk is no reason not to hold the lock: it is the kernel's, and the text for people. */
+function writeHolder(fd: number, description: string): void {
+  try {
+    ftruncateSync(fd, 0)
+    writeSync(fd, `${description}\nprocess ${process.pid} on ${hostname()}\nboot ${bootId()}\n`, 0)
+  } catch (error) {
+    if (!['ENOSPC', 'EDQUOT'].includes(systemCode(error) ?? '')) throw error
   }
 }
 

@@ -8,12 +8,10 @@ import { Buffer } from 'node:buffer'
 import {
   closeSync,
   constants,
-  existsSync,
   fstatSync,
   lstatSync,
   mkdirSync,
   openSync,
-  readFileSync,
   readSync,
   readdirSync,
   rmdirSync,
@@ -21,7 +19,6 @@ import {
   statfsSync,
   unlinkSync,
 } from 'node:fs'
-import { dirname } from 'node:path'
 import { BackupError, systemCode } from '../errors.ts'
 import { publish, readBack, syncDirectory, writeDurably } from '../machine/durable-file.ts'
 import {
@@ -31,14 +28,10 @@ import {
   rawPathFromText,
   rawPathToBytes,
 } from '../model/raw-path.ts'
+import { bareMountPoint } from '../machine/mounted.ts'
 import { targetError } from './target-error.ts'
 import type { Target, TargetFile } from './target.ts'
 
-/**
- * Where systems mount removable drives: a directory there that is on no file system of its own is a
- * bare mount point.
- */
-const MOUNT_PLACES = ['/media', '/run/media', '/mnt', '/Volumes']
 
 export interface DirectoryTargetOptions {
   readonly name: string
@@ -80,46 +73,6 @@ function absent({ name, path }: DirectoryTargetOptions, message: string): Backup
     facts: { target: name, path },
     retry: 'later',
   })
-}
-
-/** The place where a file system has to be mounted and is not; undefined when all is well. */
-function bareMountPoint({ path, mustBeMounted }: DirectoryTargetOptions): string | undefined {
-  if (mustBeMounted === false) return undefined
-  const named = fstabMount(path)
-  if (named !== undefined) return isMountPoint(named) ? undefined : named
-  const place = MOUNT_PLACES.find((one) => path.startsWith(`${one}/`))
-  if (place === undefined && mustBeMounted === undefined) return undefined
-  return isOnMountBelow(path, place ?? '/') ? undefined : path
-}
-
-/**
- * The deepest directory at or above the path (other than the root) that fstab mounts something at.
- */
-function fstabMount(path: string): string | undefined {
-  if (!existsSync('/etc/fstab')) return undefined
-  const mounts = readFileSync('/etc/fstab', 'utf8')
-    .split('\n')
-    .flatMap((line) => {
-      const [, place] = line.trim().startsWith('#') ? [] : line.trim().split(/\s+/)
-      const mount = place?.replace(/\\040/g, ' ').replace(/(.)\/+$/, '$1')
-      const isAbove =
-        mount !== undefined
-        && mount !== '/'
-        && mount.startsWith('/')
-        && (path === mount || path.startsWith(`${mount}/`))
-      return isAbove ? [mount] : []
-    })
-  return mounts.sort((a, b) => b.length - a.length)[0]
-}
-
-function isOnMountBelow(path: string, place: string): boolean {
-  for (let at = path; at !== place && dirname(at) !== at; at = dirname(at))
-    if (isMountPoint(at)) return true
-  return false
-}
-
-function isMountPoint(path: string): boolean {
-  return statSync(path).dev !== statSync(dirname(path)).dev
 }
 
 class DirectoryTarget implements Target {

@@ -46,6 +46,7 @@ import {
   nestedSubvolumes,
   openSourceView,
   tellNotAtomic,
+  vanishedFromSnapshot,
 } from './source-view.ts'
 import { inspectSources, ownPlaces, realStaging, type Sources } from './sources.ts'
 import {
@@ -53,6 +54,7 @@ import {
   type CollectionPlace,
   listPartials,
   listStamps,
+  listTreesWithoutCatalog,
   partialDirectory,
   prepareSet,
   publishCollection,
@@ -178,6 +180,7 @@ class Collect {
     sweepSet({ staging, set: set.name })
     const taken = [
       ...listStamps({ staging, set: set.name }),
+      ...listTreesWithoutCatalog({ staging, set: set.name }),
       ...listPartials({ staging, set: set.name }),
     ].sort()
     this.#place = { staging, set: set.name, stamp: nextStamp({ nowMs, newest: taken.at(-1) }) }
@@ -186,6 +189,7 @@ class Collect {
 
   async run(): Promise<CollectOutcome> {
     const { set, report, nowMs } = this.#options
+    this.#tellDamaged()
     const partials = this.#usablePartials()
     const request = {
       state: `${this.#staging}/.state`,
@@ -258,6 +262,7 @@ class Collect {
     const missing = allMissing([
       ...absent,
       ...outcome.missing,
+      ...vanishedFromSnapshot(outcome.vanished, view),
       ...withoutSlash(view?.unseen ?? []),
       ...nestedSubvolumes(entries, view),
     ])
@@ -389,7 +394,7 @@ class Collect {
       .reverse()
       .map((stamp) => partialDirectory({ ...this.#place, stamp }))
     try {
-      const collections = linkBases(this.#place)
+      const collections = linkBases(this.#place, this.#sources)
       const prepared = await prepareGeneration({
         target: directory,
         collections,
@@ -501,6 +506,14 @@ class Collect {
     }
   }
 
+  /** A collection whose catalog is lost is none, and nobody but its owner removes it. */
+  #tellDamaged(): void {
+    for (const stamp of surveyCollections(this.#place).damaged) {
+      const message = `${this.#place.set}: ${stamp}: its catalog cannot be read; the tree stays`
+      this.#options.report({ kind: 'notice', level: 'warning', code: 'CATALOG_DAMAGED', message })
+    }
+  }
+
   #tellVanished(vanished: readonly RawPath[]): void {
     if (vanished.length === 0) return
     this.#options.report({
@@ -562,7 +575,7 @@ async function preview(options: CollectOptions, sources: Sources): Promise<Colle
     view: undefined,
     target: partialDirectory(place),
     places: ownPlaces(options.configuration),
-    linkDestinations: linkBases(place),
+    linkDestinations: linkBases(place, sources),
     intoExisting: false,
     compareContent: options.full === true,
     lockFd: undefined,
@@ -583,13 +596,20 @@ async function preview(options: CollectOptions, sources: Sources): Promise<Colle
 }
 
 /**
- * What a new collection starts from, best first: the newest that is trusted, for one whose source
- * was empty would have everything copied anew; the newest, and the newest good one.
+ * What a new collection starts from, best first: the newest that is trusted and lacks no whole
+ * source, or everything would have to be copied anew; the newest, and the newest good one.
  */
-function linkBases(place: Omit<CollectionPlace, 'stamp'>): RawPath[] {
+function linkBases(
+  place: Omit<CollectionPlace, 'stamp'>,
+  { readable }: Pick<Sources, 'readable'>,
+): RawPath[] {
   const { collections } = surveyCollections(place)
+  const given = new Set(readable.map((source) => source.given.replace(/^\/+/, '')))
+  const isWhole = ({ missing }: CollectionHeader): boolean => {
+    return !missing.some(({ path }) => given.has(path))
+  }
   const stamps = new Set([
-    collections.findLast((header) => !isFrozen(header))?.stamp,
+    collections.findLast((header) => !isFrozen(header) && isWhole(header))?.stamp,
     listStamps(place).at(-1),
     collections.findLast(isGood)?.stamp,
   ])

@@ -104,7 +104,8 @@ async function withExportHooks(
   const facts = { set, target, phase: 'export' as const, configuration: path, staging }
   return await withHooks({ hooks, facts, report, signal, environment }, async () => {
     const value = await work()
-    const isIncomplete = value.kind === 'exported' && !value.complete
+    const isIncomplete =
+      value.kind === 'nothing collected' || (value.kind === 'exported' && !value.complete)
     const outcome = value.kind === 'suspect' ? 'suspect' : isIncomplete ? 'incomplete' : 'good'
     return { outcome, value, ...('stamp' in value ? { stamp: value.stamp } : {}) }
   })

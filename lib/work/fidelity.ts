@@ -37,6 +37,8 @@ export const SAMPLE_TIME_NS = 1_000_000_000_123_456_789n
 export function probeStaging({ path }: { readonly path: RawPath }): StagingProbe {
   const bytes = rawPathToBytes(path)
   const node = `${path}.device`
+  // A killed run of this number may have left one.
+  rmSync(bytes, { force: true })
   writeFileSync(bytes, 'x', { flag: 'wx', mode: 0o600 })
   try {
     const value = Buffer.from('x')

@@ -6,12 +6,12 @@
 
 import { filesystemId } from '../machine/filesystem-id.ts'
 import { readMounts } from '../machine/source-snapshot/mounts.ts'
-import { isGood, sourceFacts } from '../model/collection.ts'
+import { isFrozen, isGood, sourceFacts } from '../model/collection.ts'
 import type { Entry } from '../model/entry.ts'
 import { isWithin, type RawPath } from '../model/raw-path.ts'
 import type { SourceFacts } from '../model/sanity.ts'
 import type { Source } from './sources.ts'
-import { type SetPlace, surveyCollections } from './staging.ts'
+import { type CollectionInfo, type SetPlace, surveyCollections } from './staging.ts'
 
 /** What each source is now, as the next collection will want to know. */
 export async function readSourceFacts({
@@ -31,10 +31,20 @@ export async function readSourceFacts({
   return facts
 }
 
-/** The sources of the last collection that was trusted; undefined where there is none. */
-export function trustedFacts(place: SetPlace): readonly SourceFacts[] | undefined {
-  const good = surveyCollections(place).collections.filter(isGood).at(-1)
-  return good === undefined ? undefined : sourceFacts(good)
+/**
+ * What each source was in the last collection that can be believed: a good one where there is one
+ * that has the source, else any that is not suspect. A set that was never complete is guarded, too.
+ */
+export function trustedFacts(place: SetPlace): readonly SourceFacts[] {
+  const { collections } = surveyCollections(place)
+  const known = new Map<RawPath, SourceFacts>()
+  for (const believed of [isGood, (header: CollectionInfo) => !isFrozen(header)]) {
+    for (const header of collections.filter(believed).reverse()) {
+      for (const facts of sourceFacts(header))
+        if (!known.has(facts.path)) known.set(facts.path, facts)
+    }
+  }
+  return [...known.values()]
 }
 
 /** Entries at and below a path, and the bytes of the files among them. */

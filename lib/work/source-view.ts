@@ -113,6 +113,20 @@ export function nestedSubvolumes(
   return missing
 }
 
+/** Nothing vanishes from a snapshot: what does was lost with it. */
+export function vanishedFromSnapshot(
+  vanished: readonly RawPath[],
+  snapshot: SourceSnapshot | undefined,
+): MissingPath[] {
+  const isIn = (path: RawPath, directories: Iterable<RawPath>): boolean => {
+    return [...directories].some((directory) => isBelow({ path: `/${path}`, directory }))
+  }
+  const live = [...(snapshot?.notCovered ?? []), ...(snapshot?.unseen ?? [])].map((one) => one.path)
+  return vanished
+    .filter((path) => isIn(path, snapshot?.covered.keys() ?? []) && !isIn(path, live))
+    .map((path) => ({ path, why: 'it vanished from the source snapshot' }))
+}
+
 /** What lies below sources with a snapshot, and was read without one: mounts that hold anything. */
 export function liveBelow(
   entries: readonly Entry[],

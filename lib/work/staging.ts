@@ -11,8 +11,8 @@
 import { Buffer } from 'node:buffer'
 import {
   closeSync,
+  existsSync,
   fstatSync,
-  lstatSync,
   mkdirSync,
   openSync,
   readFileSync,
@@ -22,10 +22,12 @@ import {
   rmSync,
   symlinkSync,
 } from 'node:fs'
+import { dirname } from 'node:path'
 import { BackupError, systemCode } from '../errors.ts'
 import { compressFrame, decompressFrame, frameLength } from '../format/zstd-frames.ts'
 import { publish, syncDirectory, writeDurably } from '../machine/durable-file.ts'
 import { acquireLock, type Lock } from '../machine/lock.ts'
+import { unmountedPlace } from '../machine/mounted.ts'
 import {
   type CollectionHeader,
   encodeHeader,
@@ -114,7 +116,13 @@ export function surveyCollections(place: SetPlace): {
       damaged.push(stamp)
     }
   }
-  return { collections, damaged }
+  return { collections, damaged: [...damaged, ...listTreesWithoutCatalog(place)].sort() }
+}
+
+/** Stamps of trees whose catalog is gone, oldest first: they are no collections, and they stay. */
+export function listTreesWithoutCatalog(place: SetPlace): Stamp[] {
+  const names = new Set(setNames(place))
+  return [...names].filter((name) => isStamp(name) && !names.has(`${name}${CATALOG_SUFFIX}`)).sort()
 }
 
 /** The stamps of the collections of a set, oldest first. */
@@ -321,8 +329,8 @@ export function removePartial(place: CollectionPlace): void {
 }
 
 /**
- * Puts right what a killed run left: catalogs without a tree, trees without a catalog, halves of
- * files.
+ * Puts right what a killed run left: catalogs without a tree, and halves of files. A tree without a
+ * catalog is nothing that we leave: somebody lost the catalog, and the tree stays.
  */
 export function sweepSet({ staging, set }: SetPlace): void {
   const directory = `${staging}/${set}`
@@ -333,8 +341,6 @@ export function sweepSet({ staging, set }: SetPlace): void {
       const halfOf = stampBefore(name, `${CATALOG_SUFFIX}${PARTIAL_SUFFIX}`)
       const orphaned = catalogOf !== undefined && !names.has(catalogOf)
       if (halfOf !== undefined || orphaned) rmSync(`${directory}/${name}`, { force: true })
-      if (isStamp(name) && !names.has(`${name}${CATALOG_SUFFIX}`))
-        demote({ staging, set, stamp: name })
     }
     rmSync(`${directory}/latest${PARTIAL_SUFFIX}`, { force: true })
   } catch (error) {
@@ -342,15 +348,9 @@ export function sweepSet({ staging, set }: SetPlace): void {
   }
 }
 
-/**
- * A tree that lost its catalog is none of ours to trust, but its files may save copying: it becomes
- * a partial.
- */
-function demote(place: CollectionPlace): void {
-  const tree = rawPathFromText(collectionDirectory(place))
-  if (!lstatSync(rawPathToBytes(tree)).isDirectory()) return
-  removePartial(place)
-  renameSync(rawPathToBytes(tree), rawPathToBytes(partialDirectory(place)))
+/** The path, or the directory above it that is there. */
+function existingPart(path: string): string {
+  return existsSync(path) || dirname(path) === path ? path : existingPart(dirname(path))
 }
 
 /** Makes staging and its state. */
@@ -364,6 +364,18 @@ export function prepareSet({ staging, set }: SetPlace): void {
 }
 
 function makeDirectories(staging: string, directories: readonly string[]): void {
+  const unmounted = unmountedPlace(existingPart(staging))
+  const isParentThere = existsSync(dirname(staging))
+  if (unmounted !== undefined || !isParentThere) {
+    const why =
+      unmounted === undefined
+        ? `there is no directory "${dirname(staging)}" to make staging in`
+        : `nothing is mounted at "${unmounted}", where staging lies`
+    throw new BackupError('STAGING_FAILED', why, {
+      hint: 'mount the disk that holds it, or make the directory; nothing was written',
+      retry: 'later',
+    })
+  }
   try {
     for (const directory of directories) mkdirSync(directory, { recursive: true, mode: 0o700 })
   } catch (error) {
@@ -402,7 +414,7 @@ export function acquireRunLock({
   waitMs: number
 }): Lock {
   prepareStaging(staging)
-  const path = rawPathFromText(`${stateRoot(staging)}/run.lock`)
+  const path = rawPathFromText(`${stateRoot(staging)}/.run.lock`)
   try {
     return acquireLock({ path, description, waitMs })
   } catch (error) {

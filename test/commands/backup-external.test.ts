@@ -311,7 +311,7 @@ external('two exports at the same time: the second one is told', async () => {
       '-c',
       waiting,
       'bash',
-      `${scenario.staging}/.state/run.lock`,
+      `${scenario.staging}/.state/.run.lock`,
       process.execPath,
       new URL('../../commands/main.js', import.meta.url).pathname,
       'external',

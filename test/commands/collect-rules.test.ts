@@ -8,6 +8,7 @@ import {
   existsSync,
   mkdirSync,
   readFileSync,
+  rmSync,
   statSync,
   utimesSync,
   writeFileSync,
@@ -151,7 +152,7 @@ rules(
     const scenario = await scene({ hooks: { collect: { before: ['sleep', '30'] } } })
     const environment = { PATH: process.env['PATH'] ?? '', ...scenario.environment }
     const first = spawn(process.execPath, [MAIN, 'collect'], { env: environment, stdio: 'ignore' })
-    const lock = `${scenario.staging}/.state/run.lock`
+    const lock = `${scenario.staging}/.state/.run.lock`
     while (!existsSync(lock) || readFileSync(lock, 'utf8') === '') {
       await new Promise((resolve) => setTimeout(resolve, 20))
     }
@@ -169,6 +170,44 @@ rules(
     assertNoLeftovers(scenario.staging)
   },
 )
+
+rules('a set may have any name, also that of a lock', async () => {
+  const scenario = await scene({ name: 'run' })
+  const { status, stderr } = await scenario.collect()
+  assert.is(status, 0, stderr)
+  assert.ok(existsSync(`${scenario.staging}/run/latest`))
+})
+
+rules('staging is not made below a directory that is not there', async () => {
+  const scenario = await scene()
+  const away = `${scenario.directory}/disk`
+  configure(scenario, (c) => (c['staging'] = `${away}/staging`))
+  const { status, stderr } = await scenario.collect()
+  assert.is(status, 1)
+  assert.match(stderr, /there is no directory ".*\/disk" to make staging in/)
+  assert.not.ok(existsSync(away))
+})
+
+rules('a source that shrank is suspect, though another one was never there', async () => {
+  const scenario = await scene()
+  for (let i = 0; i < 20; i++) writeFileSync(`${scenario.source}/${i}`, 'x')
+  configure(scenario, (c) => c['backup_sets'][0].sources.push('/no/such/thing'))
+  assert.not.match((await scenario.collect()).stdout, /SUSPECT/)
+  for (let i = 0; i < 20; i++) rmSync(`${scenario.source}/${i}`)
+  const shrunk = await scenario.collect()
+  assert.is(shrunk.status, 3)
+  assert.match(shrunk.stdout, /SUSPECT INCOMPLETE|SUSPECT as INCOMPLETE/)
+})
+
+rules('a tree that lost its catalog is named at every run, and stays', async () => {
+  const scenario = await scene()
+  assert.is((await scenario.collect()).status, 0)
+  const [stamp = ''] = namesIn(`${scenario.staging}/data`, /^[^/]*Z$/)
+  rmSync(`${scenario.staging}/data/${stamp}.catalog.zst`)
+  const next = await scenario.collect()
+  assert.match(next.stderr, `${stamp}: its catalog cannot be read; the tree stays`)
+  assert.ok(existsSync(`${scenario.staging}/data/${stamp}${scenario.source}/one`))
+})
 
 rules('nice, ionice and a bandwidth limit reach rsync', async () => {
   const scenario = await scene({ nice: 7, ionice: 'idle', bandwidth_limit: '3 MiB' })

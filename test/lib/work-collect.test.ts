@@ -394,10 +394,12 @@ collect('puts right what a killed run left, from wherever it was killed', async 
     `${first.stamp}.catalog.zst`,
     second.stamp,
     `${second.stamp}.catalog.zst`,
+    fifth,
     next.stamp,
     `${next.stamp}.catalog.zst`,
     'latest',
   ])
+  assert.ok(existsSync(`${directory}/${fifth}/x`), 'a tree that lost its catalog stays')
 })
 
 collect('links from an interrupted run of this boot, and never writes into it', async () => {
