@@ -216,6 +216,7 @@ function tellFailure(
   const { code, exitCode, facts } = error
   const message = `${set}: ${error.message}${error.hint === undefined ? '' : ` (${error.hint})`}`
   reporter.report({ kind: 'notice', level: 'warning', code, message, facts })
-  reporter.report({ kind: 'result', command: name, set, outcome: 'failed', code, exitCode })
+  const { hint } = error
+  reporter.report({ kind: 'result', command: name, set, outcome: 'failed', code, hint, exitCode })
   return exitCode
 }

@@ -15,6 +15,7 @@ import { type RawPath, rawPathFromText } from '../lib/model/raw-path.ts'
 import { ExportReader } from '../lib/work/export-reader.ts'
 import { findExports, pickExports } from '../lib/work/find-exports.ts'
 import { listExternal, listLocal } from '../lib/work/list.ts'
+import { readMarks } from '../lib/work/marks.ts'
 import { type ExportPlace, type Repository, readManifest } from '../lib/work/repository.ts'
 import { restoreLocal } from '../lib/work/restore-local.ts'
 import { type RestoreOutcome, restoreEntries, selectEntries } from '../lib/work/restore.ts'
@@ -46,7 +47,8 @@ export const command: Command = {
   --target NAME       this target (default: the first one that is there)
   --machine NAME      another machine's exports (default: this machine's)
   --set NAME          this set (default: every set that has the paths)
-  --date D            latest (default), or as much of a stamp as is unambiguous: 2025-04-01
+  --date D            latest (default), as much of a stamp as is unambiguous: 2025-04-01,
+                      or a tag
   --path P            this file or directory, by its original path (again for more)
   --into DIR          restore below this directory (made if need be); without it
                       everything goes to its original place, after a confirmation
@@ -80,12 +82,19 @@ export const command: Command = {
 async function run(context: CommandContext): Promise<ExitCode> {
   const words = readWords(context.values, process.cwd())
   const configuration = await context.loadConfiguration()
-  const job = { context, words, configuration }
+  const job = { context, words: withTag(words, configuration), configuration }
   if (words.action === 'list') return await list(job)
   if (words.action === 'verify') {
     return words.source === 'local' ? await verifyStaging(job) : await verifyTarget(job)
   }
   return words.source === 'local' ? await restoreFromStaging(job) : await restoreFromTarget(job)
+}
+
+/** A tag stands where a date does: it names a set's generation. */
+function withTag(words: RestoreWords, { staging }: Configuration): RestoreWords {
+  if (words.date === undefined || !/^[a-z]/.test(words.date)) return words
+  const tag = readMarks(staging).tags.find(({ name }) => name === words.date)
+  return tag === undefined ? words : { ...words, set: tag.set, date: tag.stamp }
 }
 
 interface Job {

@@ -9,12 +9,15 @@
 import { type ExitCode, worstExitCode } from '../lib/errors.ts'
 import type { Configuration, SetConfiguration, TargetConfiguration } from '../lib/machine/config.ts'
 import { type Power, readPower } from '../lib/machine/power.ts'
+import { isFrozen } from '../lib/model/collection.ts'
 import { formatLocalTime } from '../lib/model/schedule.ts'
 import { type Decision, planCollects, planDue, planExports, readKnown } from '../lib/work/due.ts'
 import { checkRecipients } from '../lib/work/external.ts'
+import { surveyCollections } from '../lib/work/staging.ts'
 import { collectSets } from './backup-collect.ts'
 import { exportSets } from './backup-external.ts'
 import { chosenSets, chosenTargets } from './chosen.ts'
+import { tellDoubts } from './outcomes.ts'
 import { withRunLock } from './run-lock.ts'
 import { type Command, type CommandContext, isGiven, textOptions } from './command.ts'
 
@@ -61,6 +64,23 @@ async function runDue(context: CommandContext, work: Work): Promise<ExitCode> {
   const due = exports.filter((decision) => decision.due)
   codes.push(...(await exportDue(context, { ...work, exports: due })))
   if (collects.length === 0 && due.length === 0) tellNothingDue(context, exports)
+  codes.push(tellFrozen(context, work, { told: collects.map(({ set }) => set) }))
+  return worstExitCode(codes)
+}
+
+/** A suspect collection is said at every run until somebody looked at it. */
+function tellFrozen(
+  { reporter }: CommandContext,
+  { configuration: { staging }, sets }: Work,
+  { told }: { told: readonly string[] },
+): ExitCode {
+  const codes: ExitCode[] = [0]
+  for (const { name: set } of sets.filter(({ name }) => !told.includes(name))) {
+    const newest = surveyCollections({ staging, set }).collections.at(-1)
+    if (newest === undefined || !isFrozen(newest)) continue
+    tellDoubts({ stamp: newest.stamp, doubts: newest.suspect }, { where: set, set, reporter })
+    codes.push(3)
+  }
   return worstExitCode(codes)
 }
 

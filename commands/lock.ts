@@ -15,6 +15,7 @@ import {
   withLock,
   withoutLock,
 } from '../lib/work/marks.ts'
+import { chosenSets } from './chosen.ts'
 import { type Command, type CommandContext, isGiven, textOption } from './command.ts'
 
 /** A line for people, not a document. */
@@ -68,6 +69,7 @@ async function lock(
   checkReason(reason)
   const dryRun = isGiven(values, 'dry-run')
   const configuration = await loadConfiguration()
+  chosenSets(configuration, [named.set])
   const { set, stamp } = await findGeneration(configuration, named)
   const mark: LockMark = { set, stamp, reason }
   if (!dryRun) changeMarks(configuration.staging, (marks) => withLock(marks, mark))
@@ -93,10 +95,15 @@ async function unlock(
     throw new BackupError('USAGE', '--reason and --off do not go together')
   }
   const dryRun = isGiven(values, 'dry-run')
-  const { staging } = await loadConfiguration()
+  const configuration = await loadConfiguration()
+  const { staging } = configuration
   const locks = readMarks(staging).locks.filter((mark) => mark.set === set)
   if (locks.length === 0) throw new BackupError('NOTHING_FOUND', `nothing of ${set} is locked`)
-  for (const mark of pickExports(locks, date)) {
+  // `latest` is the newest there is, locked or not.
+  const meant = date === 'latest' ? (await findGeneration(configuration, { set, date })).stamp : date
+  const found = locks.filter(({ stamp }) => date !== 'latest' || stamp === meant)
+  if (found.length === 0) throw new BackupError('NOTHING_FOUND', `${set} ${meant} is not locked`)
+  for (const mark of pickExports(found, meant)) {
     if (!dryRun) changeMarks(staging, (marks) => withoutLock(marks, mark))
     const done = dryRun ? 'would not be locked any more' : 'is not locked any more'
     reporter.tell(`${set} ${mark.stamp} ${done}: it goes when the rules let it go`)

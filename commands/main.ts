@@ -46,18 +46,23 @@ const PROGRAM_VERBS = ['collect', 'external', 'restore']
 
 const [, programPath = '', ...programArguments] = process.argv
 const interruption = new AbortController()
+let outputLost = false
 
 for (const stream of [process.stdout, process.stderr]) {
   // A reader that has seen enough (`| head`) is no reason to stop a backup, nor to complain.
+  // A full disk under a log is none either, but the exit code has to tell.
   stream.on('error', (error) => {
-    if (systemCode(error) !== 'EPIPE') throw error
+    if (systemCode(error) === 'EPIPE') return
+    if (systemCode(error) === undefined) throw error
+    outputLost = true
   })
 }
 for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
   // The second time nobody wants to wait for a tidy end; what is left the next run sweeps.
   process.on(name, () => (interruption.signal.aborted ? process.exit(130) : interruption.abort()))
 }
-process.exit(await main(programPath, programArguments))
+const exitCode = await main(programPath, programArguments)
+process.exit(outputLost ? worstExitCode([exitCode, 1]) : exitCode)
 
 async function main(path: string, words: readonly string[]): Promise<ExitCode> {
   const run: Run = { name: 'backup', reporter: undefined }

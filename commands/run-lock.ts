@@ -3,10 +3,12 @@
 //
 // Two triggers at once make one run, the other ends with LOCKED (exit 11), which names the first. A
 // run that finds that the one before died without letting go says so and goes on; what that one
-// left, the work itself puts right (design invariant 7). Throws LOCKED and what the action throws.
+// left, the work itself puts right (design invariant 7). Throws LOCKED, STAGING_FAILED and what the
+// action throws.
 
 import type { Configuration } from '../lib/machine/config.ts'
 import { formatStamp } from '../lib/model/stamp.ts'
+import { claimStaging } from '../lib/work/staging-identity.ts'
 import { acquireRunLock } from '../lib/work/staging.ts'
 import { type CommandContext, isGiven } from './command.ts'
 
@@ -21,7 +23,8 @@ export async function withRunLock<Value>(
 ): Promise<Value> {
   if (isGiven(context.values, 'dry-run')) return await action()
   const description = `${command} since ${formatStamp(context.now())}`
-  const { staging } = configuration
+  const { staging, path } = configuration
+  claimStaging({ configuration: path, staging })
   const lock = acquireRunLock({ staging, description, waitMs: WAIT_MS })
   try {
     if (lock.takenOverFrom !== undefined) {

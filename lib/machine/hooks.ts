@@ -132,8 +132,8 @@ export async function runHook(
     failure = error
   }
   if (failure.code === 'INTERRUPTED' && moment === 'before') throw failure
-  const message = `${facts.set}: ${nameOf(call)}: ${failure.message}${said.end()}`
-  if (moment !== 'before') return message
+  const message = `${nameOf(call)}: ${failure.message}${said.end()}`
+  if (moment !== 'before') return `${facts.set}: ${message}`
   throw new BackupError(failure.code, message, {
     hint: failure.hint ?? 'this set was left alone; what was backed up before is unharmed',
     facts: { ...failure.facts, program, set: facts.set, phase: facts.phase, moment },

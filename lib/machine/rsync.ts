@@ -354,6 +354,7 @@ class Heard {
   readonly #missing = new Map<RawPath, string>()
   readonly #vanished = new Set<RawPath>()
   #targetFull = false
+  #baseFailed = false
   lastLine = ''
 
   constructor(call: RsyncCall) {
@@ -375,17 +376,28 @@ class Heard {
     }
     // In a dry run there is no target, and the receiving side complains about that.
     if (this.#call.dryRun && !line.includes('[sender]')) return
+    if (this.#isOfBase(line)) {
+      this.#baseFailed = true
+      return
+    }
     const failed = /"(.+)"[^"]*: ([^:"]+) \(\d+\)$/s.exec(line)
     if (failed !== null)
       this.#addMissing(this.#ownPath(failed[1]?.replace(/","[^"]*$/s, '') ?? ''), failed[2] ?? '')
   }
 
   outcome(exitCode: number): RsyncOutcome {
-    if (exitCode === 23 && !this.#call.dryRun && this.#missing.size === 0) {
+    const isTold = this.#missing.size > 0 || this.#baseFailed
+    if (exitCode === 23 && !this.#call.dryRun && !isTold) {
       this.#addMissing(this.#call.sources[0]?.path.replace(/^\/+/, '') ?? '', this.lastLine)
     }
     const missing = [...this.#missing].map(([path, why]) => ({ path, why }))
     return { missing, vanished: [...this.#vanished], targetFull: this.#targetFull }
+  }
+
+  /** A file of an earlier collection that could not be read: then today's is copied, not linked. */
+  #isOfBase(line: string): boolean {
+    const path = decodeName(/"(.+)"/s.exec(line)?.[1] ?? '')
+    return this.#call.linkDestinations.some((base) => path.startsWith(`${base}/`))
   }
 
   #addMissing(path: RawPath, why: string): void {

@@ -97,6 +97,8 @@ export async function runProgram(call: ProgramCall): Promise<ProgramResult> {
   const output = outputKeeper(call)
   const running = start(call, file, output.store)
   const ending = watch(call, running.pid)
+  // A program that ends before it has read everything says by its exit code what that means.
+  running.child?.stdin?.on('error', () => {})
   running.child?.stdout?.on('data', (bytes: Buffer) => output.take(bytes, 'stdout', ending))
   running.child?.stderr?.on('data', (bytes: Buffer) => output.take(bytes, 'stderr', ending))
   const result = await running.finally(ending.clear)

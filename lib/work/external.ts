@@ -77,7 +77,7 @@ async function exportToTarget(
             const { staging } = configuration
             const lock = acquireSetLock({ staging, set, description, waitMs: 0 })
             try {
-              const from = { configuration, repository, set, signer, report, signal }
+              const from = { configuration, repository, set, signer, nowMs, report, signal }
               return await exportSet({ ...from, targetConfiguration })
             } finally {
               lock.release()

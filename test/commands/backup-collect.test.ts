@@ -76,7 +76,7 @@ collect(
     const { status, stdout, stderr } = await run()
     assert.is(status, 0, stderr)
     assert.match(stdout, /^data: \d{4}-\d\d-\d\dT\d{6}Z collected: /m)
-    assert.match(stdout, /^config: .* 3 files copied/m)
+    assert.match(stdout, /^config: .* 4 files copied/m)
     const latest = (set: string): string =>
       `${staging}/${set}/${readlinkSync(`${staging}/${set}/latest`)}`
     assert.is(readFileSync(`${latest('data')}${home}/data/file`, 'utf8'), 'in data')

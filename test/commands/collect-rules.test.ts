@@ -8,6 +8,7 @@ import {
   existsSync,
   mkdirSync,
   readFileSync,
+  renameSync,
   rmSync,
   statSync,
   utimesSync,
@@ -207,6 +208,57 @@ rules('a tree that lost its catalog is named at every run, and stays', async () 
   const next = await scenario.collect()
   assert.match(next.stderr, `${stamp}: its catalog cannot be read; the tree stays`)
   assert.ok(existsSync(`${scenario.staging}/data/${stamp}${scenario.source}/one`))
+})
+
+rules('staging that was replaced by an empty directory is not begun anew', async () => {
+  const scenario = await scene()
+  assert.is((await scenario.collect()).status, 0)
+  renameSync(scenario.staging, `${scenario.directory}/unmounted`)
+  mkdirSync(scenario.staging)
+  const { status, stderr } = await scenario.collect()
+  assert.is(status, 1)
+  assert.match(stderr, /is not the one that was used before: it is empty/)
+  assert.equal(namesIn(scenario.staging, /./), [])
+  const known = /remove "(.*)"/.exec(stderr)?.[1] ?? ''
+  rmSync(known)
+  assert.is((await scenario.collect()).status, 0, 'begun anew when it was said')
+})
+
+rules('a suspect collection is said by backup, though nothing is due', async () => {
+  const scenario = await scene()
+  for (let i = 0; i < 9; i++) writeFileSync(`${scenario.source}/${i}`, 'x')
+  assert.is((await scenario.run()).status, 0)
+  for (let i = 0; i < 9; i++) rmSync(`${scenario.source}/${i}`)
+  assert.is((await scenario.collect()).status, 3)
+  await scenario.run()
+  const again = await scenario.run()
+  assert.is(again.status, 3)
+  assert.match(again.stderr, /suspect: .* backup accept data/)
+})
+
+rules('a generation dated ahead lets nothing go, and says so', async () => {
+  const scenario = await scene({ retention: { local: 1, keep: { monthly: 'all' } } })
+  assert.is((await scenario.collect()).status, 0)
+  assert.is((await scenario.collect()).status, 0)
+  const stamps = () => namesIn(`${scenario.staging}/data`, /^[^/]*Z$/)
+  const [only = ''] = stamps()
+  const ahead = only.replace(/^\d{4}/, '2098')
+  mkdirSync(`${scenario.staging}/data/${ahead}`)
+  const next = await scenario.collect()
+  assert.match(next.stderr, /is later than this machine's clock, so no old generation is let go/)
+  const count = stamps().length
+  await scenario.collect()
+  assert.is(stamps().length, count + 1, 'nothing goes as long as new ones are dated ahead')
+})
+
+rules('a full disk under standard output does not stop a collection, but its exit code tells', async () => {
+  const scenario = await scene()
+  const words = ['-c', '"$0" "$1" collect --json >/dev/full', process.execPath, MAIN]
+  const env = { PATH: process.env['PATH'] ?? '', ...scenario.environment }
+  const run = spawnSync('sh', words, { env, encoding: 'utf8' })
+  assert.is(run.status, 1)
+  assert.not.match(run.stderr, /    at /)
+  assert.ok(existsSync(`${scenario.staging}/data/latest`))
 })
 
 rules('nice, ionice and a bandwidth limit reach rsync', async () => {

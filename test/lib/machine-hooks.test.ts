@@ -135,7 +135,7 @@ hooks('a before that fails stops the work, says why, and is thawed by after', as
   )
   assert.not.ok(worked)
   assert.is(error.code, 'PROGRAM_FAILED')
-  assert.match(error.message, /^photos: hooks\.collect\.before: sh ended with exit code 7: /)
+  assert.match(error.message, /^hooks\.collect\.before: sh ended with exit code 7: /)
   assert.match(error.message, /no space left/)
   assert.equal(lines(), ['on_failure failed 1', 'after failed 1'])
   const output = notices.filter(({ code }) => code === 'HOOK_OUTPUT').map(({ message }) => message)
