@@ -1,17 +1,19 @@
 // What tells one filesystem from another, whatever its device is called today: its UUID, else what
 // was mounted.
 //
-// /dev/disk/by-uuid is read where udev keeps it, else blkid is asked (as root). On btrfs the
-// subvolume's path belongs to it: where a subvolume is not mounted, its parent shows an empty
-// directory of the same filesystem. Used by the source-sanity gate (model/sanity.ts). Throws
+// On btrfs the kernel says it, for each of several devices; else /dev/disk/by-uuid is read where
+// udev keeps it, else blkid is asked (as root). On btrfs the subvolume's path belongs to it: where
+// a subvolume is not mounted, its parent shows an empty directory of the same filesystem. Used by
+// the source-sanity gate (model/sanity.ts), which knows that the UUID may be lacking. Throws
 // nothing: what cannot be found out has the name that the mount has.
 
-import { readdirSync, realpathSync } from 'node:fs'
+import { existsSync, readdirSync, realpathSync } from 'node:fs'
 import { displayPath, type RawPath, rawPathToBytes } from '../model/raw-path.ts'
 import { runProgram } from './shell.ts'
 import { type Mount, mountOf } from './source-snapshot/mounts.ts'
 
 const BY_UUID = '/dev/disk/by-uuid'
+const BTRFS = '/sys/fs/btrfs'
 
 /** blkid reads a few blocks; a device that does not answer must not hold the run up. */
 const BLKID_TIMEOUT_MS = 10_000
@@ -24,16 +26,31 @@ export async function filesystemId(real: RawPath, mounts: readonly Mount[]): Pro
   const mount = mountOf(real, mounts)
   if (mount === undefined) return 'unknown'
   const name =
-    (await uuidOf(mount.device)) ?? (mount.device.startsWith('/dev/') ? '' : mount.device)
+    (await uuidOf(mount)) ?? (mount.device.startsWith('/dev/') ? '' : mount.device)
   const subvolume = mount.type === 'btrfs' ? mount.root : ''
   return [mount.type, displayPath(name), displayPath(subvolume)]
     .filter((word) => word !== '')
     .join(' ')
 }
 
-async function uuidOf(device: RawPath): Promise<string | undefined> {
+async function uuidOf({ type, device }: Mount): Promise<string | undefined> {
   if (!device.startsWith('/dev/')) return undefined
-  return uuidByLink(device) ?? (await uuidByBlkid(device))
+  const known = type === 'btrfs' ? uuidByKernel(device) : undefined
+  return known ?? uuidByLink(device) ?? (await uuidByBlkid(device))
+}
+
+/** `/sys/fs/btrfs/UUID/devices` has all devices of a mounted filesystem, `!` for a slash. */
+function uuidByKernel(device: RawPath): string | undefined {
+  try {
+    const real = realpathSync(rawPathToBytes(device), 'latin1')
+    const name = real.slice('/dev/'.length).replaceAll('/', '!')
+    return readdirSync(BTRFS).find((uuid) => {
+      return existsSync(rawPathToBytes(`${BTRFS}/${uuid}/devices/${name}`))
+    })
+  } catch {
+    // No /sys here, or a device that is gone.
+    return undefined
+  }
 }
 
 function uuidByLink(device: RawPath): string | undefined {

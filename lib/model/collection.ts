@@ -164,8 +164,11 @@ function encodeFacts({
   filesystem,
   entries,
   bytes,
+  mounts,
 }: Omit<SourceFacts, 'path'>): Record<string, unknown> {
-  return { kind: isDirectory ? 'directory' : 'file', filesystem, entries, bytes }
+  const kind = isDirectory ? 'directory' : 'file'
+  const known = { kind, filesystem, entries, bytes }
+  return mounts.length === 0 ? known : { ...known, mounts: mounts.map(encodedPath) }
 }
 
 function parseFacts(object: Readonly<Record<string, unknown>>): Pick<SourceRecord, 'facts'> {
@@ -175,6 +178,7 @@ function parseFacts(object: Readonly<Record<string, unknown>>): Pick<SourceRecor
     filesystem: text(object['filesystem']),
     entries: count(object['entries'], 'entries'),
     bytes: count(object['bytes'], 'bytes'),
+    mounts: list(object['mounts'] ?? []).map((value) => requiredPath(asObject(value))),
   }
   return { facts }
 }

@@ -6,18 +6,23 @@
 // is kept all the same, and `backup accept` ends the doubt. Throws nothing.
 
 import { formatSize } from './amount.ts'
-import type { RawPath } from './raw-path.ts'
+import { listedPaths, type RawPath } from './raw-path.ts'
 
 /** What is remembered of a source from one collection to the next. */
 export interface SourceFacts {
   /** Without the leading slash. */
   readonly path: RawPath
   readonly isDirectory: boolean
-  /** What tells one filesystem from another, whatever its device is called today. */
+  /**
+   * What tells one filesystem from another, whatever its device is called today: `ext4 UUID`,
+   * `btrfs UUID /@home`, without the UUID where it could not be found out.
+   */
   readonly filesystem: string
   /** At and below the path, as collected: the source itself is one. */
   readonly entries: number
   readonly bytes: number
+  /** Below it: where something else was mounted that held anything. */
+  readonly mounts: readonly RawPath[]
 }
 
 export interface Doubt {
@@ -63,10 +68,27 @@ function reasonsFor(
       reasons.push(`it shrank from ${amount(known)} to ${amount(facts)}`)
     }
   }
-  if (known !== undefined && known.filesystem !== facts.filesystem) {
+  if (known !== undefined && !isSameFilesystem(known.filesystem, facts.filesystem)) {
     reasons.push(`on another filesystem: ${facts.filesystem}, before ${known.filesystem}`)
   }
+  const unmounted = known?.mounts.filter((path) => !facts.mounts.includes(path)) ?? []
+  if (unmounted.length > 0) {
+    reasons.push(`nothing is mounted there any more, or it is empty: ${listedPaths(unmounted)}`)
+  }
   return reasons
+}
+
+/**
+ * A UUID that one run could not find out, and another could, is no doubt by itself: type and
+ * subvolume are compared. Two UUIDs have to be equal.
+ */
+function isSameFilesystem(a: string, b: string): boolean {
+  return a === b || withoutUuid(a) === b || a === withoutUuid(b)
+}
+
+/** A UUID is the second word, and holds no slash: so `zfs tank/home` and `btrfs /@home` stay. */
+function withoutUuid(filesystem: string): string {
+  return filesystem.replace(/^(\S+) [^\s/]+(?= |$)/, '$1')
 }
 
 function isEmpty({ isDirectory, entries, bytes }: SourceFacts): boolean {

@@ -5,7 +5,7 @@
 // collection finds them. Throws CATALOG_… by way of staging.ts.
 
 import { filesystemId } from '../machine/filesystem-id.ts'
-import { readMounts } from '../machine/source-snapshot/mounts.ts'
+import { mountsBelow, readMounts } from '../machine/source-snapshot/mounts.ts'
 import { isFrozen, isGood, sourceFacts } from '../model/collection.ts'
 import type { Entry } from '../model/entry.ts'
 import { isWithin, type RawPath } from '../model/raw-path.ts'
@@ -26,7 +26,10 @@ export async function readSourceFacts({
   for (const { given, real, isDirectory } of sources) {
     const path = given.replace(/^\/+/, '')
     const filesystem = await filesystemId(real, mounts)
-    facts.push({ path, isDirectory, filesystem, ...amountBelow(entries, path) })
+    const held = mountsBelow(real, mounts)
+      .map(({ point }) => `${path}${point.slice(real === '/' ? 0 : real.length)}`.replace(/^\/+/, ''))
+      .filter((point) => amountBelow(entries, point).entries > 1)
+    facts.push({ path, isDirectory, filesystem, ...amountBelow(entries, path), mounts: held })
   }
   return facts
 }

@@ -26,10 +26,16 @@ const row = `{"vg_name":"%s","lv_name":"%s","lv_attr":"%swi-aotz--","pool_lv":"%
 const programs = {
   lvs: `
     [ "$1 $2 $3 $4" = "--reportformat json -o vg_name,lv_name,lv_attr,pool_lv,origin" ] || exit 3
-    name=$(echo "$5" | sed 's,^/dev/mapper/vg-,,; s,^/dev/vg/,,; s,^vg/,,')
-    line=$(grep "^vg $name " ${volumes}) || { echo "Failed to find logical volume" >&2; exit 5; }
-    set -- $line; [ "$4" = - ] && set -- $1 $2 $3
-    printf '{"report": [{"lv": [${row}]}]}\\n' "$1" "$2" "$3" "$4" "$5"`,
+    [ -e ${root}/deaf ] && { echo "Giving up waiting for lock" >&2; exit 5; }
+    name=$(echo "$5" | sed 's,^/dev/mapper/vg-,,; s,^/dev/vg/,,; s,^vg/,,; s,^vg$,[^ ]*,')
+    grep "^vg $name " ${volumes} > ${volumes}.found ||
+      { echo "Failed to find logical volume" >&2; exit 5; }
+    comma=; printf '{"report": [{"lv": ['
+    while read -r group name attributes pool origin; do
+      [ "$pool" = - ] && pool= origin=
+      printf "$comma"'${row}' "$group" "$name" "$attributes" "$pool" "$origin"; comma=,
+    done < ${volumes}.found
+    echo ']}]}'`,
   vgs: `[ "$1" = vg ] && [ ! -e ${root}/away ]`,
   lvcreate: `
     echo "lvcreate $*" >> ${calls}
@@ -97,6 +103,47 @@ test(
   { lvcreate: 'echo "  thin pool is full" >&2; exit 5' },
 )
 
+/** A snapshot of the same volume under the name of this run, which another staging has made. */
+const foreign = `vg ${own} V pool thin\n`
+
+test(
+  'removes no snapshot that somebody makes before it does, under its name',
+  async () => {
+    const error = await failure(lvmProvider.take(request('/dev/mapper/vg-thin', 'ext4')))
+    assert.match(error.message, 'already exists')
+    assert.is(readFileSync(volumes, 'utf8'), `${listed}${foreign}`)
+    writeFileSync(volumes, listed)
+  },
+  {
+    lvcreate: `
+      echo "vg $4 V pool thin" >> ${volumes}
+      echo "  Logical Volume already exists in volume group" >&2; exit 5`,
+  },
+)
+
+test(
+  'removes a snapshot whose command was killed when it had made it',
+  async () => {
+    const error = await failure(lvmProvider.take(request('/dev/mapper/vg-thin', 'ext4')))
+    assert.match(error.message, 'killed')
+    assert.is(readFileSync(calls, 'utf8'), `lvremove -f vg/${own}\n`)
+  },
+  { lvcreate: `echo "vg $4 V pool thin" >> ${volumes}; kill -9 $$` },
+)
+
+test('keeps the record of a snapshot while lvs fails', async () => {
+  writeFileSync(volumes, `${listed}${foreign}`)
+  const record = { group: 'vg', volume: 'thin', name: own }
+  writeFileSync(`${state}/lvm-home.json`, JSON.stringify([record]))
+  writeFileSync(`${root}/deaf`, '')
+  const error = await failure(lvmProvider.sweep({ state, set: 'home' })).finally(() =>
+    rmSync(`${root}/deaf`),
+  )
+  assert.match(error.message, 'Giving up')
+  assert.equal(readdirSync(state), ['lvm-home.json'])
+  await lvmProvider.sweep({ state, set: 'home' })
+})
+
 if (canRunAsRoot('stand-in mounts for LVM')) {
   for (const [type, options] of [
     ['ext4', 'ro,noload,nosuid,nodev,noexec'],
@@ -118,6 +165,15 @@ if (canRunAsRoot('stand-in mounts for LVM')) {
       ])
     })
   }
+
+  test('takes the next name where somebody has its name, and removes its own only', async () => {
+    writeFileSync(volumes, `${listed}${foreign}`)
+    const taken = await lvmProvider.take(request('/dev/mapper/vg-thin', 'ext4'))
+    assert.equal(taken.names, [`vg/${own}-2`])
+    await taken.release()
+    assert.is(readFileSync(volumes, 'utf8'), `${listed}${foreign}`)
+    writeFileSync(volumes, listed)
+  })
 
   test('sweeps what a killed run left, and keeps the record of a group that is away', async () => {
     await lvmProvider.take(request('/dev/vg/thin', 'ext4'))

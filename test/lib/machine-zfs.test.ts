@@ -219,6 +219,61 @@ if (canRunAsRoot('zfs pools on files')) {
     })
   })
 
+  test('takes the next name where a dataset has its name, and removes its own only', async () => {
+    // The one is asked for; the other lies below, and zfs-fuse takes all below at once.
+    for (const dataset of [`${pool}/home`, `${pool}/home/elsewhere`]) {
+      run('zfs', 'snapshot', `${dataset}@${own}`)
+      const there = everything()
+      const taken = await zfsProvider.take(request(home, `${home}/child`))
+      assert.equal(taken.refused, [])
+      assert.equal(taken.names, [`${pool}/home@${own}-2`, `${pool}/home/child@${own}-2`])
+      assert.is(readFileSync(`${taken.shown[0]?.what}/me/file`, 'utf8'), 'at that moment')
+      await taken.release()
+      assert.equal(everything(), there)
+      run('zfs', 'destroy', `${dataset}@${own}`)
+    }
+  })
+
+  test('removes no snapshot that somebody makes before it does, under its name', async () => {
+    const script = `
+      [ "$1" = snapshot ] && ${real('zfs')} snapshot ${pool}/home@${own} 2> ${root}/said
+      exec ${real('zfs')} "$@"`
+    for (const sources of [[home], [home, `${home}/child`]]) {
+      await withPrograms({ zfs: script }, async () => {
+        const error = await failure(zfsProvider.take(request(...sources)))
+        assert.match(error.message, /exist|no snapshots were created/)
+      })
+      assert.equal(readdirSync(state), [])
+      // Not even its hold would have kept it.
+      assert.ok(everything().includes(`${pool}/home@${own}`))
+      run('zfs', 'destroy', `${pool}/home@${own}`)
+    }
+  })
+
+  test('removes a snapshot whose command was killed when it had made it', async () => {
+    const script = `
+      ${real('zfs')} "$@" || exit
+      [ "$1" = snapshot ] && kill -9 $$
+      exit 0`
+    await withPrograms({ zfs: script }, async () => {
+      assert.match((await failure(zfsProvider.take(request(home)))).message, 'killed')
+    })
+  })
+
+  test('keeps the record of a snapshot while zfs fails to list it', async () => {
+    await zfsProvider.take(request(home))
+    const script = `
+      case "$*" in "list "*" snapshot "*@*) echo "cannot open: pool I/O is suspended" >&2; exit 1;;
+      esac
+      exec ${real('zfs')} "$@"`
+    await withPrograms({ zfs: script }, async () => {
+      const error = await failure(zfsProvider.sweep({ state, set: 'home' }))
+      assert.match(error.message, 'suspended')
+    })
+    assert.match(readFileSync(`${state}/zfs-home.json`, 'utf8'), own)
+    await zfsProvider.sweep({ state, set: 'home' })
+  })
+
   test('leaves a foreign snapshot of its clone alone, and goes on when that is gone', async () => {
     const taken = await zfsProvider.take(request(home))
     const foreign = `${pool}/home/${own}@hourly`

@@ -10,6 +10,7 @@ const directory = (change: Partial<SourceFacts> = {}): SourceFacts => ({
   filesystem: 'ext4 1',
   entries: 1000,
   bytes: 1_000_000,
+  mounts: [],
   ...change,
 })
 
@@ -57,6 +58,29 @@ sanity('another filesystem is doubted even with the same content', () => {
   )
 })
 
+sanity('a UUID that only one side knows is no doubt, and two that differ are', () => {
+  const doubted = (a: string, b: string): boolean => {
+    const [one, other] = [a, b].map((filesystem) => directory({ filesystem }))
+    const found = why(one as SourceFacts, other)
+    assert.is(why(other as SourceFacts, one) === '', found === '')
+    return found !== ''
+  }
+  const uuid = '1b4e28ba-2fa1-11d2-883f-0016d3cca427'
+  assert.not(doubted('ext4', `ext4 ${uuid}`))
+  assert.not(doubted('btrfs /@home', `btrfs ${uuid} /@home`))
+  assert.not(doubted('btrfs /my home', `btrfs ${uuid} /my home`))
+  assert.not(doubted('vfat', 'vfat 1234-ABCD'))
+  assert.ok(doubted('xfs', `ext4 ${uuid}`))
+  assert.ok(doubted('unknown', `ext4 ${uuid}`))
+  assert.ok(doubted('btrfs /@', `btrfs ${uuid} /@home`))
+  assert.ok(doubted(`btrfs ${uuid} /@`, `btrfs ${uuid} /@home`))
+  assert.ok(doubted('btrfs /@', 'btrfs /@home'))
+  assert.ok(doubted(`btrfs ${uuid.replace('1', '2')} /@home`, `btrfs ${uuid} /@home`))
+  assert.ok(doubted('zfs tank/home', 'zfs tank/other'))
+  assert.ok(doubted('zfs tank', 'zfs tank/home'))
+  assert.ok(doubted('nfs server:/home', 'nfs server:/other'))
+})
+
 sanity('a single file may shrink, but not to nothing', () => {
   const file = (bytes: number): SourceFacts => directory({ isDirectory: false, entries: 1, bytes })
   assert.is(why(file(10), file(1000)), '')
@@ -71,6 +95,15 @@ sanity('every doubt about a source is named, and each source is compared with it
   })
   assert.is(doubts.length, 1)
   assert.match(doubts[0]?.why ?? '', /^empty; .*; on another filesystem/)
+})
+
+sanity('a mount below a source that is gone is doubted, a new one is not', () => {
+  const mounted = directory({ mounts: ['data/photos', 'data/films'] })
+  assert.is(why(mounted, directory()), '')
+  assert.is(
+    why(directory({ mounts: ['data/films'] }), mounted),
+    'nothing is mounted there any more, or it is empty: data/photos',
+  )
 })
 
 sanity.run()

@@ -485,6 +485,35 @@ if (canRunAsRoot('btrfs loop mount')) {
     run('btrfs', '-q', 'subvolume', 'delete', `${home}/me/nested`)
   })
 
+  btrfs('removes nothing that somebody makes before it does, under its names', async () => {
+    subvolume(`${home}/me/nested`)
+    const program = run('sh', '-c', 'command -v btrfs').trim()
+    const ours = (): string[] => readdirSync(top).filter((name) => name.startsWith('backup-'))
+    const records = (): string[] =>
+      readdirSync(`${staging}/.state`).filter((name) => name.startsWith('snapshots-'))
+    // The first name while the command for it begins, the second one before its command begins.
+    const script = `case "$*" in *snapshot*-r*)
+        for dest; do :; done; mkdir "$dest-2"; ${program} "$@" || exit 99;; esac
+      exec ${program} "$@"`
+    await withStandIn({ name: 'btrfs', script }, async () => {
+      const error = await failureOf(collect({ day: 80 }))
+      assert.match(error.message, /Read-only|exists/)
+    })
+    const name = 'backup-home-2025-06-20T000000Z'
+    assert.equal(ours(), [name, `${name}-2`])
+    assert.equal(records(), [])
+    run('btrfs', '-q', 'subvolume', 'delete', `${top}/${name}`)
+    assert.equal(readdirSync(`${top}/${name}-2`), [])
+    rmSync(`${top}/${name}-2`, { recursive: true })
+    const killing = `case "$*" in *snapshot*-r*) ${program} "$@"; kill -9 $$;; esac
+      exec ${program} "$@"`
+    await withStandIn({ name: 'btrfs', script: killing }, async () => {
+      assert.match((await failureOf(collect({ day: 81 }))).message, 'killed')
+    })
+    run('btrfs', '-q', 'subvolume', 'delete', `${home}/me/nested`)
+    assertTidy()
+  })
+
   btrfs('leaves out what a killed run of another set left in a source', async () => {
     writeFileSync(`${home}/me/large`, Buffer.alloc(60_000_001, 'x'))
     const stamp = await killedWhileCopying()

@@ -19,9 +19,10 @@ import {
   rawPathToBytes,
 } from '../../model/raw-path.ts'
 import { setTimes } from '../posix.ts'
-import { runProgram } from '../shell.ts'
+import { type ProgramResult, runProgram } from '../shell.ts'
 import { type ChangeList, changedPaths } from './btrfs-changes.ts'
 import {
+  freeName,
   isOwnName,
   readRecords,
   removePlaces,
@@ -153,8 +154,10 @@ class Snapshots {
   readonly #mounted: RawPath[] = []
   /** By subvolume, its path in the top; what went wrong where there is no snapshot. */
   readonly #taken = new Map<RawPath, { readonly path: RawPath; readonly timeMs: number } | Error>()
-  /** Everything that was written down, made or not. */
+  /** Of snapshots that were made, or may have been: where the command for one was ended. */
   readonly #paths: RawPath[] = []
+  /** Of this run, as they are written down. */
+  #records: readonly SnapshotRecord[] = []
   /** The times of the directories that snapshots were made in, before and after. */
   readonly #times = new Map<RawPath, { readonly before: bigint; readonly after: bigint }>()
   /** Of earlier runs: on filesystems that are away, and the one that was kept. */
@@ -197,7 +200,9 @@ class Snapshots {
     return {
       shown,
       refused,
-      names: this.#paths.map((path) => path.slice(path.lastIndexOf('/') + 1)),
+      names: [...this.#taken.values()].flatMap((taken) => {
+        return taken instanceof Error ? [] : [taken.path.slice(taken.path.lastIndexOf('/') + 1)]
+      }),
       timeMs: this.#request.now(),
       ownPlaces: nested.flatMap(({ ours }) => ours),
       changes: (signal) => this.#changes(signal),
@@ -344,12 +349,11 @@ class Snapshots {
     const plan = [...chosen].sort(outermostFirst).map(([subvolume, top]) => {
       const name = this.#freeName(top, records)
       records.push({ uuid: top.uuid, name })
-      return { subvolume, top, path: `${top.path}/${name}` }
+      return { subvolume, top, name }
     })
-    writeRecords({ path: recordPath(this.#request), records: [...this.#away, ...records] })
-    for (const { subvolume, top, path } of plan) {
-      this.#paths.push(path)
-      const made = await this.#takeOne({ subvolume, top: top.path, path }).catch(
+    this.#writeDown(records)
+    for (const { subvolume, top, name } of plan) {
+      const made = await this.#takeOne({ subvolume, top, name }).catch(
         (error: unknown) => new Error(whyOf(error)),
       )
       this.#taken.set(subvolume, made)
@@ -359,26 +363,54 @@ class Snapshots {
   async #takeOne({
     subvolume,
     top,
+    name,
+  }: {
+    subvolume: RawPath
+    top: Top
+    name: string
+  }): Promise<{ readonly path: RawPath; readonly timeMs: number }> {
+    const path = `${top.path}/${name}`
+    const before = this.#times.get(top.path)?.before ?? mtimeOf(top.path)
+    // Below a directory that has the name by now, btrfs would make it with the subvolume's name.
+    const result = exists(path) ? undefined : await this.#make({ subvolume, path })
+    if (result?.exitCode !== 0) {
+      this.#writeDown(this.#records.filter((one) => one.uuid !== top.uuid || one.name !== name))
+      if (result === undefined) throw new Error(`somebody else has made ${name}`)
+      succeeded('btrfs', result)
+    }
+    this.#times.set(top.path, { before, after: mtimeOf(top.path) })
+    return { path, timeMs: this.#request.now() }
+  }
+
+  async #make({
+    subvolume,
     path,
   }: {
     subvolume: RawPath
-    top: RawPath
     path: RawPath
-  }): Promise<{ readonly path: RawPath; readonly timeMs: number }> {
-    const before = this.#times.get(top)?.before ?? mtimeOf(top)
-    const places = [rawPathToBytes(subvolume), rawPathToBytes(path)]
-    await btrfs(['subvolume', 'snapshot', '-r', '--', ...places])
-    this.#times.set(top, { before, after: mtimeOf(top) })
-    return { path, timeMs: this.#request.now() }
+  }): Promise<ProgramResult> {
+    const places = [subvolume, path].map(rawPathToBytes)
+    const making = runBtrfs(['subvolume', 'snapshot', '-r', '--', ...places])
+    const result = await making.catch((error: unknown) => {
+      // It was ended, and may have made it.
+      this.#paths.push(path)
+      throw error
+    })
+    if (result.exitCode === 0) this.#paths.push(path)
+    return result
+  }
+
+  #writeDown(records: readonly SnapshotRecord[]): void {
+    this.#records = records
+    writeRecords({ path: recordPath(this.#request), records: [...this.#away, ...records] })
   }
 
   /** A name that nobody has: whatever has one of ours without being written down is not ours. */
   #freeName(top: Top, taken: readonly SnapshotRecord[]): string {
-    for (let number = taken.length + 1; ; number++) {
-      const name = `${snapshotName(this.#request)}${number === 1 ? '' : `-${number}`}`
-      const isTaken = taken.some((record) => record.name === name)
-      if (!isTaken && !exists(`${top.path}/${name}`)) return name
+    const isTaken = (name: string): boolean => {
+      return taken.some((record) => record.name === name) || exists(`${top.path}/${name}`)
     }
+    return freeName({ of: this.#request, isTaken, first: taken.length + 1 })
   }
 }
 
@@ -458,14 +490,20 @@ async function deleteSnapshots(paths: readonly RawPath[]): Promise<void> {
 }
 
 async function btrfs(args: readonly (string | Buffer)[], lines: string[] = []): Promise<void> {
-  const result = await runProgram({
+  succeeded('btrfs', await runBtrfs(args, lines))
+}
+
+function runBtrfs(
+  args: readonly (string | Buffer)[],
+  lines: string[] = [],
+): Promise<ProgramResult> {
+  return runProgram({
     program: 'btrfs',
     args,
     changes: true,
     timeoutMs: SNAPSHOT_TIMEOUT_MS,
     onLine: (line, stream) => void (stream === 'stdout' && lines.push(line.toString('latin1'))),
   })
-  succeeded('btrfs', result)
 }
 
 function topPath({ state, set }: SnapshotOwner): RawPath {

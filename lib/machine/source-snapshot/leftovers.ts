@@ -1,9 +1,11 @@
 // What a run makes outside staging, written down in staging's state, so that it can be removed by
 // exactly those names: at the end of the run, or by the next run when this one was killed.
 //
-// Used by zfs.ts, apfs.ts and lvm.ts. Nothing is removed on account of a name alone (invariant 4):
-// a record has to be there, and the name in it has to look like ours. Throws SNAPSHOT_FAILED and
-// system errors.
+// Used by btrfs.ts, zfs.ts, apfs.ts and lvm.ts. Nothing is removed on account of a name alone
+// (invariant 4): a record has to be there, and the name in it has to look like ours. So a name is
+// only written down when nobody has it, and the record goes when a command fails to make it: what
+// has the name then is somebody else's. A command that was ended may have made it: its record
+// stays. Throws SNAPSHOT_FAILED and system errors.
 
 import { Buffer } from 'node:buffer'
 import { readFileSync, readdirSync, rmSync, rmdirSync } from 'node:fs'
@@ -15,6 +17,26 @@ import { exists } from './view.ts'
 /** The name of a run's snapshots. */
 export function snapshotName({ set, stamp }: { set: string; stamp: string }): string {
   return `backup-${set}-${stamp}`
+}
+
+/**
+ * The first name of a run's snapshots that nobody has: another staging may have a set of the same
+ * name, which runs at the same moment.
+ * @param options.first the number to begin with; 1 is the name without one
+ */
+export function freeName({
+  of,
+  isTaken,
+  first = 1,
+}: {
+  of: { readonly set: string; readonly stamp: string }
+  isTaken: (name: string) => boolean
+  first?: number
+}): string {
+  for (let number = first; ; number++) {
+    const name = `${snapshotName(of)}${number === 1 ? '' : `-${number}`}`
+    if (!isTaken(name)) return name
+  }
 }
 
 /** Whether a snapshot of this set can have this name, with or without a number behind it. */

@@ -8,14 +8,14 @@
 
 import { mkdirSync } from 'node:fs'
 import { displayPath, type RawPath, rawPathToBytes } from '../../model/raw-path.ts'
-import { findProgram, runProgram } from '../shell.ts'
+import { findProgram, type ProgramResult, runProgram } from '../shell.ts'
 import {
+  freeName,
   isOwnName,
   readRecords,
   removePlaces,
   removeRecorded,
   snapshotFailed,
-  snapshotName,
   whyOf,
   writeRecords,
 } from './leftovers.ts'
@@ -79,10 +79,9 @@ async function takeVolumes(request: ProviderRequest): Promise<TakenSnapshots> {
     const parts = request.parts.filter((part) => part.mount.device === device)
     try {
       const timeMs = request.now()
-      const number = names.length
-      const record = await takeVolume({ request, device, number })
+      const record = await takeVolume(request, device)
+      const place = `${placesOf(request)}/${names.length}`
       names.push(`${record.group}/${record.name}`)
-      const place = `${placesOf(request)}/${number}`
       await mountSnapshot({ record, type: mount.type, place })
       for (const { given, real, mount: seen } of parts) {
         const inMount = real.slice(seen.point === '/' ? 0 : seen.point.length)
@@ -100,24 +99,22 @@ async function takeVolumes(request: ProviderRequest): Promise<TakenSnapshots> {
   return { shown, refused, names, timeMs: Math.min(...shown.map((one) => one.timeMs)), release }
 }
 
-async function takeVolume({
-  request,
-  device,
-  number,
-}: {
-  request: ProviderRequest
-  device: RawPath
-  number: number
-}): Promise<LvmRecord> {
-  const found = await findVolume(rawPathToBytes(device))
+async function takeVolume(request: ProviderRequest, device: RawPath): Promise<LvmRecord> {
+  const found = await findVolume(device)
   if (found?.attributes.startsWith('V') !== true || found.pool === '') {
     throw new Error(`${displayPath(device)} is no LVM thin volume`)
   }
   const { group, volume } = found
-  const name = `${snapshotName(request)}${number === 0 ? '' : `-${number + 1}`}`
+  const there = await listVolumes(group)
+  const isTaken = (name: string): boolean => there.some((one) => one.volume === name)
+  const name = freeName({ of: request, isTaken })
   const record = { group, volume, name }
-  writeRecords({ path: recordPath(request), records: [...readAll(request), record] })
-  await lvm('lvcreate', ['-s', `${group}/${volume}`, '-n', name, '-kn', '-ay'])
+  const earlier = readAll(request)
+  writeRecords({ path: recordPath(request), records: [...earlier, record] })
+  const result = await lvm('lvcreate', ['-s', `${group}/${volume}`, '-n', name, '-kn', '-ay'])
+  // It takes back what it cannot finish. One that had to be ended does not come here.
+  if (result.exitCode !== 0) writeRecords({ path: recordPath(request), records: earlier })
+  succeeded('lvcreate', result)
   return record
 }
 
@@ -150,8 +147,10 @@ async function remove({ group, volume, name }: LvmRecord): Promise<'removed' | '
   const call = { changes: false, timeoutMs: MOUNT_TIMEOUT_MS }
   const { exitCode } = await runProgram({ ...call, program: 'vgs', args: [group] })
   if (exitCode !== 0) return 'away'
-  const found = await findVolume(`${group}/${name}`)
-  if (found?.origin === volume) await lvm('lvremove', ['-f', `${group}/${name}`])
+  // Of the whole group: a failure to find one says nothing for sure, and its record has to stay.
+  const found = (await listVolumes(group)).find((one) => one.volume === name)
+  if (found?.origin === volume)
+    succeeded('lvremove', await lvm('lvremove', ['-f', `${group}/${name}`]))
   return 'removed'
 }
 
@@ -162,29 +161,40 @@ interface FoundVolume extends Volume {
 }
 
 /** What lvs says of a device, or undefined where that is no logical volume. */
-async function findVolume(device: string | Uint8Array): Promise<FoundVolume | undefined> {
+async function findVolume(device: RawPath): Promise<FoundVolume | undefined> {
   // Without the programs there are no logical volumes: `/dev/mapper` has other devices, too.
   if (findProgram('lvs') === undefined) return undefined
+  const result = await lvs(device)
+  return result.exitCode === 0 ? volumesIn(result)[0] : undefined
+}
+
+/** All volumes of a group. */
+async function listVolumes(group: string): Promise<readonly FoundVolume[]> {
+  const result = await lvs(group)
+  succeeded('lvs', result)
+  return volumesIn(result)
+}
+
+function lvs(what: RawPath): Promise<ProgramResult> {
   const columns = 'vg_name,lv_name,lv_attr,pool_lv,origin'
-  const args = ['--reportformat', 'json', '-o', columns, device]
-  const call = { program: 'lvs', args, changes: false, timeoutMs: MOUNT_TIMEOUT_MS }
-  const { exitCode, stdout } = await runProgram(call)
-  if (exitCode !== 0) return undefined
-  const { report } = JSON.parse(stdout) as { report?: { lv?: Record<string, string>[] }[] }
-  const row = report?.[0]?.lv?.[0]
-  if (row === undefined) return undefined
-  return {
+  const args = ['--reportformat', 'json', '-o', columns, rawPathToBytes(what)]
+  return runProgram({ program: 'lvs', args, changes: false, timeoutMs: MOUNT_TIMEOUT_MS })
+}
+
+function volumesIn({ stdout }: ProgramResult): FoundVolume[] {
+  const { report } = JSON.parse(stdout) as { report: { lv: Record<string, string>[] }[] }
+  const rows = report.flatMap(({ lv }) => lv)
+  return rows.map((row) => ({
     group: row['vg_name'] ?? '',
     volume: row['lv_name'] ?? '',
     attributes: row['lv_attr'] ?? '',
     pool: row['pool_lv'] ?? '',
     origin: row['origin'] ?? '',
-  }
+  }))
 }
 
-async function lvm(program: string, args: readonly string[]): Promise<void> {
-  const call = { program, args, changes: true, timeoutMs: LVM_TIMEOUT_MS }
-  succeeded(program, await runProgram(call))
+function lvm(program: string, args: readonly string[]): Promise<ProgramResult> {
+  return runProgram({ program, args, changes: true, timeoutMs: LVM_TIMEOUT_MS })
 }
 
 function placesOf({ state, set }: SnapshotOwner): RawPath {

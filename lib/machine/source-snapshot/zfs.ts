@@ -13,12 +13,12 @@ import { mkdirSync, readdirSync, statSync } from 'node:fs'
 import { type RawPath, rawPathToBytes } from '../../model/raw-path.ts'
 import { type ProgramResult, runProgram } from '../shell.ts'
 import {
+  freeName,
   isOwnName,
   readRecords,
   removePlaces,
   removeRecorded,
   snapshotFailed,
-  snapshotName,
   whyOf,
   writeRecords,
 } from './leftovers.ts'
@@ -85,72 +85,100 @@ async function takePools(request: ProviderRequest): Promise<TakenSnapshots> {
     const pool = poolOf(mount.device)
     pools.set(pool, (pools.get(pool) ?? new Set()).add(mount.device))
   }
-  const timesMs = new Map<string, number>()
+  const taken = new Map<string, { readonly name: string; readonly timeMs: number }>()
   const failures = new Map<string, unknown>()
   const names: string[] = []
   for (const [pool, datasets] of pools) {
     try {
       const timeMs = request.now()
-      await takePool(request, [...datasets])
-      timesMs.set(pool, timeMs)
-      names.push(...[...datasets].map((dataset) => `${dataset}@${snapshotName(request)}`))
+      const name = await takePool(request, [...datasets])
+      taken.set(pool, { name, timeMs })
+      names.push(...[...datasets].map((dataset) => `${dataset}@${name}`))
     } catch (error) {
       failures.set(pool, error)
     }
   }
-  if (timesMs.size === 0) throw [...failures.values()][0] ?? new Error('nothing lies on ZFS')
+  if (taken.size === 0) throw [...failures.values()][0] ?? new Error('nothing lies on ZFS')
   const contents = new Contents(request)
   const shown: ShownSnapshot[] = []
   const refused: { given: RawPath; why: string }[] = []
   for (const part of request.parts) {
     const { given, mount } = part
     try {
-      const timeMs = timesMs.get(poolOf(mount.device))
-      if (timeMs === undefined) throw failures.get(poolOf(mount.device))
-      shown.push({ given, what: await contents.pathOf(part), timeMs })
+      const ofPool = taken.get(poolOf(mount.device))
+      if (ofPool === undefined) throw failures.get(poolOf(mount.device))
+      const { name, timeMs } = ofPool
+      shown.push({ given, what: await contents.pathOf(part, name), timeMs })
     } catch (error) {
       refused.push({ given, why: whyOf(error) })
     }
   }
   const release = (): Promise<void> => sweep(request)
-  return { shown, refused, names, timeMs: Math.min(...timesMs.values()), release }
+  const timeMs = Math.min(...[...taken.values()].map((one) => one.timeMs))
+  return { shown, refused, names, timeMs, release }
 }
 
-/** Snapshots of all these datasets, which lie in one pool. */
-async function takePool(request: ProviderRequest, datasets: readonly string[]): Promise<void> {
-  const name = snapshotName(request)
+/** Snapshots of all these datasets, which lie in one pool; returns the name that all have. */
+async function takePool(request: ProviderRequest, datasets: readonly string[]): Promise<string> {
   const [first = ''] = datasets
   // In a container there may be ZFS below, but nothing to ask: then nothing is written down.
   if (!(await isImported(poolOf(first)))) throw new Error(`pool ${poolOf(first)} does not answer`)
-  writeDown(request, datasets)
+  const top = commonParent(datasets)
+  const there = await list('snapshot', top)
+  const isTaken = (name: string): boolean => there.some((one) => one.endsWith(`@${name}`))
+  const name = freeName({ of: request, isTaken })
+  writeDown({ request, name, datasets })
   const taken =
     datasets.length > MAX_NAMES
       ? undefined
       : await zfs(['snapshot', ...datasets.map((dataset) => `${dataset}@${name}`)])
   if (taken === undefined || taken.exitCode === EXIT_USAGE) {
-    await takeBelow(request, commonParent(datasets))
+    await takeBelow({ request, name, top })
   } else {
-    succeeded('zfs', taken)
+    made({ request, name, pool: poolOf(top) }, taken)
   }
   for (const dataset of datasets) {
     // Old pools have no holds, and a user may lack the right: then it goes without.
     await zfs(['hold', HOLD, `${dataset}@${name}`])
   }
+  return name
 }
 
 /** All datasets below one, for zfs-fuse, which takes one name only, and for very many. */
-async function takeBelow(request: ProviderRequest, top: string): Promise<void> {
-  const name = snapshotName(request)
-  writeDown(request, await list('filesystem,volume', top))
-  succeeded('zfs', await zfs(['snapshot', '-r', `${top}@${name}`]))
+async function takeBelow({
+  request,
+  name,
+  top,
+}: {
+  request: ProviderRequest
+  name: string
+  top: string
+}): Promise<void> {
+  writeDown({ request, name, datasets: await list('filesystem,volume', top) })
+  made({ request, name, pool: poolOf(top) }, await zfs(['snapshot', '-r', `${top}@${name}`]))
   // A dataset may have been made in between. All of this name are ours: had there been one before,
   // the command would have made none.
   const snapshots = await list('snapshot', top)
   const ours = snapshots.filter((snapshot) => snapshot.endsWith(`@${name}`))
-  writeDown(
-    request,
-    ours.map((snapshot) => snapshot.slice(0, -name.length - 1)),
-  )
+  const datasets = ours.map((snapshot) => snapshot.slice(0, -name.length - 1))
+  writeDown({ request, name, datasets })
+}
+
+/**
+ * Judges the command for the snapshots of one name. It makes all or none: where it failed, the
+ * records go. One that had to be ended does not come here.
+ */
+function made(
+  { request, name, pool }: { request: ProviderRequest; name: string; pool: string },
+  result: ProgramResult,
+): void {
+  if (result.exitCode !== 0) {
+    const others = readAll(request).filter((record) => {
+      return record.name !== name || poolOf(record.dataset) !== pool
+    })
+    writeRecords({ path: recordPath(request), records: others })
+  }
+  succeeded('zfs', result)
 }
 
 /** Where the content of each dataset's snapshot can be read. */
@@ -162,18 +190,17 @@ class Contents {
     this.#request = request
   }
 
-  async pathOf({ real, mount }: Part): Promise<RawPath> {
+  async pathOf({ real, mount }: Part, name: string): Promise<RawPath> {
     const inMount = real.slice(mount.point === '/' ? 0 : mount.point.length)
     const inDataset = `${mount.root === '/' ? '' : mount.root}${inMount}`.replace(/\/$/, '')
     const known = this.#roots.get(mount.device)
-    const root = known ?? (await this.#open(mount.device))
+    const root = known ?? (await this.#open({ dataset: mount.device, name }))
     this.#roots.set(mount.device, root)
     if (!exists(`${root}${inDataset}`)) throw new Error('it is not in the snapshot')
     return `${root}${inDataset}`
   }
 
-  async #open(dataset: string): Promise<RawPath> {
-    const name = snapshotName(this.#request)
+  async #open({ dataset, name }: ZfsRecord): Promise<RawPath> {
     const snapshot = `${dataset}@${name}`
     const hidden = hiddenDirectory({ dataset, name })
     if (hidden !== undefined) return hidden
@@ -233,7 +260,9 @@ async function remove({ dataset, name }: ZfsRecord): Promise<'removed' | 'away'>
   const origin = await ask(['get', '-H', '-o', 'value', 'origin', clone])
   if (origin.stdout.trim() === snapshot) succeeded('zfs', await zfs(['destroy', clone]))
   const there = await ask(['list', '-H', '-o', 'name', '-t', 'snapshot', snapshot])
-  if (there.exitCode !== 0) return 'removed'
+  // Any other failure says nothing about it: without its record it would stay for ever.
+  if (there.exitCode !== 0 && /dataset does not exist/.test(there.stderr)) return 'removed'
+  succeeded('zfs', there)
   // Not every snapshot is held.
   await zfs(['release', HOLD, snapshot])
   succeeded('zfs', await zfs(['destroy', snapshot]))
@@ -245,7 +274,9 @@ async function isImported(pool: string): Promise<boolean> {
 }
 
 async function list(types: string, top: string): Promise<string[]> {
-  const result = await ask(['list', '-H', '-o', 'name', '-t', types, '-r', top])
+  const args = ['list', '-H', '-o', 'name', '-t', types, '-r', top]
+  // A pool may have a hundred thousand snapshots.
+  const result = await ask(args, ZFS_TIMEOUT_MS)
   succeeded('zfs', result)
   return result.stdout.split('\n').filter((name) => name !== '')
 }
@@ -259,8 +290,11 @@ function zfs(args: readonly string[]): Promise<ProgramResult> {
   })
 }
 
-function ask(args: readonly string[]): Promise<ProgramResult> {
-  return runProgram({ program: 'zfs', args, changes: false, timeoutMs: MOUNT_TIMEOUT_MS })
+function ask(
+  args: readonly string[],
+  timeoutMs: number = MOUNT_TIMEOUT_MS,
+): Promise<ProgramResult> {
+  return runProgram({ program: 'zfs', args, changes: false, timeoutMs })
 }
 
 function poolOf(dataset: string): string {
@@ -292,8 +326,15 @@ function readAll(of: SnapshotOwner): ZfsRecord[] {
   })
 }
 
-function writeDown(request: ProviderRequest, datasets: readonly string[]): void {
-  const name = snapshotName(request)
+function writeDown({
+  request,
+  name,
+  datasets,
+}: {
+  request: ProviderRequest
+  name: string
+  datasets: readonly string[]
+}): void {
   const earlier = readAll(request)
   const records = datasets
     .filter((dataset) => !earlier.some((one) => one.dataset === dataset && one.name === name))
