@@ -19,11 +19,13 @@ import { btrfsProvider } from '../machine/source-snapshot/btrfs.ts'
 import { listMounts, type Mount, mountOf } from '../machine/source-snapshot/mounts.ts'
 import { zfsProvider } from '../machine/source-snapshot/zfs.ts'
 import { formatSize } from '../model/amount.ts'
+import { isFrozen } from '../model/collection.ts'
 import { displayPath, type RawPath, rawPathFromText, rawPathToBytes } from '../model/raw-path.ts'
 import { formatStamp } from '../model/stamp.ts'
+import { readMarks } from './marks.ts'
 import { LINK_DEST, selfTest } from './self-test.ts'
 import { inspectSources, realPath } from './sources.ts'
-import { listStamps, stateRoot } from './staging.ts'
+import { listStamps, stateRoot, surveyCollections } from './staging.ts'
 
 export interface Check {
   /** What was looked at: `rsync`, `staging`. */
@@ -110,6 +112,7 @@ const CHECKS: readonly (readonly [
   ['staging', checkStaging],
   ['space', checkSpace],
   ['self-test', checkSelfTest],
+  ['collections', checkCollections],
   ['clock', checkClock],
   ['signing key', checkKeys],
   ['hooks', checkHooks],
@@ -211,6 +214,32 @@ function checkSpace({ configuration: { staging, minFree } }: Examination): Check
     checks.push(warning(name, message, 'keep fewer collections, or make the filesystem with more'))
   }
   return checks.length > 0 ? checks : [ok(name, `${formatSize(freeBytes)} free in staging`)]
+}
+
+/** What retention and restores rely on: catalogs, and the file of locks. */
+function checkCollections({ configuration: { staging, backupSets } }: Examination): Check[] {
+  const name = 'collections'
+  if (!isThere(staging)) return []
+  const checks: Check[] = []
+  for (const { name: set } of backupSets) {
+    const { damaged, collections } = surveyCollections({ staging, set })
+    if (damaged.length > 0) {
+      const message = `the catalogs of ${set} ${damaged.join(', ')} cannot be read`
+      const fix = 'copy what you need out of these trees, then remove them'
+      checks.push(failure(name, message, fix))
+    }
+    const newest = collections.at(-1)
+    if (newest !== undefined && isFrozen(newest)) {
+      const message = `${set} ${newest.stamp} is suspect: nothing of the set is exported or let go`
+      checks.push(warning(name, message, `backup accept ${set}`))
+    }
+  }
+  try {
+    readMarks(staging)
+  } catch (error) {
+    checks.push(asFailure(name, error))
+  }
+  return checks.length > 0 ? checks : [ok(name, 'catalogs and locks can be read')]
 }
 
 async function checkSelfTest(options: Examination): Promise<Check[]> {

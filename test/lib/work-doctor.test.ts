@@ -187,10 +187,12 @@ doctor('a clock before this program, or before a collection, fails', async () =>
   assert.match(only(await check({ nowMs: 0 })).message, /1970-01-01/)
   mkdirSync(`${staging}/home/2026-01-02T030406Z`, { recursive: true })
   writeFileSync(`${staging}/home/2026-01-02T030406Z.catalog.zst`, '')
-  const found = only(await check())
-  assert.is(found.name, 'clock')
-  assert.match(found.message, /home 2026-01-02T030406Z/)
-  assert.equal(wrong(await check({ nowMs: nowMs + 1000 })), [])
+  const found = wrong(await check())
+  assert.equal(found.map(({ name }) => name), ['collections', 'clock'])
+  assert.match(found[0]?.message ?? '', /catalogs of home 2026-01-02T030406Z cannot be read/)
+  assert.match(found[1]?.message ?? '', /home 2026-01-02T030406Z/)
+  const later = wrong(await check({ nowMs: nowMs + 1000 }))
+  assert.equal(later.map(({ name }) => name), ['collections'])
 })
 
 doctor('a configuration, key or hook that others can write or read fails', async () => {
