@@ -100,7 +100,8 @@ async function unlock(
   const locks = readMarks(staging).locks.filter((mark) => mark.set === set)
   if (locks.length === 0) throw new BackupError('NOTHING_FOUND', `nothing of ${set} is locked`)
   // `latest` is the newest there is, locked or not.
-  const meant = date === 'latest' ? (await findGeneration(configuration, { set, date })).stamp : date
+  const meant =
+    date === 'latest' ? (await findGeneration(configuration, { set, date })).stamp : date
   const found = locks.filter(({ stamp }) => date !== 'latest' || stamp === meant)
   if (found.length === 0) throw new BackupError('NOTHING_FOUND', `${set} ${meant} is not locked`)
   for (const mark of pickExports(found, meant)) {

@@ -45,15 +45,18 @@ const NOTHING: Done = { removed: [], freedBytes: undefined }
 export const command: Command = {
   name: 'backup prune',
   summary: 'show what retention keeps and why, and remove the rest',
-  usage: `Usage: backup prune [--set NAME…] [--local | --target NAME…] [--dry-run] [--yes]
+  usage: `Usage: backup prune [--set NAME…] [--local | --target NAME…] [--unknown]
+                    [--dry-run] [--yes]
 
 Lists every generation in staging and on the targets with the reason why it stays or goes, asks,
 and removes those that go. The rules are retention of the configuration; the newest complete one
-and locked ones always stay. The same happens without asking after every good run.
+and locked ones always stay. The same happens without asking after every good run, which lets no
+export go of which this machine does not know whether it is complete.
 
   --set NAME      only this set (again for more; default: all)
   --local         only collections in staging
   --target NAME   only exports on this target (again for more; default: all that are here)
+  --unknown       take such exports for complete ones, so that they may go as well
   --dry-run       only the list
   --yes           do not ask; needed where nobody can answer
 `,
@@ -61,6 +64,7 @@ and locked ones always stay. The same happens without asking after every good ru
     set: { type: 'string', multiple: true },
     target: { type: 'string', multiple: true },
     local: { type: 'boolean' },
+    unknown: { type: 'boolean' },
     yes: { type: 'boolean' },
   },
   run: async (context) => {
@@ -146,6 +150,7 @@ async function planTarget(
         rules: retention.keep,
         publicKeys: [publicKey],
         isComplete: (stamp: Stamp) => state?.exports.get(`${set}/${stamp}`)?.complete,
+        takeUnknown: isGiven(context.values, 'unknown'),
       }
       await orTell({ context, codes, what: `${set} on ${target.name}` }, async () => {
         const { items, plan, freesBytes } = await planPruning(repository, options)
@@ -173,7 +178,7 @@ async function planTarget(
 type TagsOf = (set: string, stamp: Stamp) => readonly string[]
 
 /** @returns 3 for a set that is frozen, for somebody has to look at it */
-function showPlan({ reporter }: CommandContext, job: Job, tagsOf: TagsOf): ExitCode {
+function showPlan({ reporter, values }: CommandContext, job: Job, tagsOf: TagsOf): ExitCode {
   const { set, place, plan, freesBytes } = job
   const frees = freesBytes === undefined ? '' : `, which frees ${formatSize(freesBytes)}`
   const counts = `${plan.keep.length} stay, ${plan.remove.length} go${frees}`
@@ -185,6 +190,10 @@ function showPlan({ reporter }: CommandContext, job: Job, tagsOf: TagsOf): ExitC
     const named = tags.length === 0 ? '' : `  [${tags.join(', ')}]`
     const why = plan.reasons.get(stamp)?.join(', ') ?? ''
     reporter.print(`  ${stamp}  ${size}  ${going.has(stamp) ? 'goes ' : 'stays'}  ${why}${named}`)
+  }
+  const unknown = job.items.filter(({ complete }) => complete === undefined).length
+  if (unknown > 0 && !isGiven(values, 'unknown')) {
+    reporter.print(`  Nobody knows whether ${unknown} of them are complete: see --unknown.`)
   }
   if (plan.frozenBy === undefined) return 0
   const message = `${set} in ${place}: nothing goes, for ${plan.frozenBy} is suspect`

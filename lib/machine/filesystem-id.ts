@@ -25,8 +25,7 @@ const BLKID_TIMEOUT_MS = 10_000
 export async function filesystemId(real: RawPath, mounts: readonly Mount[]): Promise<string> {
   const mount = mountOf(real, mounts)
   if (mount === undefined) return 'unknown'
-  const name =
-    (await uuidOf(mount)) ?? (mount.device.startsWith('/dev/') ? '' : mount.device)
+  const name = (await uuidOf(mount)) ?? (mount.device.startsWith('/dev/') ? '' : mount.device)
   const subvolume = mount.type === 'btrfs' ? mount.root : ''
   return [mount.type, displayPath(name), displayPath(subvolume)]
     .filter((word) => word !== '')

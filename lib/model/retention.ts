@@ -4,14 +4,16 @@
 // Times are numbers read from the stamps; hours, days, ISO weeks, months and years are those of
 // UTC, as stamps are. Rules only ever add to what the count keeps. The newest complete generation
 // always stays, and so does everything that is locked; while a suspect one is newer than it,
-// nothing goes at all. docs/retention.md is the manual. Throws nothing but failed assertions.
+// nothing goes at all. Nor does one go of which nobody knows whether it is complete: whoever lost
+// that knowledge must not lose the generations with it. docs/retention.md is the manual. Throws
+// nothing but failed assertions.
 
 import assert from 'node:assert/strict'
 import { type Stamp, parseStamp } from './stamp.ts'
 
 export interface Generation {
   readonly stamp: Stamp
-  /** Undefined where nobody knows: then it counts as incomplete, and stays longer. */
+  /** Undefined where nobody knows: then it stays, and counts for no rule. */
   readonly complete: boolean | undefined
   /** A sanity check distrusts it, and nobody has accepted it: it never counts as complete. */
   readonly suspect?: boolean
@@ -50,6 +52,11 @@ export interface RetentionRequest {
   readonly locked: ReadonlySet<Stamp>
   /** A suspect generation that is not among the items, because of which nothing goes. */
   readonly frozenBy?: Stamp | undefined
+  /**
+   * Rules and counts take those of which nobody knows for complete ones, as somebody asked for: so
+   * they may go. The newest that is known to be complete stays even then.
+   */
+  readonly takeUnknown?: boolean
 }
 
 interface Timed extends Generation {
@@ -74,37 +81,40 @@ const PERIODS: Readonly<Record<string, (timeMs: number) => string>> = {
 }
 
 /**
- * Keeps the `keep` newest complete generations, what a rule or a lock holds, and every incomplete
- * one that is not older than those `keep`.
+ * Keeps the `keep` newest complete generations, what a rule or a lock holds, every incomplete one
+ * that is not older than those `keep`, and every one of which nobody knows whether it is complete.
  */
 export function planRetention(request: RetentionRequest): RetentionPlan {
-  const { items, keep, rules, locked } = request
+  const { items, keep, rules, locked, takeUnknown = false } = request
   assert(Number.isInteger(keep) && keep >= 1, 'at least one generation is kept')
   const sorted = items.map(withTime).sort((a, b) => a.timeMs - b.timeMs)
-  const complete = sorted.filter(isGood).reverse()
+  const isCounted = (item: Generation) => isGood(item) || (takeUnknown && isUnknown(item))
+  const complete = sorted.filter(isCounted).reverse()
+  const newest = sorted.findLast(isGood)
   const reasons = new Map<Stamp, string[]>(sorted.map(({ stamp }) => [stamp, []]))
   assert(reasons.size === sorted.length, 'no two generations have the same stamp')
   const hold: Hold = ({ stamp }, reason) => reasons.get(stamp)?.push(reason)
 
-  for (const item of complete.slice(0, 1)) hold(item, 'the newest complete one')
+  if (newest !== undefined) hold(newest, 'the newest complete one')
   for (const item of complete.slice(0, keep)) hold(item, `one of the newest ${keep}`)
   holdByRules(complete, { rules, hold })
-  holdOthers(sorted, { oldestCounted: complete[keep - 1], keep, hold })
+  const others = sorted.filter((item) => !isCounted(item))
+  holdOthers(others, { oldestCounted: complete[keep - 1], keep, hold })
   for (const item of sorted) if (locked.has(item.stamp)) hold(item, 'locked')
-  const frozenBy = request.frozenBy ?? suspectAfter(complete[0], sorted)
+  const frozenBy = request.frozenBy ?? suspectAfter(newest, sorted)
   for (const item of sorted) {
     if (frozenBy !== undefined) hold(item, `frozen: ${frozenBy} is suspect`)
   }
 
   const remove = sorted.filter(({ stamp }) => reasons.get(stamp)?.length === 0)
   for (const item of remove) {
-    const why = `${nature(item)}, and ${keep} newer ones are complete`
-    hold(item, isGood(item) ? 'no rule keeps it' : why)
+    const why = isCounted(item) ? 'no rule keeps it' : `${keep} newer ones are complete`
+    hold(item, isGood(item) ? why : `${nature(item)}, and ${why}`)
   }
   const gone = new Set(remove.map(({ stamp }) => stamp))
   const stamps = sorted.map(({ stamp }) => stamp)
-  const newest = complete[0]?.stamp
-  assert(newest === undefined || !gone.has(newest), 'the newest complete generation stays')
+  const hasNewest = newest === undefined || !gone.has(newest.stamp)
+  assert(hasNewest, 'the newest complete generation stays')
   return {
     keep: stamps.filter((stamp) => !gone.has(stamp)),
     remove: stamps.filter((stamp) => gone.has(stamp)),
@@ -142,18 +152,21 @@ function holdByRules(
 
 /**
  * Incomplete and suspect ones go with the count: a rule that keeps one of each month for ever would
- * keep them, too.
+ * keep them, too. One of which nobody knows stays, however many newer ones are complete.
  */
 function holdOthers(
-  sorted: readonly Timed[],
+  others: readonly Timed[],
   {
     oldestCounted,
     keep,
     hold,
   }: { readonly oldestCounted: Timed | undefined; readonly keep: number; readonly hold: Hold },
 ): void {
-  for (const item of sorted) {
-    if (isGood(item)) continue
+  for (const item of others) {
+    if (isUnknown(item)) {
+      hold(item, nature(item))
+      continue
+    }
     if (oldestCounted !== undefined && item.timeMs < oldestCounted.timeMs) continue
     hold(item, `${nature(item)}, and fewer than ${keep} newer ones are complete`)
   }
@@ -174,6 +187,10 @@ function withTime(item: Generation): Timed {
 
 function isGood({ complete, suspect }: Generation): boolean {
   return complete === true && suspect !== true
+}
+
+function isUnknown({ complete, suspect }: Generation): boolean {
+  return complete === undefined && suspect !== true
 }
 
 function nature({ complete, suspect }: Generation): string {

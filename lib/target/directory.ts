@@ -32,7 +32,6 @@ import { bareMountPoint } from '../machine/mounted.ts'
 import { targetError } from './target-error.ts'
 import type { Target, TargetFile } from './target.ts'
 
-
 export interface DirectoryTargetOptions {
   readonly name: string
   readonly path: string

@@ -132,14 +132,19 @@ export async function collectSet(options: CollectOptions): Promise<CollectOutcom
   }
 }
 
+/** Runs less than a second apart are dated a second each. */
+const CLOCK_SLACK_MS = 60_000
+
 /** A clock that was wrong once dates everything from then on: that has to be seen. */
 function warnOfFuture({ set, nowMs, report }: CollectOptions, newest: Stamp | undefined): void {
-  if (newest === undefined || newest <= formatStamp(nowMs)) return
+  if (newest === undefined || newest <= formatStamp(nowMs + CLOCK_SLACK_MS)) return
   report({
     kind: 'notice',
     level: 'warning',
     code: 'FROM_THE_FUTURE',
-    message: `${set.name}: ${newest} is later than this machine's clock: check both`,
+    message:
+      `${set.name}: ${newest} is later than this machine's clock, so no old generation is let go: `
+      + 'check the clock, and remove that generation if it was wrong',
   })
 }
 
@@ -202,9 +207,9 @@ class Collect {
     }
     const view = await openSourceView(request)
     try {
-      await this.#makeSpace()
+      await this.#makeSpace({ mayRemove: false })
       const collected = await this.#copyAndPublish({ partials, view })
-      await this.#makeSpace()
+      await this.#makeSpace({ mayRemove: isGood(collected) })
       return collected
     } finally {
       await closeSourceView(request, view)
@@ -223,7 +228,10 @@ class Collect {
     if (set.keepSnapshot && isSnapshot && header.complete && header.suspect.length === 0)
       view?.keep(this.#rules())
     this.#removePartials()
-    const removed = isGood(header) ? pruneLocal({ staging, set, report }) : []
+    // Dated ahead, all generations would fall into one day, month and year, and push each other
+    // out.
+    const isDated = stamp <= formatStamp(this.#options.nowMs + CLOCK_SLACK_MS)
+    const removed = isGood(header) && isDated ? pruneLocal({ staging, set, report }) : []
     this.#tellVanished(outcome.vanished)
     this.#tellContentDiffers(contentDiffers)
     if (view !== undefined) tellNotAtomic(this.#options, liveBelow(entries, view))
@@ -287,13 +295,16 @@ class Collect {
     }
   }
 
-  /** Staging keeps some space free, if it was told to: older collections go earlier for it. */
-  async #makeSpace(): Promise<void> {
+  /**
+   * Staging keeps some space free, if it was told to. Older collections go earlier for it, but only
+   * after a good one: a run that fails for want of space would otherwise take them all, in vain.
+   */
+  async #makeSpace({ mayRemove }: { readonly mayRemove: boolean }): Promise<void> {
     const { configuration, report, set } = this.#options
     const { staging, minFree, backupSets } = configuration
-    const of = { staging, sets: backupSets, minFree, report, heldSet: set.name }
+    const of = { staging, sets: backupSets, minFree, report, mayRemove, heldSet: set.name }
     const { enough } = await pruneForSpace(of)
-    if (enough) return
+    if (enough || !mayRemove) return
     const message = `staging has less free space than retention.min_free, and nothing more may go`
     report({ kind: 'notice', level: 'warning', code: 'LOW_SPACE', message })
   }

@@ -2,7 +2,8 @@
 // low.
 //
 // Upholds invariants 4 and 5: lib/model/retention.ts decides, locks are asked for right before each
-// removal, and a set whose newest collection is suspect loses nothing. Only complete knowledge
+// removal, and a set whose newest collection is suspect loses nothing, nor for space one whose last
+// run was not good. Only complete knowledge
 // deletes, so a collection whose catalog is damaged stays. Whoever calls holds the set's lock.
 // prune.ts does the same for exports. Throws STAGING_FAILED, and MARKS_DAMAGED where the locks
 // cannot be read and the caller has to know.
@@ -19,11 +20,13 @@ import { rawPathFromText } from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
 import { type Generation, type RetentionPlan, planRetention } from '../model/retention.ts'
 import type { Stamp } from '../model/stamp.ts'
+import { outcomeOf, readHistory, type RunRecord } from './history.ts'
 import { lockedStamps, type Marked } from './marks.ts'
 import {
   acquireSetLock,
   collectionDirectory,
   type CollectionInfo,
+  listPartials,
   removeCollection,
   type SetPlace,
   stagingError,
@@ -98,10 +101,11 @@ export interface SpaceOutcome {
 }
 
 /**
- * Warns when staging's filesystem has less free space than `minFree`, and then removes, oldest
- * first across the sets, collections that only the count holds, until there is enough. `heldSet` is
- * the one whose lock the caller has; a set that another run has now is left alone. `readSpace` is
- * for tests.
+ * Warns when staging's filesystem has less free space than `minFree`. Where it `mayRemove`, which
+ * is after a good collection only, it then removes, oldest first across the sets, collections that
+ * only the count holds, until there is enough. `heldSet` is the one whose lock the caller has and
+ * that was collected just now; one that another run has is left alone, and so is every other whose
+ * last run was not good: what that left may be what fills the disk. `readSpace` is for tests.
  * @throws BackupError STAGING_FAILED
  */
 export async function pruneForSpace({
@@ -109,6 +113,7 @@ export async function pruneForSpace({
   sets,
   minFree,
   report,
+  mayRemove,
   heldSet,
   readSpace = spaceOf,
 }: {
@@ -116,6 +121,7 @@ export async function pruneForSpace({
   readonly sets: readonly RetainedSet[]
   readonly minFree: MinFree | undefined
   readonly report: Report
+  readonly mayRemove: boolean
   readonly heldSet: string | undefined
   readonly readSpace?: (staging: string) => Space
 }): Promise<SpaceOutcome> {
@@ -124,9 +130,12 @@ export async function pruneForSpace({
   }
   let space = readSpace(staging)
   if (isEnough(space)) return { removed: [], enough: true, freeBytes: space.freeBytes }
-  tellLow(space, { minFree, report, staging })
+  tellLow(space, { minFree, report, staging, mayRemove })
+  if (!mayRemove) return { removed: [], enough: false, freeBytes: space.freeBytes }
   const removed: Marked[] = []
+  const history = readHistory(staging)
   const candidates = sets
+    .filter(({ name }) => name === heldSet || ranWell({ staging, set: name }, history))
     .flatMap((set) => earlyRemovals({ staging, set, report }))
     .sort((a, b) => (a.stamp < b.stamp ? -1 : 1))
   for (const { set, stamp } of candidates) {
@@ -148,6 +157,17 @@ export async function pruneForSpace({
     if (isEnough(space)) break
   }
   return { removed, enough: isEnough(space), freeBytes: space.freeBytes }
+}
+
+/**
+ * Whether the last run of a set is known to have been good, or was accepted since. One that was
+ * killed is not in the history, and leaves a partial.
+ */
+function ranWell(place: SetPlace, history: readonly RunRecord[]): boolean {
+  const last = history.findLast(({ phase, set }) => set === place.set && phase !== 'export')
+  if (last === undefined || listPartials(place).length > 0) return false
+  const made = surveyCollections(place).collections.find(({ stamp }) => stamp === last.stamp)
+  return (made === undefined ? last.outcome : outcomeOf(made)) === 'good'
 }
 
 /** What the rules and locks do not hold when the count holds only the newest complete one. */
@@ -221,16 +241,25 @@ function tellLow(
     minFree,
     report,
     staging,
-  }: { readonly minFree: MinFree | undefined; readonly report: Report; readonly staging: string },
+    mayRemove,
+  }: {
+    readonly minFree: MinFree | undefined
+    readonly report: Report
+    readonly staging: string
+    readonly mayRemove: boolean
+  },
 ): void {
   const wanted = wantedBytes(minFree, totalBytes)
+  const what = mayRemove
+    ? 'collections that only the count holds go early, oldest first'
+    : 'collections go early only once a good one is published'
   report({
     kind: 'notice',
     level: 'warning',
     code: 'LOW_SPACE',
     message:
       `staging has ${formatSize(freeBytes)} free, and min_free asks for ${formatSize(wanted)}: `
-      + 'collections that only the count holds go early, oldest first',
+      + what,
     facts: { staging, freeBytes, wantedBytes: wanted },
   })
 }

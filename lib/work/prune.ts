@@ -3,7 +3,8 @@
 // Upholds invariants 1, 4, 5 and 7: the manifest goes first; bundles go only when every remaining
 // export's signed verification file was read and none needs them; a damaged one stops all deleting,
 // and so does a damaged file of locks (marks.ts). What goes is planned as data, and carried out
-// once. prune-local.ts does the same for staging. Nothing whose name is not ours is touched.
+// once; locks are asked for again before each manifest. prune-local.ts does the same for staging.
+// Nothing whose name is not ours is touched.
 
 import { BackupError } from '../errors.ts'
 import { exportName } from '../model/manifest.ts'
@@ -44,8 +45,10 @@ export interface PruneOptions {
   /** What stays besides. */
   readonly rules: KeepRules
   readonly publicKeys: readonly string[]
-  /** Undefined where nobody knows: then it counts as incomplete, and stays longer. */
+  /** Undefined where nobody knows: then it stays. */
   readonly isComplete: (stamp: string) => boolean | undefined
+  /** Those of which nobody knows may go as well: see planRetention. */
+  readonly takeUnknown?: boolean
   readonly report: Report
   /** Of what would go, only these: what somebody was shown and confirmed. */
   readonly only?: ReadonlySet<Stamp>
@@ -65,6 +68,7 @@ export interface PrunePlan {
 interface Leftover {
   readonly directory: string
   readonly names: readonly string[]
+  readonly bytes: number
   /** Whether nothing of the directory stays. */
   readonly isWhole: boolean
 }
@@ -77,7 +81,7 @@ export async function planPruning(
   repository: Repository,
   options: Omit<PruneOptions, 'report'>,
 ): Promise<PrunePlan> {
-  const { staging, machine, set, keep, rules, publicKeys, isComplete, only } = options
+  const { staging, machine, set, keep, rules, publicKeys, isComplete, takeUnknown, only } = options
   const stamps = await listStamps(repository, machine)
   const exports = exportsOf(stamps)
   const items = exports
@@ -85,7 +89,9 @@ export async function planPruning(
     .map(({ stamp }) => ({ stamp, complete: isComplete(stamp) }))
   const inStaging = { staging, set }
   const locked = lockedStamps(inStaging)
-  const plan = planRetention({ items, keep, rules, locked, frozenBy: frozenBy(inStaging) })
+  const suspect = frozenBy(inStaging)
+  const request = { items, keep, rules, locked, frozenBy: suspect }
+  const plan = planRetention({ ...request, takeUnknown: takeUnknown === true })
   const remove = new Set(plan.remove.filter((stamp) => only?.has(stamp) ?? true))
   const goes = (place: StampDirectory) => place.set === set && remove.has(place.stamp)
   const needed = new Set<string>()
@@ -98,14 +104,14 @@ export async function planPruning(
     return leftoverOf(place, { needed, goes: goes(place) })
   })
   const going = exports.filter(goes)
-  const sizes = new Map(stamps.map((place) => [directoryOf(place), place.files]))
-  const freesBytes = [
-    ...going.map((place) => place.files.get(MANIFEST) ?? 0),
-    ...leftovers.flatMap(({ directory, names }) =>
-      names.map((name) => sizes.get(directory)?.get(name) ?? 0),
-    ),
-  ].reduce((sum, sizeBytes) => sum + sizeBytes, 0)
+  const freesBytes = freedBytes(going, leftovers)
   return { items, plan, exports: going, leftovers, freesBytes }
+}
+
+/** What the manifests of exports and what is left then take. */
+function freedBytes(exports: readonly StampDirectory[], leftovers: readonly Leftover[]): number {
+  const manifests = exports.map(({ files }) => files.get(MANIFEST) ?? 0)
+  return sum([...manifests, ...leftovers.map(({ bytes }) => bytes)])
 }
 
 function leftoverOf(
@@ -117,7 +123,8 @@ function leftoverOf(
     const bundle = `${place.set}/${place.stamp}/${name.replace(/\.tar\.zst\.age$/, '')}`
     return !needed.has(bundle) && (isWhole || isBundle(name)) && name !== MANIFEST
   })
-  return { directory: directoryOf(place), names, isWhole }
+  const bytes = sum(names.map((name) => place.files.get(name) ?? 0))
+  return { directory: directoryOf(place), names, bytes, isWhole }
 }
 
 /**
@@ -132,30 +139,57 @@ export async function pruneExports(
 ): Promise<PruneOutcome> {
   const { staging, set, report } = options
   const { target } = repository
-  let plan: PrunePlan
-  try {
-    plan = await planPruning(repository, options)
-    // Reading takes a while: whatever was locked meanwhile stays, with what it needs.
-    const locked = lockedStamps({ staging, set })
-    if (plan.exports.some(({ stamp }) => locked.has(stamp))) {
-      plan = await planPruning(repository, options)
+  const nothing = { report, what: `nothing is removed from ${target.name}` }
+  const noMore = { report, what: `nothing more is removed from ${target.name}` }
+  const planned = await unlessUnknown(nothing, () => planPruning(repository, options))
+  const removed: StampDirectory[] = []
+  for (const place of planned?.exports ?? []) {
+    // Reading and removing take a while: whatever was locked meanwhile stays, with what it needs.
+    const locked = await unlessUnknown(noMore, () => lockedStamps({ staging, set }))
+    if (locked === undefined) break
+    if (locked.has(place.stamp)) {
+      const message = `${exportName(place)} stays on ${target.name}: it was locked just now`
+      report({ kind: 'notice', level: 'info', code: 'LOCKED_MEANWHILE', message })
+      continue
     }
-  } catch (error) {
-    if (!(error instanceof BackupError)) throw error
-    const message = `nothing is removed from ${target.name}: ${error.message}`
-    report({ kind: 'notice', level: 'warning', code: 'RETENTION_FROZEN', message })
-    return { removedExports: [], removedBundles: 0, freedBytes: 0 }
+    await target.remove(`${directoryOf(place)}/${MANIFEST}`)
+    removed.push(place)
   }
-  for (const place of plan.exports) await target.remove(`${directoryOf(place)}/${MANIFEST}`)
-  for (const { directory, names, isWhole } of plan.leftovers) {
+  const isAsPlanned = removed.length === planned?.exports.length
+  // What was removed has no manifest any more, so now it counts with what nothing needs.
+  const replanned = { ...options, only: new Set<Stamp>() }
+  const left = isAsPlanned
+    ? planned
+    : planned && (await unlessUnknown(noMore, () => planPruning(repository, replanned)))
+  const leftovers = left?.leftovers ?? []
+  for (const { directory, names, isWhole } of leftovers) {
     for (const name of names) await target.remove(`${directory}/${name}`)
     if (isWhole) await target.removeDirectory(directory)
   }
   return {
-    removedExports: plan.exports.map(exportName),
-    removedBundles: plan.leftovers.flatMap(({ names }) => names.filter(isBundle)).length,
-    freedBytes: plan.freesBytes,
+    removedExports: removed.map(exportName),
+    removedBundles: leftovers.flatMap(({ names }) => names.filter(isBundle)).length,
+    freedBytes: freedBytes(removed, leftovers),
   }
+}
+
+/** Undefined, with a warning, where it cannot be known what may go. */
+async function unlessUnknown<T>(
+  { report, what }: { readonly report: Report; readonly what: string },
+  find: () => T | Promise<T>,
+): Promise<T | undefined> {
+  try {
+    return await find()
+  } catch (error) {
+    if (!(error instanceof BackupError)) throw error
+    const message = `${what}: ${error.message}`
+    report({ kind: 'notice', level: 'warning', code: 'RETENTION_FROZEN', message })
+    return undefined
+  }
+}
+
+function sum(amounts: readonly number[]): number {
+  return amounts.reduce((total, amount) => total + amount, 0)
 }
 
 function isBundle(name: string): boolean {

@@ -27,7 +27,9 @@ export async function readSourceFacts({
     const path = given.replace(/^\/+/, '')
     const filesystem = await filesystemId(real, mounts)
     const held = mountsBelow(real, mounts)
-      .map(({ point }) => `${path}${point.slice(real === '/' ? 0 : real.length)}`.replace(/^\/+/, ''))
+      .map(({ point }) =>
+        `${path}${point.slice(real === '/' ? 0 : real.length)}`.replace(/^\/+/, ''),
+      )
       .filter((point) => amountBelow(entries, point).entries > 1)
     facts.push({ path, isDirectory, filesystem, ...amountBelow(entries, path), mounts: held })
   }

@@ -1,9 +1,9 @@
 // Whether staging is the directory that it was: where its disk is not mounted, an empty one lies in
 // its place, and a backup begun anew there fills the disk below and knows no history.
 //
-// A random id lies in staging (`.id`) and beside the configuration (`<configuration>.staging`), as a
-// repository has one. Where the configuration's directory cannot be written nothing is remembered.
-// Throws STAGING_FAILED, and what prepareStaging throws.
+// A random id lies in staging (`.id`) and beside the configuration (`<configuration>.staging`), as
+// a repository has one. Where the configuration's directory cannot be written nothing is
+// remembered. Throws STAGING_FAILED, and what prepareStaging throws.
 
 import { Buffer } from 'node:buffer'
 import { randomUUID } from 'node:crypto'

@@ -76,22 +76,25 @@ if (canRunAsRoot('a mount point gone empty')) {
 }
 
 if (canRunAsRoot('a mount below a source')) {
-  accept('a mount below a source that is gone makes it suspect, however little it held', async () => {
-    const scenario = await filled()
-    const photos = `${scenario.source}/photos`
-    mkdirSync(photos)
-    spawnSync('mount', ['-t', 'tmpfs', 'photos', photos])
-    try {
-      writeFileSync(`${photos}/one`, 'x')
-      const first = await scenario.collect()
-      assert.is(first.status, 0, first.stderr)
-    } finally {
-      spawnSync('umount', [photos])
-    }
-    const second = await scenario.collect()
-    assert.is(second.status, 3)
-    assert.match(second.stderr, /nothing is mounted there any more, or it is empty: .*\/photos/)
-  })
+  accept(
+    'a mount below a source that is gone makes it suspect, however little it held',
+    async () => {
+      const scenario = await filled()
+      const photos = `${scenario.source}/photos`
+      mkdirSync(photos)
+      spawnSync('mount', ['-t', 'tmpfs', 'photos', photos])
+      try {
+        writeFileSync(`${photos}/one`, 'x')
+        const first = await scenario.collect()
+        assert.is(first.status, 0, first.stderr)
+      } finally {
+        spawnSync('umount', [photos])
+      }
+      const second = await scenario.collect()
+      assert.is(second.status, 3)
+      assert.match(second.stderr, /nothing is mounted there any more, or it is empty: .*\/photos/)
+    },
+  )
 }
 
 accept('a source that comes back ends the doubt by itself', async () => {

@@ -251,15 +251,18 @@ rules('a generation dated ahead lets nothing go, and says so', async () => {
   assert.is(stamps().length, count + 1, 'nothing goes as long as new ones are dated ahead')
 })
 
-rules('a full disk under standard output does not stop a collection, but its exit code tells', async () => {
-  const scenario = await scene()
-  const words = ['-c', '"$0" "$1" collect --json >/dev/full', process.execPath, MAIN]
-  const env = { PATH: process.env['PATH'] ?? '', ...scenario.environment }
-  const run = spawnSync('sh', words, { env, encoding: 'utf8' })
-  assert.is(run.status, 1)
-  assert.not.match(run.stderr, /    at /)
-  assert.ok(existsSync(`${scenario.staging}/data/latest`))
-})
+rules(
+  'a full disk under standard output does not stop a collection, but its exit code tells',
+  async () => {
+    const scenario = await scene()
+    const words = ['-c', '"$0" "$1" collect --json >/dev/full', process.execPath, MAIN]
+    const env = { PATH: process.env['PATH'] ?? '', ...scenario.environment }
+    const run = spawnSync('sh', words, { env, encoding: 'utf8' })
+    assert.is(run.status, 1)
+    assert.not.match(run.stderr, /    at /)
+    assert.ok(existsSync(`${scenario.staging}/data/latest`))
+  },
+)
 
 rules('nice, ionice and a bandwidth limit reach rsync', async () => {
   const scenario = await scene({ nice: 7, ionice: 'idle', bandwidth_limit: '3 MiB' })

@@ -2,7 +2,13 @@ import { appendFileSync, existsSync, readFileSync, rmSync, writeFileSync } from 
 import { randomBytes } from 'node:crypto'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { loadConfiguration } from '../../lib/machine/config.ts'
+import type { ReportEvent } from '../../lib/model/report.ts'
+import { changeMarks, withLock } from '../../lib/work/marks.ts'
+import { pruneExports } from '../../lib/work/prune.ts'
+import { openSigner } from '../../lib/work/signing.ts'
 import { acquireSetLock, listStamps } from '../../lib/work/staging.ts'
+import { openTarget, repositoryToRead } from '../../lib/work/target-access.ts'
 import {
   assertWhole,
   configure,
@@ -145,7 +151,106 @@ prune('exports that nobody knows to be complete all stay', async () => {
   const { status, stdout } = await scenario.run('prune', '--target', 'drive', '--yes')
   assert.is(status, 0)
   assert.match(stdout, 'stays  not known to be complete')
+  assert.match(stdout, 'Nobody knows whether 3 of them are complete: see --unknown.')
   assert.equal(exportStamps(scenario), stamps)
+})
+
+prune('a lost state lets no export go by later good runs, only by --unknown', async () => {
+  const { scenario, stamps } = await withHistory(3)
+  rmSync(`${scenario.staging}/.state`, { recursive: true })
+  const after: string[] = []
+  for (let i = 0; i < 2; i++) {
+    writeFileSync(`${scenario.source}/day`, randomBytes(50_000))
+    after.push((await scenario.generation()).stamp)
+  }
+  assert.equal(exportStamps(scenario), [...stamps, after[1]])
+  const shown = await scenario.run('prune', '--target', 'drive', '--unknown', '--dry-run')
+  assert.is(shown.status, 0, shown.stderr)
+  assert.match(shown.stdout, 'data in drive: 1 stay, 3 go')
+  assert.match(shown.stdout, 'goes   not known to be complete, and no rule keeps it')
+  assert.not.match(shown.stdout, 'see --unknown')
+  const refused = await scenario.run('prune', '--target', 'drive', '--unknown')
+  assert.is(refused.status, 4)
+  assert.equal(exportStamps(scenario), [...stamps, after[1]])
+  const done = await scenario.run('prune', '--target', 'drive', '--unknown', '--yes')
+  assert.is(done.status, 0, done.stderr)
+  assert.equal(exportStamps(scenario), after.slice(1))
+  await assertWhole(scenario)
+})
+
+/** Removes as after a good run; `beforeRemoval` sees each path before it goes. */
+async function pruneDrive(scenario: Scenario, beforeRemoval: (path: string) => void) {
+  const { configuration: path, home, staging } = scenario
+  const environment = { HOME: home }
+  const configuration = await loadConfiguration({ path, environment, home, hostName: 'tester' })
+  const { publicKey } = await openSigner(configuration)
+  const target = openTarget(configuration.targets[0]!, configuration)
+  const remove = target.remove.bind(target)
+  target.remove = async (path) => {
+    beforeRemoval(path)
+    await remove(path)
+  }
+  const notices: [string, string][] = []
+  const report = (event: ReportEvent): void => {
+    if (event.kind === 'notice') notices.push([event.code, event.message])
+  }
+  const { machine } = configuration
+  const of = { staging, machine, set: 'data', keep: 1, rules: {}, publicKeys: [publicKey], report }
+  const repository = await repositoryToRead(target)
+  const outcome = await pruneExports(repository, { ...of, isComplete: () => true })
+  return { outcome, notices }
+}
+
+prune('an export locked while others go stays, with what it needs, and that is told', async () => {
+  const { scenario, stamps } = await withHistory(4)
+  const [first, second, third, last] = stamps as [string, string, string, string]
+  const seen: string[] = []
+  const { outcome, notices } = await pruneDrive(scenario, (path) => {
+    seen.push(path)
+    if (seen.length > 1) return
+    const lock = { set: 'data', stamp: second, reason: undefined }
+    changeMarks(scenario.staging, (marks) => withLock(marks, lock))
+  })
+  assert.equal(outcome.removedExports, [`tester/data/${first}`, `tester/data/${third}`])
+  assert.equal(exportStamps(scenario), [second, last])
+  assert.ok(existsSync(`${setDirectory(scenario)}/${second}/data-0001.tar.zst.age`))
+  assert.not.ok(existsSync(`${setDirectory(scenario)}/${third}`))
+  assert.ok(outcome.freedBytes > 50_000)
+  assert.equal(notices, [
+    ['LOCKED_MEANWHILE', `tester/data/${second} stays on drive: it was locked just now`],
+  ])
+  await assertWhole(scenario)
+})
+
+prune('locks that are damaged while exports go stop the rest', async () => {
+  const { scenario, stamps } = await withHistory(3)
+  const { outcome, notices } = await pruneDrive(scenario, () => {
+    writeFileSync(`${scenario.staging}/.state/marks.json`, 'nonsense')
+  })
+  assert.equal(outcome.removedExports, [`tester/data/${stamps[0]}`])
+  assert.is(outcome.removedBundles, 0)
+  assert.equal(exportStamps(scenario), stamps.slice(1))
+  assert.is(new Set(notices.map(([code]) => code)).size, 1)
+  assert.match(notices[0]!.join(' '), 'RETENTION_FROZEN nothing more is removed from drive: ')
+  await assertWhole(scenario)
+})
+
+prune('a run that is short of space takes nothing early unless it was good', async () => {
+  const { scenario, stamps } = await withHistory(3)
+  configure(scenario, (c) => {
+    c['retention'] = { local: 7, external: 5, min_free: '99%' }
+  })
+  for (const name of ['base', 'day']) rmSync(`${scenario.source}/${name}`)
+  const suspect = await scenario.collect()
+  assert.is(suspect.status, 3, suspect.stderr)
+  assert.match(suspect.stderr, 'collections go early only once a good one is published')
+  assert.equal(collected(scenario).slice(0, 3), stamps)
+  writeFileSync(`${scenario.source}/base`, randomBytes(100_000))
+  writeFileSync(`${scenario.source}/day`, randomBytes(50_000))
+  const good = await scenario.collect()
+  assert.is(good.status, 0, good.stderr)
+  assert.match(good.stderr, `${stamps[0]} removed early, for space`)
+  assert.is(collected(scenario).length, 1)
 })
 
 prune('a set that another run has exits 11 and keeps its collections', async () => {

@@ -121,12 +121,7 @@ load('the shared example loads as it stands, with DBACKUP set', async () => {
     machine: 'box',
     staging: '/srv/backup',
     backupSets: [
-      {
-        ...DEFAULTS,
-        name: 'data',
-        sources: ['/data'],
-        exclusions: ['tmp/*', '*.tmp', '*.log'],
-      },
+      { ...DEFAULTS, name: 'data', sources: ['/data'], exclusions: ['tmp/*', '*.tmp', '*.log'] },
       {
         ...DEFAULTS,
         name: 'config',

@@ -18,15 +18,22 @@ const START_MS = Date.UTC(2025, 0, 1, 2)
 const HISTORIES = 2000
 const NONE: ReadonlySet<Stamp> = new Set()
 
-/** `c` is complete, `i` is not, `s` is suspect, `l` is complete and locked; a day apart. */
-function planned(generations: string, keep: number, rules: KeepRules = {}): string {
+/**
+ * `c` is complete, `i` is not, `u` nobody knows, `s` is suspect, `l` is complete and locked; a day
+ * apart.
+ */
+function planned(
+  generations: string,
+  keep: number,
+  { takeUnknown = false, ...rules }: KeepRules & { takeUnknown?: boolean } = {},
+): string {
   const items = [...generations].map((letter, index) => ({
     stamp: formatStamp(START_MS + index * DAY_MS),
-    complete: letter !== 'i',
+    complete: letter === 'u' ? undefined : letter !== 'i',
     suspect: letter === 's',
   }))
   const locked = new Set(items.filter((_, i) => generations[i] === 'l').map(({ stamp }) => stamp))
-  const plan = planRetention({ items: [...items].reverse(), keep, rules, locked })
+  const plan = planRetention({ items: [...items].reverse(), keep, rules, locked, takeUnknown })
   const stamps = items.map(({ stamp }) => stamp)
   assert.equal([...plan.keep, ...plan.remove].sort(), stamps)
   assert.equal([...plan.reasons.keys()].sort(), stamps)
@@ -63,11 +70,44 @@ for (const [generations, keep, plan] of [
   ['scsc', 2, 'sCSC'],
   ['s', 1, 'S'],
   ['ss', 1, 'SS'],
+  ['u', 1, 'U'],
+  ['ucc', 1, 'UcC'],
+  ['uuuccc', 1, 'UUUccC'],
+  ['cu', 1, 'CU'],
+  ['ccuu', 1, 'cCUU'],
+  ['icucu', 2, 'iCUCU'],
+  ['ccusu', 1, 'CCUSU'],
 ] as const) {
   retention(`of "${generations}" it keeps "${plan}" when ${keep} are to be kept`, () => {
     assert.is(planned(generations, keep), plan)
   })
 }
+
+retention('who lost the knowledge of nine months loses none of them', () => {
+  const items = [...Array(14).keys()].map((month) => {
+    const stamp = formatStamp(Date.UTC(2024, month, 1, 2))
+    return { stamp, complete: month < 9 ? undefined : true }
+  })
+  const plan = planRetention({ items, keep: 5, rules: { monthly: 'all' }, locked: NONE })
+  assert.equal(plan.remove, [])
+  const taken = { items, keep: 5, locked: NONE, takeUnknown: true }
+  assert.equal(planRetention({ ...taken, rules: { monthly: 'all' } }).remove, [])
+  const { remove, reasons } = planRetention({ ...taken, rules: { monthly: 6 } })
+  assert.equal(
+    remove,
+    items.slice(0, 8).map(({ stamp }) => stamp),
+  )
+  assert.equal(reasons.get(remove[0]!), ['not known to be complete, and no rule keeps it'])
+})
+
+retention('asked to, it takes the unknown for complete, but never for the newest complete', () => {
+  assert.is(planned('uuuccc', 2, { takeUnknown: true }), 'uuucCC')
+  assert.is(planned('uuuu', 2, { takeUnknown: true }), 'uuUU')
+  assert.is(planned('ccuu', 1, { takeUnknown: true }), 'cCuU')
+  assert.is(planned('uicuu', 1, { takeUnknown: true }), 'uiCuU')
+  assert.is(planned('cusu', 1, { takeUnknown: true }), 'CUSU')
+  assert.is(planned('ccus', 1, { takeUnknown: true }), 'CCUS')
+})
 
 retention('a rule keeps complete ones only, and never an old incomplete one with them', () => {
   assert.is(planned('cicccc', 1, { last: 3 }), 'cicCCC')
@@ -139,7 +179,7 @@ retention('says why each one stays or goes', () => {
   assert.equal(
     [...reasons],
     [
-      ['2025-03-30T020000Z', ['not known to be complete, and 1 newer ones are complete']],
+      ['2025-03-30T020000Z', ['not known to be complete']],
       ['2025-03-31T010000Z', ['no rule keeps it']],
       ['2025-03-31T020000Z', ['monthly 2025-03', 'locked']],
       [
@@ -222,13 +262,20 @@ function eachHistory(check: Check): void {
   }
 }
 
-retention('never lets the newest complete one go, nor one that is locked', () => {
+retention('never lets the newest complete one go, nor a locked one, nor an unknown one', () => {
   let removals = 0
-  eachHistory(({ items, locked, keep }, plan) => {
+  eachHistory((history, plan) => {
+    const { items, locked, keep } = history
     removals += plan.remove.length
     const good = items.filter(isGood).map(({ stamp }) => stamp)
     for (const stamp of good.slice(-keep)) assert.ok(plan.keep.includes(stamp), stamp)
-    for (const stamp of plan.remove) assert.not.ok(locked.has(stamp), stamp)
+    const unknown = items.filter(({ complete, suspect }) => complete === undefined && !suspect)
+    for (const { stamp } of unknown) assert.ok(plan.keep.includes(stamp), stamp)
+    const taken = planRetention({ ...history, takeUnknown: true })
+    for (const stamp of good.slice(-1)) assert.ok(taken.keep.includes(stamp), stamp)
+    for (const stamp of [...plan.remove, ...taken.remove]) {
+      assert.not.ok(locked.has(stamp), stamp)
+    }
   })
   assert.ok(removals > HISTORIES, `only ${removals} removals`)
 })

@@ -188,11 +188,17 @@ doctor('a clock before this program, or before a collection, fails', async () =>
   mkdirSync(`${staging}/home/2026-01-02T030406Z`, { recursive: true })
   writeFileSync(`${staging}/home/2026-01-02T030406Z.catalog.zst`, '')
   const found = wrong(await check())
-  assert.equal(found.map(({ name }) => name), ['collections', 'clock'])
+  assert.equal(
+    found.map(({ name }) => name),
+    ['collections', 'clock'],
+  )
   assert.match(found[0]?.message ?? '', /catalogs of home 2026-01-02T030406Z cannot be read/)
   assert.match(found[1]?.message ?? '', /home 2026-01-02T030406Z/)
   const later = wrong(await check({ nowMs: nowMs + 1000 }))
-  assert.equal(later.map(({ name }) => name), ['collections'])
+  assert.equal(
+    later.map(({ name }) => name),
+    ['collections'],
+  )
 })
 
 doctor('a configuration, key or hook that others can write or read fails', async () => {

@@ -1,13 +1,15 @@
 import { spawnSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
-import { existsSync, mkdirSync, readdirSync, statfsSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, rmdirSync, statfsSync, writeFileSync } from 'node:fs'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import type { BackupError } from '../../lib/errors.ts'
 import { createSubvolume } from '../../lib/machine/subvolume.ts'
 import type { NoticeEvent, ReportEvent } from '../../lib/model/report.ts'
 import type { KeepRules } from '../../lib/model/retention.ts'
+import type { RunOutcome } from '../../lib/model/schedule.ts'
 import { formatStamp, type Stamp } from '../../lib/model/stamp.ts'
+import { type Phase, recordRuns } from '../../lib/work/history.ts'
 import {
   changeMarks,
   lockedStamps,
@@ -95,6 +97,22 @@ function retained(local: number, keep: KeepRules = {}, name = 'home'): RetainedS
 
 const lock = (staging: string, stamp: Stamp, set = 'home') =>
   changeMarks(staging, (marks) => withLock(marks, { set, stamp, reason: undefined }))
+
+/** Writes down how the last run of a set ended. */
+function ran(
+  { staging }: Scene,
+  set: string,
+  {
+    outcome = 'good',
+    stamp,
+    phase = 'collect',
+  }: { outcome?: RunOutcome; stamp?: Stamp | undefined; phase?: Phase } = {},
+): void {
+  const target = phase === 'export' ? 'drive' : undefined
+  const ended = { startMs: 0, endMs: 0, exitCode: 0, errorCode: undefined, message: undefined }
+  const run = { phase, set, target, stamp, outcome, bytes: 0, writtenBytes: 0, ...ended }
+  recordRuns({ staging, runs: [run] })
+}
 
 function codeOf(run: () => unknown): string {
   try {
@@ -229,10 +247,11 @@ for (const [what, text] of [
       'MARKS_DAMAGED',
     )
     assert.equal(pruneLocal({ ...here, set: retained(1) }), [])
+    ran(here, 'home')
     const sets = [retained(1)]
     const minFree = { bytes: 1 }
     const readSpace = () => ({ freeBytes: 0, totalBytes: 10 })
-    const space = { ...here, sets, minFree, heldSet: undefined, readSpace }
+    const space = { ...here, sets, minFree, mayRemove: true, heldSet: undefined, readSpace }
     assert.equal((await pruneForSpace(space)).removed, [])
     assert.equal(listStamps({ staging, set: 'home' }), stamps)
     assert.equal(
@@ -253,7 +272,7 @@ function countedSpace({ staging }: Scene, sets: readonly string[], freeBytes: nu
 prune('with enough space nothing goes, and nothing is said', async () => {
   const here = scene()
   collections(here, 'cccc')
-  const options = { ...here, sets: [retained(4)], heldSet: undefined }
+  const options = { ...here, sets: [retained(4)], mayRemove: true, heldSet: undefined }
   for (const minFree of [undefined, { bytes: 10 }, { share: 0.1 }]) {
     const readSpace = () => ({ freeBytes: 10, totalBytes: 100 })
     const outcome = await pruneForSpace({ ...options, minFree, readSpace })
@@ -266,10 +285,13 @@ prune('short of space warns, then removes the oldest across sets until it is eno
   const here = scene()
   const home = collections(here, 'ccccc')
   const work = collections(here, 'ccc', { set: 'work', firstDay: 1 })
+  ran(here, 'home')
+  ran(here, 'work')
   const outcome = await pruneForSpace({
     ...here,
     sets: [retained(7, { last: 2 }), retained(7, {}, 'work')],
     minFree: { share: 0.04 },
+    mayRemove: true,
     heldSet: undefined,
     readSpace: countedSpace(here, ['home', 'work'], 1),
   })
@@ -293,11 +315,13 @@ prune('short of space spares the newest complete, rules, locks, and what is newe
   const here = scene()
   const home = collections(here, 'icccii')
   const work = collections(here, 'cccs', { set: 'work' })
+  ran(here, 'work')
   lock(here.staging, home[1]!)
   const outcome = await pruneForSpace({
     ...here,
     sets: [retained(7), retained(7, {}, 'work')],
     minFree: { bytes: 50 },
+    mayRemove: true,
     heldSet: 'home',
     readSpace: countedSpace(here, ['home', 'work'], 0),
   })
@@ -310,17 +334,20 @@ prune('short of space spares the newest complete, rules, locks, and what is newe
   assert.equal(listStamps({ staging: here.staging, set: 'work' }), work)
   const ruled = scene()
   collections(ruled, 'ccccc')
+  ran(ruled, 'home')
   const rules = { withinMs: 90 * DAY_MS }
   const readSpace = countedSpace(ruled, ['home'], 0)
   const sets = [retained(2, rules)]
   const options = { ...ruled, sets, minFree: { bytes: 9 }, heldSet: undefined, readSpace }
-  assert.equal((await pruneForSpace(options)).removed, [])
+  assert.equal((await pruneForSpace({ ...options, mayRemove: true })).removed, [])
 })
 
 prune('short of space leaves a set that another run has, and one locked just now', async () => {
   const here = scene()
   const home = collections(here, 'cccc')
   collections(here, 'ccc', { set: 'work' })
+  ran(here, 'home')
+  ran(here, 'work')
   const held = acquireSetLock({
     staging: here.staging,
     set: 'work',
@@ -332,6 +359,7 @@ prune('short of space leaves a set that another run has, and one locked just now
     ...here,
     sets: [retained(7), retained(7, {}, 'work')],
     minFree: { bytes: 50 },
+    mayRemove: true,
     heldSet: undefined,
     readSpace: () => {
       looks += 1
@@ -347,6 +375,62 @@ prune('short of space leaves a set that another run has, and one locked just now
   assert.is(listStamps({ staging: here.staging, set: 'work' }).length, 3)
 })
 
+/** What goes when there is no space at all. */
+async function removedForSpace(
+  here: Scene,
+  { mayRemove = true, heldSet }: { mayRemove?: boolean; heldSet?: string } = {},
+): Promise<readonly Stamp[]> {
+  const minFree = { bytes: 50 }
+  const sets = [retained(7)]
+  const readSpace = () => ({ freeBytes: 0, totalBytes: 100 })
+  const options = { ...here, sets, minFree, mayRemove, heldSet, readSpace }
+  return (await pruneForSpace(options)).removed.map(({ stamp }) => stamp)
+}
+
+prune('short of space it only warns where no good collection was published', async () => {
+  const here = scene()
+  const stamps = collections(here, 'cccc')
+  ran(here, 'home')
+  assert.equal(await removedForSpace(here, { mayRemove: false, heldSet: 'home' }), [])
+  assert.equal(listStamps({ staging: here.staging, set: 'home' }), stamps)
+  assert.equal(
+    here.notices.map(({ code, message }) => [code, message.split(': ').at(-1)]),
+    [['LOW_SPACE', 'collections go early only once a good one is published']],
+  )
+})
+
+for (const outcome of ['failed', 'incomplete', 'suspect'] as const) {
+  prune(`short of space leaves a set whose last run was ${outcome}`, async () => {
+    const here = scene()
+    const stamps = collections(here, 'cccc')
+    ran(here, 'home')
+    ran(here, 'home', { outcome })
+    ran(here, 'home', { phase: 'export' })
+    ran(here, 'work')
+    assert.equal(await removedForSpace(here), [])
+    // It has run now, and well, though that is not written down yet.
+    assert.equal(await removedForSpace(here, { heldSet: 'home' }), stamps.slice(0, 3))
+  })
+}
+
+prune('short of space leaves a set that nobody knows to have run, or that was killed', async () => {
+  const here = scene()
+  const stamps = collections(here, 'cccc')
+  assert.equal(await removedForSpace(here), [])
+  ran(here, 'home', { phase: 'full' })
+  mkdirSync(`${here.staging}/home/${stampOf(9)}.partial`)
+  assert.equal(await removedForSpace(here), [])
+  rmdirSync(`${here.staging}/home/${stampOf(9)}.partial`)
+  assert.equal(await removedForSpace(here), stamps.slice(0, 3))
+})
+
+prune('short of space takes from a set whose suspect collection was accepted', async () => {
+  const here = scene()
+  const stamps = collections(here, 'ccca')
+  ran(here, 'home', { outcome: 'suspect', stamp: stamps[3] })
+  assert.equal(await removedForSpace(here), stamps.slice(0, 3))
+})
+
 if (canRunAsRoot('space that is really freed')) {
   for (const { type, what, makeTree } of [
     { type: 'ext4', what: 'ext4', makeTree: mkdirSync },
@@ -360,11 +444,13 @@ if (canRunAsRoot('space that is really freed')) {
       device.mount('commit=1')
       const here = scene(`${device.path}/staging`)
       const stamps = collections(here, 'ccccc', { sizeBytes: 20 * MIB, makeTree })
+      ran(here, 'home')
       spawnSync('sync', ['-f', device.path])
       const { bavail, bsize } = statfsSync(device.path)
       const minFree = { bytes: bavail * bsize + 30 * MIB }
       const sets = [retained(7)]
-      const outcome = await pruneForSpace({ ...here, sets, minFree, heldSet: undefined })
+      const options = { ...here, sets, minFree, heldSet: undefined }
+      const outcome = await pruneForSpace({ ...options, mayRemove: true })
       assert.equal(
         outcome.removed.map(({ stamp }) => stamp),
         stamps.slice(0, 2),

@@ -34,7 +34,13 @@ const header: CollectionHeader = {
       path: 'home/caf\xc3\xa9',
       snapshot: 'none',
       time: '2025-04-01T020000Z',
-      facts: { isDirectory: true, filesystem: 'ext4 1', entries: 1, bytes: 0, mounts: ['home/caf\xc3\xa9/m'] },
+      facts: {
+        isDirectory: true,
+        filesystem: 'ext4 1',
+        entries: 1,
+        bytes: 0,
+        mounts: ['home/caf\xc3\xa9/m'],
+      },
     },
   ],
 }

@@ -382,13 +382,7 @@ class Snapshots {
     return { path, timeMs: this.#request.now() }
   }
 
-  async #make({
-    subvolume,
-    path,
-  }: {
-    subvolume: RawPath
-    path: RawPath
-  }): Promise<ProgramResult> {
+  async #make({ subvolume, path }: { subvolume: RawPath; path: RawPath }): Promise<ProgramResult> {
     const places = [subvolume, path].map(rawPathToBytes)
     const making = runBtrfs(['subvolume', 'snapshot', '-r', '--', ...places])
     const result = await making.catch((error: unknown) => {
