@@ -10,6 +10,9 @@ import { BackupError } from '../../lib/errors.ts'
 import { type Mount, mountOf, readMounts } from '../../lib/machine/source-snapshot/mounts.ts'
 import type { ProviderRequest } from '../../lib/machine/source-snapshot/source-snapshot.ts'
 import { zfsProvider } from '../../lib/machine/source-snapshot/zfs.ts'
+import { collectSet } from '../../lib/work/collect.ts'
+import { readCollection } from '../../lib/work/staging.ts'
+import { configurationOf, setConfiguration } from '../helpers/configuration.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'
 import { withPrograms } from '../helpers/stand-in.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
@@ -101,6 +104,31 @@ if (canRunAsRoot('zfs pools on files')) {
       assertTidy()
     })
   }
+
+  test('a collection is of the moment of the snapshot, children and a second pool too', async () => {
+    const staging = `${root}/staging`
+    mkdirSync(staging)
+    const set = setConfiguration({ sources: [home, `${root}/second`], snapshot: 'required' })
+    const { stamp: collected, complete } = await collectSet({
+      configuration: configurationOf(set, { staging }),
+      set,
+      nowMs: Date.UTC(2025, 3, 1, 2),
+      report: (event) => {
+        // By now the snapshots are there, and rsync has not begun.
+        if (event.kind === 'phase' && event.name === 'collecting home') setFiles('later')
+      },
+    })
+    assert.ok(complete)
+    for (const file of [`${home}/me/file`, `${home}/child/file`, `${root}/second/file`]) {
+      assert.is(readFileSync(`${staging}/home/${collected}${file}`, 'utf8'), 'at that moment')
+    }
+    const { header } = readCollection({ staging, set: 'home', stamp: collected })
+    assert.equal(
+      header.sources.map(({ snapshot }) => snapshot),
+      ['zfs', 'zfs'],
+    )
+    rmSync(staging, { recursive: true })
+  })
 
   test('shows datasets, children and paths in them as they were, read-only', async () => {
     const taken = await zfsProvider.take(request(`${home}/me`, `${home}/child`, `${root}/second`))

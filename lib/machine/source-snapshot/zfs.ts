@@ -9,6 +9,7 @@
 // command. A snapshot that somebody makes of a clone keeps it there until that one goes; the record
 // stays. Throws SNAPSHOT_FAILED.
 
+import { setTimeout as sleep } from 'node:timers/promises'
 import { mkdirSync, readdirSync, statSync } from 'node:fs'
 import { type RawPath, rawPathToBytes } from '../../model/raw-path.ts'
 import { type ProgramResult, runProgram } from '../shell.ts'
@@ -43,6 +44,10 @@ const EXIT_USAGE = 2
 
 /** Names in one command: each may have 255 bytes, and a command must stay below 120 KiB. */
 const MAX_NAMES = 400
+
+/** Five seconds in all: more is no moment, and the next run tries again. */
+const DESTROY_TRIES = 11
+const DESTROY_PAUSE_MS = 500
 
 /** Keeps other programs from destroying a snapshot while it is read. */
 const HOLD = 'two-phase-backup'
@@ -258,15 +263,25 @@ async function remove({ dataset, name }: ZfsRecord): Promise<'removed' | 'away'>
   const snapshot = `${dataset}@${name}`
   const clone = `${dataset}/${name}`
   const origin = await ask(['get', '-H', '-o', 'value', 'origin', clone])
-  if (origin.stdout.trim() === snapshot) succeeded('zfs', await zfs(['destroy', clone]))
+  if (origin.stdout.trim() === snapshot) await destroy(clone)
   const there = await ask(['list', '-H', '-o', 'name', '-t', 'snapshot', snapshot])
   // Any other failure says nothing about it: without its record it would stay for ever.
   if (there.exitCode !== 0 && /dataset does not exist/.test(there.stderr)) return 'removed'
   succeeded('zfs', there)
   // Not every snapshot is held.
   await zfs(['release', HOLD, snapshot])
-  succeeded('zfs', await zfs(['destroy', snapshot]))
+  await destroy(snapshot)
   return 'removed'
+}
+
+/** What was unmounted a moment ago may be busy a moment longer. */
+async function destroy(name: string): Promise<void> {
+  for (let tries = 1; ; tries++) {
+    const result = await zfs(['destroy', name])
+    if (tries === DESTROY_TRIES || !/dataset is busy/.test(result.stderr))
+      return succeeded('zfs', result)
+    await sleep(DESTROY_PAUSE_MS)
+  }
 }
 
 async function isImported(pool: string): Promise<boolean> {
