@@ -23,11 +23,17 @@ const SNAP_DESTROY = 0x5000940f
 const SNAP_CREATE_V2 = 0x50009417
 const SUBVOL_GETFLAGS = 0x80089419
 const SUBVOL_SETFLAGS = 0x4008941a
+const FS_INFO = 0x8400941f
 
 const READ_ONLY = 2n
 
 /** `struct btrfs_ioctl_vol_args` and its second version: as long as each other. */
 const ARGUMENT_BYTES = 4096
+
+/** `struct btrfs_ioctl_fs_info_args`, and where the filesystem's id stands in it. */
+const FS_INFO_BYTES = 1024
+const FS_ID_AT = 16
+const FS_ID_BYTES = 16
 
 /** Where the name stands in each. */
 const NAME_AT = 8
@@ -36,6 +42,14 @@ const NAME_AT_V2 = 56
 /** Whether a directory lies on btrfs. */
 export function isOnBtrfs(directory: RawPath): boolean {
   return statfsSync(rawPathToBytes(directory)).type === BTRFS_TYPE
+}
+
+/** The UUID of the btrfs filesystem that a directory lies on. @throws ENOTTY where it is none */
+export function filesystemUuid(directory: RawPath): string {
+  const info = Buffer.alloc(FS_INFO_BYTES)
+  withDirectory(directory, (fd) => ioctl(fd, FS_INFO, info))
+  const id = info.toString('hex', FS_ID_AT, FS_ID_AT + FS_ID_BYTES)
+  return id.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, '$1-$2-$3-$4-$5')
 }
 
 /** Whether a path is the root of a subvolume; false when it is not there. */

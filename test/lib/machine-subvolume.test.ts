@@ -6,6 +6,7 @@ import { systemCode } from '../../lib/errors.ts'
 import {
   createSubvolume,
   deleteSubvolume,
+  filesystemUuid,
   isOnBtrfs,
   isReadOnly,
   isSubvolume,
@@ -41,6 +42,13 @@ subvolume('says ENOTTY where the filesystem is not btrfs, and makes nothing', ()
 
 if (canRunAsRoot('btrfs loop mount')) {
   const place = loopDevice({ sizeMib: 256, type: 'btrfs' }).path
+
+  subvolume('tells the filesystem by the id that is on its device', () => {
+    const { image, path, unmount } = loopDevice({ sizeMib: 128, type: 'btrfs' })
+    const uuid = execFileSync('blkid', ['-p', '-o', 'value', '-s', 'UUID', image])
+    assert.is(filesystemUuid(path), uuid.toString().trim())
+    unmount()
+  })
 
   subvolume('makes what the btrfs program calls a subvolume, whatever its name', () => {
     const name = 'é new\n"one"'

@@ -20,6 +20,7 @@ import {
 } from '../../model/raw-path.ts'
 import { setTimes } from '../posix.ts'
 import { type ProgramResult, runProgram } from '../shell.ts'
+import { filesystemUuid } from '../subvolume.ts'
 import { type ChangeList, changedPaths } from './btrfs-changes.ts'
 import {
   freeName,
@@ -299,7 +300,7 @@ class Snapshots {
     const number = this.#mounted.length
     const path = await mountTop({ of: this.#request, device, number })
     this.#mounted.push(path)
-    return { path, uuid: await readUuid(path), subvolumes: await listSubvolumes(path) }
+    return { path, uuid: filesystemUuid(path), subvolumes: await listSubvolumes(path) }
   }
 
   /** The subvolumes below a part: the user's, and snapshots of ours, of whatever set. */
@@ -438,14 +439,6 @@ async function listSubvolumes(top: RawPath): Promise<RawPath[]> {
     .slice(1)
     .map((path) => `${top}/${path.replace(/\n$/, '')}`)
     .filter((path) => !path.split('/').includes('..') && isSubvolume(path))
-}
-
-async function readUuid(top: RawPath): Promise<string> {
-  const lines: string[] = []
-  await btrfs(['filesystem', 'show', '--', rawPathToBytes(top)], lines)
-  const uuid = / uuid: (\S+)$/.exec(lines[0] ?? '')?.[1] ?? ''
-  if (!UUID.test(uuid)) throw new Error('btrfs does not say which filesystem it is')
-  return uuid
 }
 
 /** A device of a btrfs filesystem that is mounted somewhere, from what the kernel says. */
