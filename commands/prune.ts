@@ -9,7 +9,7 @@ import { BackupError, type ExitCode, worstExitCode } from '../lib/errors.ts'
 import type { Configuration, SetConfiguration, TargetConfiguration } from '../lib/machine/config.ts'
 import { formatSize } from '../lib/model/amount.ts'
 import type { Generation, RetentionPlan } from '../lib/model/retention.ts'
-import type { Stamp } from '../lib/model/stamp.ts'
+import { isAhead, type Stamp } from '../lib/model/stamp.ts'
 import { readMarks } from '../lib/work/marks.ts'
 import { planLocalPruning, pruneLocal } from '../lib/work/prune-local.ts'
 import { planPruning, pruneExports } from '../lib/work/prune.ts'
@@ -88,7 +88,21 @@ export go of which this machine does not know whether it is complete.
       return tags.filter((tag) => tag.set === set && tag.stamp === stamp).map(({ name }) => name)
     }
     for (const job of jobs) codes.push(showPlan(context, job, tagsOf))
-    codes.push(await carryOut(context, jobs, tagsOf))
+    const held = jobs.filter(({ items }) =>
+      items.some(({ stamp }) => isAhead(stamp, context.now())),
+    )
+    for (const job of held) {
+      const { set, place } = job
+      const message =
+        `${set} in ${place}: nothing goes, for one is dated later than this machine's clock: `
+        + 'check the clock, and remove that generation if it was wrong'
+      const code = 'RETENTION_FROZEN'
+      context.reporter.report({ kind: 'notice', level: 'warning', code, message })
+      tellResult(context, job, { outcome: 'planned', done: NOTHING, tagsOf })
+      codes.push(3)
+    }
+    const free = jobs.filter((job) => !held.includes(job))
+    codes.push(await carryOut(context, free, tagsOf))
     return worstExitCode(codes)
   },
 }

@@ -25,6 +25,17 @@ export function parseStamp(text: string): number | undefined {
   return Number.isNaN(epochMs) || formatStamp(epochMs) !== text ? undefined : epochMs
 }
 
+/** Runs less than a second apart are dated a second each, so a little ahead is no wrong clock. */
+const AHEAD_SLACK_MS = 60_000
+
+/**
+ * Whether a stamp is later than the clock. Then nothing may be let go: generations that are dated
+ * ahead all fall into one day, month and year, and would push each other out.
+ */
+export function isAhead(stamp: Stamp, nowMs: number): boolean {
+  return stamp > formatStamp(nowMs + AHEAD_SLACK_MS)
+}
+
 /** The stamp of now, or a second after `newest` where the clock is not past that yet. */
 export function nextStamp({ nowMs, newest }: { nowMs: number; newest?: Stamp | undefined }): Stamp {
   const newestMs = newest === undefined ? undefined : parseStamp(newest)

@@ -22,7 +22,7 @@ import type { Entry } from '../model/entry.ts'
 import { displayPath, listedPaths, type RawPath, rawPathToBytes } from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
 import { type Doubt, doubtsAbout } from '../model/sanity.ts'
-import { formatStamp, nextStamp, type Stamp } from '../model/stamp.ts'
+import { formatStamp, isAhead, nextStamp, type Stamp } from '../model/stamp.ts'
 import { type CollectStatistics, type Copied, copySources } from './copy-sources.ts'
 import {
   clearNames,
@@ -132,12 +132,9 @@ export async function collectSet(options: CollectOptions): Promise<CollectOutcom
   }
 }
 
-/** Runs less than a second apart are dated a second each. */
-const CLOCK_SLACK_MS = 60_000
-
 /** A clock that was wrong once dates everything from then on: that has to be seen. */
 function warnOfFuture({ set, nowMs, report }: CollectOptions, newest: Stamp | undefined): void {
-  if (newest === undefined || newest <= formatStamp(nowMs + CLOCK_SLACK_MS)) return
+  if (newest === undefined || !isAhead(newest, nowMs)) return
   report({
     kind: 'notice',
     level: 'warning',
@@ -209,7 +206,7 @@ class Collect {
     try {
       await this.#makeSpace({ mayRemove: false })
       const collected = await this.#copyAndPublish({ partials, view })
-      await this.#makeSpace({ mayRemove: isGood(collected) })
+      await this.#makeSpace({ mayRemove: this.#mayPrune(collected) })
       return collected
     } finally {
       await closeSourceView(request, view)
@@ -228,10 +225,7 @@ class Collect {
     if (set.keepSnapshot && isSnapshot && header.complete && header.suspect.length === 0)
       view?.keep(this.#rules())
     this.#removePartials()
-    // Dated ahead, all generations would fall into one day, month and year, and push each other
-    // out.
-    const isDated = stamp <= formatStamp(this.#options.nowMs + CLOCK_SLACK_MS)
-    const removed = isGood(header) && isDated ? pruneLocal({ staging, set, report }) : []
+    const removed = this.#mayPrune(header) ? pruneLocal({ staging, set, report }) : []
     this.#tellVanished(outcome.vanished)
     this.#tellContentDiffers(contentDiffers)
     if (view !== undefined) tellNotAtomic(this.#options, liveBelow(entries, view))
@@ -253,6 +247,10 @@ class Collect {
       linkedFiles: Math.max(statistics.linkedFiles, files - statistics.copiedFiles),
       linkedBytes: Math.max(statistics.linkedBytes, bytes - statistics.copiedBytes),
     }
+  }
+
+  #mayPrune(collected: Pick<CollectionHeader, 'complete' | 'suspect' | 'accepted'>): boolean {
+    return isGood(collected) && !isAhead(this.#place.stamp, this.#options.nowMs)
   }
 
   /** What was collected, what is missing of it, and whether its sources can be believed. */

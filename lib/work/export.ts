@@ -21,7 +21,7 @@ import {
 import { rawPathFromText } from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
 import type { Doubt } from '../model/sanity.ts'
-import { formatStamp } from '../model/stamp.ts'
+import { isAhead } from '../model/stamp.ts'
 import {
   MANIFEST,
   VERIFICATION,
@@ -134,9 +134,6 @@ async function repairLatest(
   if (state?.exports.get(`${set}/${stamp}`)?.complete !== true) return
   await repository.target.replace(path, bytes)
 }
-
-/** Runs less than a second apart are dated a second each. */
-const CLOCK_SLACK_MS = 60_000
 
 /** A stamp and a newline, and some. */
 const MAX_LATEST_BYTES = 64
@@ -499,9 +496,8 @@ class Export {
   /** Retention belongs to a proven, complete run; an incomplete one freezes it (invariant 5). */
   async #prune({ state }: FinishedExport, complete: boolean): Promise<PruneOutcome> {
     const { configuration, repository, set, signer, report } = this.#options
-    // Dated ahead, all exports would fall into one day, month and year, and push each other out.
-    const isDated = this.#place.stamp <= formatStamp(this.#options.nowMs + CLOCK_SLACK_MS)
-    if (!complete || !isDated) return { removedExports: [], removedBundles: 0, freedBytes: 0 }
+    if (!complete || isAhead(this.#place.stamp, this.#options.nowMs))
+      return { removedExports: [], removedBundles: 0, freedBytes: 0 }
     const retention = configuration.backupSets.find(({ name }) => name === set)?.retention
     if (retention === undefined) throw new Error('only configured sets are exported')
     return await pruneExports(repository, {

@@ -2,6 +2,7 @@ import { appendFileSync, existsSync, readFileSync, rmSync, writeFileSync } from 
 import { randomBytes } from 'node:crypto'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { command } from '../../commands/prune.ts'
 import { loadConfiguration } from '../../lib/machine/config.ts'
 import type { ReportEvent } from '../../lib/model/report.ts'
 import { changeMarks, withLock } from '../../lib/work/marks.ts'
@@ -9,6 +10,7 @@ import { pruneExports } from '../../lib/work/prune.ts'
 import { openSigner } from '../../lib/work/signing.ts'
 import { acquireSetLock, listStamps } from '../../lib/work/staging.ts'
 import { openTarget, repositoryToRead } from '../../lib/work/target-access.ts'
+import { runCommand } from '../helpers/run-command.ts'
 import {
   assertWhole,
   configure,
@@ -52,6 +54,17 @@ prune('lists why each one stays or goes, and in a dry run removes nothing', asyn
   assert.match(stdout, new RegExp(`${stamps[1]} .* goes   no rule keeps it`))
   assert.match(stdout, new RegExp(`${stamps[2]} .* stays  the newest complete one, one of`))
   assert.equal([inventory(scenario.staging), inventory(scenario.target)], before)
+})
+
+prune('removes nothing, even with --yes, as long as a generation is dated ahead', async () => {
+  const { scenario, stamps } = await withHistory(3)
+  const yesterdayMs = Date.now() - 86_400_000
+  const values = { yes: true }
+  const held = await runCommand(command, { scenario, values, nowMs: yesterdayMs })
+  assert.is(held.status, 3)
+  assert.match(held.stderr, /nothing goes, for one is dated later than this machine's clock/)
+  assert.equal(collected(scenario), stamps)
+  assert.equal(exportStamps(scenario), stamps)
 })
 
 prune('without a terminal removes only with --yes, and exits 4 without', async () => {

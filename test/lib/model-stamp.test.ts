@@ -1,6 +1,6 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { formatStamp, matchStamps, nextStamp, parseStamp } from '../../lib/model/stamp.ts'
+import { formatStamp, isAhead, matchStamps, nextStamp, parseStamp } from '../../lib/model/stamp.ts'
 
 const stamp = suite('model/stamp')
 
@@ -47,6 +47,13 @@ stamp('matches by any beginning, and an empty one matches nothing', () => {
   assert.equal(matchStamps({ prefix: '2025-04-01T14:00:00Z', stamps }), ['2025-04-01T140000Z'])
   assert.equal(matchStamps({ prefix: '', stamps }), [])
   assert.equal(matchStamps({ prefix: '04-01', stamps }), [])
+})
+
+stamp('is ahead of the clock only by more than a minute', () => {
+  const nowMs = Date.UTC(2025, 3, 1, 2)
+  for (const aheadMs of [-1000, 0, 60_000])
+    assert.not.ok(isAhead(formatStamp(nowMs + aheadMs), nowMs))
+  assert.ok(isAhead(formatStamp(nowMs + 61_000), nowMs))
 })
 
 stamp.run()
