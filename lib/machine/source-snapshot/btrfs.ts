@@ -20,7 +20,7 @@ import {
 } from '../../model/raw-path.ts'
 import { setTimes } from '../posix.ts'
 import { type ProgramResult, runProgram } from '../shell.ts'
-import { filesystemUuid } from '../subvolume.ts'
+import { filesystemUuid, isSubvolume } from '../subvolume.ts'
 import { type ChangeList, changedPaths } from './btrfs-changes.ts'
 import {
   freeName,
@@ -43,10 +43,7 @@ import type {
 } from './source-snapshot.ts'
 import { exists, MOUNT_TIMEOUT_MS, sameInode, succeeded, unmountBelow } from './view.ts'
 
-/**
- * The inode of a subvolume's root, and of the empty directory that stands for one in a snapshot.
- */
-const SUBVOLUME_INODE = 256
+/** The inode of the empty directory that stands for a nested subvolume in a snapshot. */
 const ABSENT_SUBVOLUME_INODE = 2
 
 /** Making a snapshot flushes the filesystem first, which may take a while on a slow disk. */
@@ -419,11 +416,6 @@ function subvolumeOf(path: RawPath, top: RawPath): RawPath {
     if (isSubvolume(candidate)) return candidate
   }
   throw new Error(`${displayPath(path)} is in no subvolume`)
-}
-
-function isSubvolume(path: RawPath): boolean {
-  const stat = lstatSync(rawPathToBytes(path), { throwIfNoEntry: false })
-  return stat?.isDirectory() === true && stat.ino === SUBVOLUME_INODE
 }
 
 /**
