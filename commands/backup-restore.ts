@@ -8,7 +8,8 @@ import { existsSync, mkdirSync, readdirSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import { dirname } from 'node:path'
 import { BackupError, type ExitCode, systemCode, worstExitCode } from '../lib/errors.ts'
-import type { Configuration, TargetConfiguration } from '../lib/machine/config.ts'
+import type { Configuration } from '../lib/machine/config.ts'
+import type { Target } from '../lib/target/target.ts'
 import { formatSize } from '../lib/model/amount.ts'
 import { isFrozen } from '../lib/model/collection.ts'
 import { type RawPath, rawPathFromText } from '../lib/model/raw-path.ts'
@@ -117,7 +118,7 @@ async function list({ context, words, configuration }: Job): Promise<ExitCode> {
     ? configuration.targets
     : [targetNamed(configuration, words.target)]) {
     try {
-      const repository = await repositoryToRead(openTarget(target, configuration))
+      const repository = await repositoryToRead(await openTarget(target, configuration))
       const exports = await listExternal({
         configuration,
         repository,
@@ -149,17 +150,18 @@ async function keysOf(
 async function openRepository({ words, configuration, context }: Job): Promise<Repository> {
   if (words.target !== undefined)
     return await repositoryToRead(
-      openTarget(targetNamed(configuration, words.target), configuration),
+      await openTarget(targetNamed(configuration, words.target), configuration),
     )
   let last: BackupError | undefined
   for (const target of configuration.targets) {
     try {
-      const repository = await repositoryToRead(openTarget(target, configuration))
+      const opened = await openTarget(target, configuration)
+      const repository = await repositoryToRead(opened)
       context.reporter.report({
         kind: 'notice',
         level: 'info',
         code: 'TARGET',
-        message: `from ${describe(target)}`,
+        message: `from ${describe(opened)}`,
       })
       return repository
     } catch (error) {
@@ -175,8 +177,8 @@ async function openRepository({ words, configuration, context }: Job): Promise<R
   )
 }
 
-function describe({ name, path }: TargetConfiguration): string {
-  return `${name} (${path})`
+function describe({ name, place }: Target): string {
+  return `${name} (${place})`
 }
 
 async function verifyTarget(job: Job): Promise<ExitCode> {

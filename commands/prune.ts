@@ -149,7 +149,7 @@ async function planTarget(
   const { report } = context.reporter
   const isOptional = !isNamed
   await orTell({ context, codes, what: target.name, isOptional }, async () => {
-    const repository = await repositoryToRead(openTarget(target, configuration))
+    const repository = await repositoryToRead(await openTarget(target, configuration))
     const { publicKey } = await openSigner(configuration)
     // Only a run that writes adopts what is pending: until then that export is not known.
     const directory = stateDirectory({ staging, id: repository.id })

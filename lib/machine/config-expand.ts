@@ -4,6 +4,7 @@
 // arguments. A variable that is not set is an error, never empty: an empty one would turn
 // `$DATA/old` into `/old`.
 
+import { normalize } from 'node:path'
 import { isAbsolute } from 'node:path'
 
 export interface Surroundings {
@@ -57,4 +58,10 @@ function expandVariables(text: string, environment: Environment, fail: Fail): st
     if (value !== undefined && value !== '') return value
     return fail(`the variable ${name} is not set`, `set ${name}, or write $$ for a dollar sign`)
   })
+}
+
+/** Without `..`, doubled or trailing slashes. */
+export function normalizePath(path: string): string {
+  const normal = normalize(path)
+  return normal.length > 1 && normal.endsWith('/') ? normal.slice(0, -1) : normal
 }

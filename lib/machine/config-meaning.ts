@@ -6,15 +6,27 @@
 // normalized; all are absolute. Throws only through the FailAt it is given, and CONFIG_INVALID for
 // a wrong `$BACKUP_RETENTION`.
 
-import { dirname, join, normalize } from 'node:path'
+import { dirname, join } from 'node:path'
 import { BackupError } from '../errors.ts'
 import { parseDuration, parseSize } from '../model/amount.ts'
 import { isValidName, machineName } from '../model/names.ts'
 import type { KeepRules } from '../model/retention.ts'
 import type { Frequency } from '../model/schedule.ts'
 import type { ConfigPath, ConfigProblem } from './config-errors.ts'
-import { expandPath, expandPattern } from './config-expand.ts'
+import { expandPath, expandPattern, normalizePath } from './config-expand.ts'
 import type { Fail, Surroundings } from './config-expand.ts'
+import {
+  type AmountFree,
+  type NotifyConfiguration,
+  type RawNotify,
+  readAmountFree,
+  readNotify,
+} from './config-notify.ts'
+import {
+  type RawTarget,
+  readTarget,
+  type TargetConfiguration,
+} from './config-targets.ts'
 
 export interface Configuration {
   /** The file it came from, absolute. */
@@ -28,7 +40,12 @@ export interface Configuration {
   readonly signingKey: string
   readonly trustedSigningKeys: readonly TrustedSigningKey[]
   /** How much of staging's filesystem stays free. */
-  readonly minFree: MinFree | undefined
+  readonly minFree: AmountFree | undefined
+  /** Which targets get the exports. */
+  readonly exportTo: 'all' | 'first'
+  readonly notify: NotifyConfiguration
+  /** A file for Prometheus. */
+  readonly metrics: string | undefined
 }
 
 export interface SetConfiguration {
@@ -78,18 +95,6 @@ export interface RetentionConfiguration {
   readonly keep: KeepRules
 }
 
-export type MinFree = { readonly bytes: number } | { readonly share: number }
-
-export interface TargetConfiguration {
-  readonly name: string
-  readonly kind: 'directory'
-  readonly path: string
-  readonly bundleSizeBytes: number
-  readonly compressionLevel: number
-  /** Undefined: decide by where the path lies. */
-  readonly mustBeMounted: boolean | undefined
-}
-
 export interface TrustedSigningKey {
   readonly machine: string
   readonly key: string
@@ -112,14 +117,10 @@ export interface RawConfiguration {
   readonly staging?: string
   readonly backup_sets: readonly RawSet[]
   readonly exclusions: readonly string[]
-  readonly targets: readonly {
-    readonly name: string
-    readonly kind: 'directory'
-    readonly path: string
-    readonly bundle_size: string | number
-    readonly compression_level: number
-    readonly must_be_mounted?: boolean
-  }[]
+  readonly targets: readonly RawTarget[]
+  readonly export_to: 'all' | 'first'
+  readonly notify: RawNotify
+  readonly metrics?: string
   readonly recipients: readonly string[]
   readonly identity?: string
   readonly signing_key?: string
@@ -181,10 +182,6 @@ interface RawRetention {
 /** As the schema has it, for a phase whose hooks are not configured. */
 const DEFAULT_HOOK_TIMEOUT_MS = 10 * 60_000
 
-/** The bounds of docs/format.md: small enough to fit any drive, large enough to be few. */
-const MIN_BUNDLE_BYTES = 2 ** 20
-const MAX_BUNDLE_BYTES = 2 ** 30
-
 /**
  * The configuration that `raw` means.
  * @throws through `fail`, with the place in the file; CONFIG_INVALID where `$BACKUP_RETENTION` is
@@ -217,19 +214,17 @@ export function readConfiguration(
     machine: readMachine(raw.machine, options.hostName, at),
     staging: readStaging(raw.staging, options, at),
     backupSets: raw.backup_sets.map((set, index) => readSet({ set, index, raw, options, at })),
-    targets: raw.targets.map((target, index) => ({
-      name: target.name,
-      kind: target.kind,
-      path: pathAt(target.path, 'targets', index, 'path'),
-      bundleSizeBytes: readBundleSize(target.bundle_size, at(['targets', index, 'bundle_size'])),
-      compressionLevel: target.compression_level,
-      mustBeMounted: target.must_be_mounted,
-    })),
+    targets: raw.targets.map((target, index) => {
+      return readTarget(target, { options, here: (...rest) => at(['targets', index, ...rest]) })
+    }),
+    exportTo: raw.export_to,
+    notify: readNotify(raw.notify, { options, here: (...rest) => at(['notify', ...rest]) }),
+    metrics: raw.metrics === undefined ? undefined : pathAt(raw.metrics, 'metrics'),
     recipients: raw.recipients,
     identity: raw.identity === undefined ? undefined : pathAt(raw.identity, 'identity'),
     signingKey,
     trustedSigningKeys: raw.trusted_signing_keys.map(({ machine, key }) => ({ machine, key })),
-    minFree: readMinFree(raw.retention.min_free, at(['retention', 'min_free'])),
+    minFree: readAmountFree(raw.retention.min_free, at(['retention', 'min_free'])),
   }
 }
 
@@ -329,13 +324,6 @@ function readSetRetention(
   }
 }
 
-function readMinFree(text: string | undefined, fail: Fail): MinFree | undefined {
-  if (text === undefined) return undefined
-  if (text.endsWith('%')) return { share: Number(text.slice(0, -1)) / 100 }
-  const bytes = parseSize(text)
-  return bytes === undefined ? fail(`no size: ${text}`) : { bytes }
-}
-
 type At = (place: ConfigPath) => Fail
 
 function checkNames(list: readonly { readonly name: string }[], property: string, at: At): void {
@@ -375,13 +363,6 @@ function readStaging(staging: string | undefined, surroundings: Surroundings, at
   return normalizePath(expandPath(staging ?? '$DBACKUP', surroundings, fail))
 }
 
-function readBundleSize(size: string | number, fail: Fail): number {
-  const sizeBytes = parseSize(size)
-  const isAllowed = (bytes: number) => bytes >= MIN_BUNDLE_BYTES && bytes <= MAX_BUNDLE_BYTES
-  if (sizeBytes !== undefined && isAllowed(sizeBytes)) return sizeBytes
-  return fail(`expected a size from 1 MiB to 1 GiB, such as "256 MiB", found ${size}`)
-}
-
 /** `$BACKUP_RETENTION`, checked as retention.external is; undefined where it is not set. */
 function readRetention(environment: Surroundings['environment']): number | undefined {
   const text = environment['BACKUP_RETENTION'] ?? ''
@@ -392,9 +373,4 @@ function readRetention(environment: Surroundings['environment']): number | undef
   throw new BackupError('CONFIG_INVALID', message, {
     hint: 'it says how many exports to keep on each target, and goes before retention.external',
   })
-}
-
-function normalizePath(path: string): string {
-  const normal = normalize(path)
-  return normal.length > 1 && normal.endsWith('/') ? normal.slice(0, -1) : normal
 }

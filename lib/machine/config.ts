@@ -25,13 +25,24 @@ export type {
   Configuration,
   FilterConfiguration,
   HookConfiguration,
-  MinFree,
   RetentionConfiguration,
   ScheduleConfiguration,
   SetConfiguration,
-  TargetConfiguration,
   TrustedSigningKey,
 } from './config-meaning.ts'
+export type {
+  AddressConfiguration,
+  AmountFree,
+  LogConfiguration,
+  MailConfiguration,
+  NotifyConfiguration,
+} from './config-notify.ts'
+export type {
+  DirectoryTargetConfiguration,
+  DriveConfiguration,
+  DriveTargetConfiguration,
+  TargetConfiguration,
+} from './config-targets.ts'
 
 /** Where a configuration for the whole machine lies. */
 export const SYSTEM_CONFIGURATION = '/etc/backup/config.yaml'

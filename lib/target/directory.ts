@@ -34,6 +34,8 @@ import type { Target, TargetFile } from './target.ts'
 
 export interface DirectoryTargetOptions {
   readonly name: string
+  /** Of the kind `drive`: which of the target's drives it is. */
+  readonly drive?: string
   readonly path: string
   /** Whether a file system has to be mounted there; undefined: decided by the place. */
   readonly mustBeMounted: boolean | undefined
@@ -44,13 +46,13 @@ export interface DirectoryTargetOptions {
  * @throws BackupError TARGET_ABSENT
  */
 export function openDirectoryTarget(options: DirectoryTargetOptions): Target {
-  const { name, path } = options
+  const { name, drive, path } = options
   const what = whatIsAt(path)
   if (what !== 'directory') throw absent(options, `${path} is ${what}`)
   const bare = bareMountPoint(options)
   if (bare !== undefined)
     throw absent(options, `nothing is mounted at ${bare}: it is a bare mount point`)
-  return new DirectoryTarget(name, path)
+  return new DirectoryTarget({ name, drive, path })
 }
 
 function whatIsAt(path: string): 'directory' | 'no directory' | 'not there' {
@@ -76,11 +78,13 @@ function absent({ name, path }: DirectoryTargetOptions, message: string): Backup
 
 class DirectoryTarget implements Target {
   readonly name: string
+  readonly drive: string | undefined
   readonly place: string
   readonly #root: RawPath
 
-  constructor(name: string, path: string) {
+  constructor({ name, drive, path }: { name: string; drive: string | undefined; path: string }) {
     this.name = name
+    this.drive = drive
     this.place = path
     this.#root = rawPathFromText(path)
   }

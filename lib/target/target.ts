@@ -21,6 +21,8 @@ export interface TargetFile {
 
 export interface Target {
   readonly name: string
+  /** Of the kind `drive`: which of the target's drives this is. */
+  readonly drive: string | undefined
   /** For messages: where it is. */
   readonly place: string
   /** What is in a directory, sorted by name; undefined where it does not exist. */

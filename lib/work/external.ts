@@ -64,7 +64,7 @@ async function exportToTarget(
   const { configuration, sets, nowMs, report, signal } = options
   const target = targetConfiguration.name
   return await withOutcome({ target, set: undefined }, async () => {
-    const opened = openTarget(targetConfiguration, configuration)
+    const opened = await openTarget(targetConfiguration, configuration)
     const repository = await repositoryToWrite(opened, { staging: configuration.staging, nowMs })
     await enterMachine(repository, { machine: configuration.machine, signer })
     const outcomes: ExternalOutcome[] = []
@@ -149,8 +149,9 @@ export async function previewAll({
   readonly ExternalPreview[]
 > {
   const previews: ExternalPreview[] = []
-  for (const { name: target, ...rest } of targets) {
-    const repository = await findRepository(openTarget({ name: target, ...rest }, configuration))
+  for (const targetConfiguration of targets) {
+    const target = targetConfiguration.name
+    const repository = await findRepository(await openTarget(targetConfiguration, configuration))
     const stamps =
       repository === undefined ? [] : exportsOf(await listStamps(repository, configuration.machine))
     for (const set of sets) {

@@ -165,7 +165,7 @@ async function stampsOn(
   { configuration, set }: { readonly configuration: Configuration; readonly set: string },
 ): Promise<readonly Stamp[]> {
   try {
-    const repository = await findRepository(openTarget(target, configuration))
+    const repository = await findRepository(await openTarget(target, configuration))
     if (repository === undefined) return []
     const exports = exportsOf(await listExportStamps(repository, configuration.machine))
     return exports.filter((place) => place.set === set).map(({ stamp }) => stamp)

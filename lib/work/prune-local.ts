@@ -10,7 +10,7 @@
 
 import { closeSync, openSync, statfsSync } from 'node:fs'
 import { BackupError } from '../errors.ts'
-import type { MinFree, SetConfiguration } from '../machine/config-meaning.ts'
+import type { AmountFree, SetConfiguration } from '../machine/config.ts'
 import { syncFilesystem } from '../machine/posix.ts'
 import { runProgram } from '../machine/shell.ts'
 import { isSubvolume } from '../machine/subvolume.ts'
@@ -119,7 +119,7 @@ export async function pruneForSpace({
 }: {
   readonly staging: string
   readonly sets: readonly RetainedSet[]
-  readonly minFree: MinFree | undefined
+  readonly minFree: AmountFree | undefined
   readonly report: Report
   readonly mayRemove: boolean
   readonly heldSet: string | undefined
@@ -230,7 +230,7 @@ function generationOf(header: CollectionInfo): Generation {
   return { stamp, complete: complete || accepted !== undefined, suspect: isFrozen(header) }
 }
 
-function wantedBytes(minFree: MinFree | undefined, totalBytes: number): number {
+function wantedBytes(minFree: AmountFree | undefined, totalBytes: number): number {
   if (minFree === undefined) return 0
   return 'bytes' in minFree ? minFree.bytes : minFree.share * totalBytes
 }
@@ -243,7 +243,7 @@ function tellLow(
     staging,
     mayRemove,
   }: {
-    readonly minFree: MinFree | undefined
+    readonly minFree: AmountFree | undefined
     readonly report: Report
     readonly staging: string
     readonly mayRemove: boolean

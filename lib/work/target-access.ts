@@ -16,13 +16,17 @@ import type { Target } from '../target/target.ts'
 import { type Repository, createRepository, findRepository } from './repository.ts'
 
 /**
- * The target as configured, present and mounted.
- * @throws BackupError TARGET_ABSENT; CONFIG_INVALID for one inside staging
+ * The target as configured, present and mounted. A drive that had to be mounted stays so until
+ * releaseDrives() (lib/machine/drive-mount.ts), which ends every command.
+ * @throws BackupError TARGET_ABSENT, TARGET_FOREIGN; CONFIG_INVALID for one inside staging
  */
-export function openTarget(
-  { name, path, mustBeMounted }: TargetConfiguration,
+export async function openTarget(
+  configuration: TargetConfiguration,
   { staging }: Pick<Configuration, 'staging'>,
-): Target {
+): Promise<Target> {
+  const { name } = configuration
+  if (configuration.kind === 'drive') throw new Error('drives come next')
+  const { path, mustBeMounted } = configuration
   if (path === staging || path.startsWith(`${staging}/`)) {
     throw new BackupError('CONFIG_INVALID', `target ${name} lies in staging: ${path}`, {
       hint: 'a copy beside the original is no backup: name a directory on another disk',

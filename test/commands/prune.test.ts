@@ -197,7 +197,7 @@ async function pruneDrive(scenario: Scenario, beforeRemoval: (path: string) => v
   const environment = { HOME: home }
   const configuration = await loadConfiguration({ path, environment, home, hostName: 'tester' })
   const { publicKey } = await openSigner(configuration)
-  const target = openTarget(configuration.targets[0]!, configuration)
+  const target = await openTarget(configuration.targets[0]!, configuration)
   const remove = target.remove.bind(target)
   target.remove = async (path) => {
     beforeRemoval(path)

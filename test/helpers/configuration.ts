@@ -1,7 +1,21 @@
 // A configuration for tests that call the procedures themselves: everything at its default but what
 // a test says.
 
-import type { Configuration, SetConfiguration } from '../../lib/machine/config.ts'
+import type { Configuration, NotifyConfiguration, SetConfiguration } from '../../lib/machine/config.ts'
+
+/** Nobody is told anything. */
+export const NOTIFY_NOBODY: NotifyConfiguration = {
+  desktop: false,
+  onSuccess: false,
+  onMissing: true,
+  repeatMs: 86_400_000,
+  lowSpace: { bytes: 0 },
+  log: undefined,
+  syslog: false,
+  mail: undefined,
+  webhook: undefined,
+  ping: undefined,
+}
 
 /** A set named `home` without sources. */
 export function setConfiguration(change: Partial<SetConfiguration> = {}): SetConfiguration {
@@ -53,6 +67,9 @@ export function configurationOf(
     signingKey: '/none',
     trustedSigningKeys: [],
     minFree: undefined,
+    exportTo: 'all',
+    notify: NOTIFY_NOBODY,
+    metrics: undefined,
     ...change,
   }
 }
