@@ -17,8 +17,9 @@ import { listStamps, prepareStaging, stateRoot } from '../lib/work/staging.ts'
 import { chosenSets } from './chosen.ts'
 import { type Command, type CommandContext, isGiven, textOptions } from './command.ts'
 import { tellDoubts } from './outcomes.ts'
-import { failedRun, keepHistory } from './run-history.ts'
+import { failedRun, keepHistory, type RunLedger } from './run-history.ts'
 import { withRunLock } from './run-lock.ts'
+import { withTelling } from './run-telling.ts'
 
 /** How many missing paths are named on a terminal; `--json` and the catalog name all. */
 const MISSING_SHOWN = 20
@@ -49,7 +50,11 @@ incomplete: it is kept, but is never "latest".
       startMs: context.now(),
       command: command.name,
     }
-    return await withRunLock(context, work, async () => await collectSets(context, work))
+    return await withTelling(context, work, async (ledger) => {
+      return await withRunLock(context, work, async () => {
+        return await collectSets(context, { ...work, ledger })
+      })
+    })
   },
 }
 
@@ -68,12 +73,14 @@ export async function collectSets(
     fullSets,
     startMs,
     command: name,
+    ledger,
   }: {
     readonly configuration: Configuration
     readonly sets: readonly SetConfiguration[]
     readonly fullSets: readonly string[]
     readonly startMs: number
     readonly command: string
+    readonly ledger: RunLedger
   },
 ): Promise<ExitCode> {
   const codes: ExitCode[] = []
@@ -91,7 +98,7 @@ export async function collectSets(
       if (dryRun) return
       const when = { startMs, endMs: context.now() }
       const record = { phase, set: set.name, target: undefined, ...when, ...run }
-      keepHistory(context, { staging, runs: [record] })
+      keepHistory(context, { staging, runs: [record], ledger })
     }
     try {
       const options = {

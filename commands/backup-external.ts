@@ -4,16 +4,17 @@
 // the exit code is the worst of them. backup.ts exports by way of exportSets, too. Throws what
 // loading the configuration throws, and USAGE.
 
-import { BackupError, type ExitCode } from '../lib/errors.ts'
+import { BackupError, type ExitCode, worstExitCode } from '../lib/errors.ts'
 import type { Configuration, SetConfiguration, TargetConfiguration } from '../lib/machine/config.ts'
 import { type ExternalOutcome, exportAll, previewAll } from '../lib/work/external.ts'
 import { type EndedRun, isRun, outcomeOf, type RunRecord } from '../lib/work/history.ts'
 import { surveyCollections } from '../lib/work/staging.ts'
 import { chosenSets, chosenTargets } from './chosen.ts'
 import { type Command, type CommandContext, isGiven, textOptions } from './command.ts'
-import { tellOutcomes } from './outcomes.ts'
-import { failedRun, keepHistory } from './run-history.ts'
+import { tellEnd, tellOutcomes } from './outcomes.ts'
+import { failedRun, keepHistory, type RunLedger } from './run-history.ts'
 import { withRunLock } from './run-lock.ts'
+import { withTelling } from './run-telling.ts'
 
 export const command: Command = {
   name: 'backup-external',
@@ -35,12 +36,14 @@ go that retention no longer keeps. An incomplete collection is exported as incom
     const sets = chosenSets(configuration, textOptions(context.values, 'set'))
     if (targets.length > 0) {
       const work = { configuration, targets, sets, startMs: context.now(), command: command.name }
-      return await withRunLock(context, work, async () => {
-        return await exportSets(context, { ...work, absentCode: 10 })
+      return await withTelling(context, work, async (ledger) => {
+        return await withRunLock(context, work, async () => {
+          return await exportSets(context, { ...work, absentCode: 10, ledger })
+        })
       })
     }
     throw new BackupError('CONFIG_INVALID', `no targets are configured in ${configuration.path}`, {
-      hint: 'add `targets: [{name: t9, kind: directory, path: /media/you/T9/backups}]`',
+      hint: '`backup drives add t9` makes a plugged-in drive one; docs/drives.md says more',
     })
   },
 }
@@ -61,16 +64,23 @@ export async function exportSets(
     readonly startMs: number
     readonly command: string
     readonly absentCode: 10 | 75
+    readonly ledger: RunLedger
+    /** Of a pool: only this drive. */
+    readonly onlyDrive?: string | undefined
+    readonly isPluggedIn?: boolean
   },
 ): Promise<ExitCode> {
-  const { configuration, targets, command: name, absentCode } = options
+  const { configuration, targets, command: name, absentCode, ledger } = options
+  const { onlyDrive, isPluggedIn = false } = options
   const { reporter, signal } = context
   const sets = options.sets.map((set) => set.name)
   if (!isGiven(context.values, 'dry-run')) {
-    const outcomes = await exportAll({
+    const { outcomes, ends } = await exportAll({
       configuration,
       targets,
       sets,
+      onlyDrive,
+      isPluggedIn,
       nowMs: context.now(),
       report: reporter.report,
       signal,
@@ -79,8 +89,12 @@ export async function exportSets(
     const when = { startMs: options.startMs, endMs: context.now() }
     const { staging } = configuration
     const runs = outcomes.flatMap((outcome) => exportRuns(outcome, { staging, sets, when }))
-    keepHistory(context, { staging, runs })
-    return tellOutcomes(outcomes, { reporter, command: name, absentCode })
+    keepHistory(context, { staging, runs, ledger })
+    ledger.absent.push(...outcomes.filter(({ error }) => error?.code === 'TARGET_ABSENT'))
+    ledger.ends.push(...ends)
+    const isQuiet = absentCode === 75 && !context.hasTerminal
+    const told = tellOutcomes(outcomes, { reporter, command: name, absentCode, isQuiet })
+    return worstExitCode([told, ...ends.map((end) => tellEnd(end, { reporter, command: name }))])
   }
   for (const { target, set, stamp, entries, action } of await previewAll({
     configuration,
@@ -105,7 +119,7 @@ export async function exportSets(
 
 /** What the history keeps of an outcome: one run for each set, also when the target failed. */
 function exportRuns(
-  { target, set, exitCode, outcome, error }: ExternalOutcome,
+  { target, drive, set, exitCode, outcome, error }: ExternalOutcome,
   {
     staging,
     sets,
@@ -117,7 +131,7 @@ function exportRuns(
   },
 ): readonly RunRecord[] {
   const run = (name: string, ended: EndedRun): RunRecord => {
-    return { phase: 'export', set: name, target, ...when, ...ended }
+    return { phase: 'export', set: name, target, drive, ...when, ...ended }
   }
   if (error !== undefined) {
     const failed = set === undefined ? sets : [set]

@@ -10,21 +10,32 @@ import { type ExitCode, worstExitCode } from '../lib/errors.ts'
 import type { Configuration, SetConfiguration, TargetConfiguration } from '../lib/machine/config.ts'
 import { type Power, readPower } from '../lib/machine/power.ts'
 import { isFrozen } from '../lib/model/collection.ts'
+import { displayText } from '../lib/model/raw-path.ts'
 import { formatLocalTime } from '../lib/model/schedule.ts'
 import { type Decision, planCollects, planDue, planExports, readKnown } from '../lib/work/due.ts'
 import { checkRecipients } from '../lib/work/external.ts'
+import { drivesAt, firstPresent, pluggedDrives, type PluggedTarget } from '../lib/work/presence.ts'
 import { surveyCollections } from '../lib/work/staging.ts'
 import { collectSets } from './backup-collect.ts'
 import { exportSets } from './backup-external.ts'
 import { chosenSets, chosenTargets } from './chosen.ts'
 import { tellDoubts } from './outcomes.ts'
 import { withRunLock } from './run-lock.ts'
-import { type Command, type CommandContext, isGiven, textOptions } from './command.ts'
+import {
+  type Command,
+  type CommandContext,
+  isGiven,
+  textOption,
+  textOptions,
+} from './command.ts'
+import { emptyLedger, type RunLedger } from './run-history.ts'
+import { withTelling } from './run-telling.ts'
 
 export const command: Command = {
   name: 'backup',
   summary: 'what is due by the schedule: collect, then export',
   usage: `Usage: backup [--set NAME…] [--target NAME…] [--force] [--dry-run]
+       backup --plugged-in DEVICE
        backup COMMAND …
 
 Does what is due by each set's schedule, counted from its last good run: collects into staging,
@@ -35,6 +46,10 @@ is no failure of the collection (exit 75).
   --set NAME      only this set (again for more; default: all)
   --target NAME   only this target (again for more; default: all)
   --force         collect and export now, whatever the schedule says
+  --plugged-in DEVICE
+                  a drive was just plugged in: collect what is due, then export to it what it
+                  does not have; waits for a run that is under way. DEVICE is its device, or any
+                  for whichever drives are there. Of a drive that is not configured: nothing
   --dry-run       what is due and why, when the rest will be, and what rsync would copy
 
 backup help lists the commands.
@@ -43,24 +58,44 @@ backup help lists the commands.
     set: { type: 'string', multiple: true },
     target: { type: 'string', multiple: true },
     force: { type: 'boolean' },
+    'plugged-in': { type: 'string' },
   },
   run: async (context) => {
     const configuration = await context.loadConfiguration()
     const sets = chosenSets(configuration, textOptions(context.values, 'set'))
-    const targets = chosenTargets(configuration, textOptions(context.values, 'target'))
+    const chosen = chosenTargets(configuration, textOptions(context.values, 'target'))
+    const device = textOption(context.values, 'plugged-in')
+    const pluggedIn = device === undefined ? undefined : await drivesAt(device, { configuration })
+    if (pluggedIn?.length === 0) return tellNotOurs(context, device ?? '')
+    const names = pluggedIn?.map(({ target }) => target.name)
+    const targets = chosen.filter(({ name }) => names === undefined || names.includes(name))
     if (targets.length > 0) checkRecipients(configuration)
-    const work = { configuration, sets, targets, nowMs: context.now() }
+    const ledger = emptyLedger()
+    const work = { configuration, sets, targets, pluggedIn, nowMs: context.now(), ledger }
     if (isGiven(context.values, 'dry-run')) return await preview(context, work)
-    const lock = { configuration, command: command.name }
-    return await withRunLock(context, lock, async () => await runDue(context, work))
+    const run = { configuration, command: command.name, isPatient: pluggedIn !== undefined }
+    return await withTelling(context, { ...run, ledger }, async () => {
+      return await withRunLock(context, run, async () => await runDue(context, work))
+    })
   },
+}
+
+/** A drive that is none of ours: whoever plugged it in did not mean us. */
+function tellNotOurs({ reporter }: CommandContext, device: string): ExitCode {
+  if (device !== 'any') {
+    const message = `${displayText(device)} is no drive of the configuration (see backup drives)`
+    reporter.report({ kind: 'notice', level: 'info', code: 'NOT_OURS', message })
+  }
+  reporter.report({ kind: 'result', command: command.name, outcome: 'nothing due', exitCode: 75 })
+  return 75
 }
 
 async function runDue(context: CommandContext, work: Work): Promise<ExitCode> {
   const collects = planCollects(await planOptions(context, work)).filter(({ due }) => due)
   const codes = [await collectDue(context, { ...work, collects })]
   // By now there may be new collections, and the power cable may be out.
-  const exports = planExports({ ...(await planOptions(context, work)), collecting: new Set() })
+  const { targets, ...options } = await planOptions(context, await forExport(work))
+  const exports = planExports({ ...options, targets, collecting: new Set() })
   const due = exports.filter((decision) => decision.due)
   codes.push(...(await exportDue(context, { ...work, exports: due })))
   if (collects.length === 0 && due.length === 0) tellNothingDue(context, exports)
@@ -88,13 +123,30 @@ interface Work {
   readonly configuration: Configuration
   readonly sets: readonly SetConfiguration[]
   readonly targets: readonly TargetConfiguration[]
+  /** Where a drive was just plugged in: which. */
+  readonly pluggedIn: readonly PluggedTarget[] | undefined
   /** When the command began: what all that is done now is dated with. */
   readonly nowMs: number
+  readonly ledger: RunLedger
 }
 
-async function planOptions(context: CommandContext, { configuration, ...work }: Work) {
+/** Where only the first target that is there gets the exports: that one. */
+async function forExport(work: Work): Promise<Work> {
+  const { configuration, targets, pluggedIn } = work
+  if (configuration.exportTo === 'all' || pluggedIn !== undefined) return work
+  return { ...work, targets: await firstPresent(targets, configuration) }
+}
+
+async function planOptions(
+  context: CommandContext,
+  { configuration, pluggedIn, ...work }: Work,
+) {
+  const { staging, exportTo } = configuration
   return {
     ...work,
+    plugged: await pluggedDrives(work.targets, { staging }),
+    isPluggedIn: pluggedIn !== undefined,
+    anyTarget: exportTo === 'first' && pluggedIn === undefined,
     known: readKnown({ staging: configuration.staging, sets: work.sets }),
     power: await powerFor(work.sets, context.signal),
     force: isGiven(context.values, 'force'),
@@ -112,7 +164,7 @@ async function powerFor(sets: readonly SetConfiguration[], signal: AbortSignal):
 
 async function collectDue(
   context: CommandContext,
-  { configuration, sets, targets, nowMs, collects }: Work & { collects: readonly Decision[] },
+  { configuration, sets, targets, nowMs, ledger, collects }: Work & { collects: readonly Decision[] },
 ): Promise<ExitCode> {
   if (collects.length === 0) return 0
   tellDue(context, collects)
@@ -123,6 +175,7 @@ async function collectDue(
     fullSets: collects.filter(({ phase }) => phase === 'full').map(({ set }) => set),
     startMs: nowMs,
     command: command.name,
+    ledger,
   })
   if (targets.length === 0) {
     context.reporter.report({
@@ -137,13 +190,15 @@ async function collectDue(
 
 async function exportDue(
   context: CommandContext,
-  { configuration, sets, targets, nowMs, exports }: Work & { exports: readonly Decision[] },
+  work: Work & { exports: readonly Decision[] },
 ): Promise<readonly ExitCode[]> {
+  const { configuration, sets, targets, pluggedIn, nowMs, ledger, exports } = work
   tellDue(context, exports)
   const codes: ExitCode[] = []
   for (const target of targets) {
     const due = exports.filter((decision) => decision.target === target.name)
     if (due.length === 0) continue
+    const onlyDrive = pluggedIn?.find((one) => one.target.name === target.name)?.drive
     codes.push(
       await exportSets(context, {
         configuration,
@@ -152,6 +207,9 @@ async function exportDue(
         startMs: nowMs,
         command: command.name,
         absentCode: 75,
+        ledger,
+        onlyDrive,
+        isPluggedIn: pluggedIn !== undefined,
       }),
     )
   }

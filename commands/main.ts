@@ -16,6 +16,7 @@ import {
   loadConfiguration,
   SYSTEM_CONFIGURATION,
 } from '../lib/machine/config.ts'
+import { runEndings } from '../lib/machine/endings.ts'
 import { nearestWord } from '../lib/model/nearest.ts'
 import { COMMON_OPTIONS, COMMON_USAGE, isGiven, textOption } from './command.ts'
 import type { Command, CommandContext, Options, Values } from './command.ts'
@@ -36,6 +37,10 @@ const COMMANDS: Readonly<Record<string, () => Promise<{ readonly command: Comman
   prune: () => import('./prune.ts'),
   lock: () => import('./lock.ts'),
   tag: () => import('./tag.ts'),
+  drives: () => import('./drives.ts'),
+  drill: () => import('./drill.ts'),
+  repair: () => import('./repair.ts'),
+  schedule: () => import('./schedule.ts'),
   doctor: () => import('./doctor.ts'),
   init: () => import('./init.ts'),
   keys: () => import('./keys.ts'),
@@ -62,6 +67,9 @@ for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
   process.on(name, () => (interruption.signal.aborted ? process.exit(130) : interruption.abort()))
 }
 const exitCode = await main(programPath, programArguments)
+for (const error of await runEndings()) {
+  for (const line of errorLines({ name: 'backup', error })) process.stderr.write(`${line}\n`)
+}
 process.exit(outputLost ? worstExitCode([exitCode, 1]) : exitCode)
 
 async function main(path: string, words: readonly string[]): Promise<ExitCode> {

@@ -5,8 +5,10 @@
 import { type ExitCode, worstExitCode } from '../lib/errors.ts'
 import { formatSize } from '../lib/model/amount.ts'
 import { displayPath } from '../lib/model/raw-path.ts'
+import type { Receipt } from '../lib/model/receipt.ts'
 import type { Doubt } from '../lib/model/sanity.ts'
 import type { ExternalOutcome } from '../lib/work/external.ts'
+import type { TargetEnd } from '../lib/work/target-end.ts'
 import type { Reporter } from './reporter.ts'
 
 /** How many missing paths are named on a terminal; `--json` and the manifest name all. */
@@ -15,31 +17,41 @@ const MISSING_SHOWN = 20
 /** Reports every outcome. @returns the worst exit code */
 export function tellOutcomes(
   outcomes: readonly ExternalOutcome[],
-  { reporter, command, absentCode }: { reporter: Reporter; command: string; absentCode: 10 | 75 },
+  {
+    reporter,
+    command,
+    absentCode,
+    isQuiet,
+  }: {
+    reporter: Reporter
+    command: string
+    absentCode: 10 | 75
+    /** Whether nobody wants to read at every run that a drive is not plugged in. */
+    isQuiet: boolean
+  },
 ): ExitCode {
-  for (const outcome of outcomes) tellOutcome(outcome, { reporter, command })
+  for (const outcome of outcomes) tellOutcome(outcome, { reporter, command, isQuiet })
   return worstExitCode(outcomes.map(({ exitCode }) => (exitCode === 10 ? absentCode : exitCode)))
 }
 
 function tellOutcome(
-  { target, set, exitCode, outcome, error }: ExternalOutcome,
-  { reporter, command }: { reporter: Reporter; command: string },
+  { target, drive, set, exitCode, outcome, error }: ExternalOutcome,
+  { reporter, command, isQuiet }: { reporter: Reporter; command: string; isQuiet: boolean },
 ): void {
   const where = set === undefined ? target : `${set} → ${target}`
   if (error !== undefined) {
     const hint = error.hint === undefined ? '' : ` (${error.hint})`
     const message = `${where}: ${error.message}${hint}`
-    reporter.report({
-      kind: 'notice',
-      level: 'warning',
-      code: error.code,
-      message,
-      facts: error.facts,
-    })
+    // The schedule asks for a drive again and again; the person is told once a day.
+    const isUnplugged = isQuiet && error.code === 'TARGET_ABSENT' && 'drives' in error.facts
+    const { code, facts } = error
+    const level = isUnplugged ? 'info' : 'warning'
+    reporter.report({ kind: 'notice', level, code, message, facts })
     reporter.report({
       kind: 'result',
       command,
       target,
+      drive,
       set,
       outcome: 'failed',
       code: error.code,
@@ -65,7 +77,8 @@ function tellOutcome(
   }
   if (outcome?.kind === 'suspect') tellDoubts(outcome, { where, reporter, set: set! })
   const { kind, ...facts } = outcome!
-  reporter.report({ kind: 'result', command, target, set, outcome: kind, exitCode, ...facts })
+  const of = { target, drive, set }
+  reporter.report({ kind: 'result', command, ...of, outcome: kind, exitCode, ...facts })
 }
 
 /** Why nothing was exported, and what ends that. */
@@ -96,4 +109,51 @@ function sentence(outcome: NonNullable<ExternalOutcome['outcome']>): string {
     `${stamp} ${complete ? 'exported' : 'exported as INCOMPLETE'}: ${statistics.entries} entries, `
     + `${formatSize(statistics.bytes)}; new on the target: ${added}; read back ${way}${gone}`
   )
+}
+
+/** What was done with a target after the exports. @returns 13 for damage, 3 for less */
+export function tellEnd(
+  end: TargetEnd,
+  { reporter, command }: { reporter: Reporter; command: string },
+): ExitCode {
+  const { name, target, drive, drill, unplug, freeBytes, problems } = end
+  const codes: ExitCode[] = [0]
+  for (const { code, message, hint } of problems) {
+    const text = `${name}: ${message}${hint === undefined ? '' : ` (${hint})`}`
+    reporter.report({ kind: 'notice', level: 'warning', code, message: text })
+    codes.push(3)
+  }
+  if (drill !== undefined) codes.push(tellDrill(drill, { name, reporter }))
+  if (unplug === 'safe') reporter.tell(`${name}: unmounted; it is safe to unplug it`)
+  if (unplug === 'off') reporter.tell(`${name}: unmounted and switched off; unplug it`)
+  const exitCode = worstExitCode(codes)
+  if (drill === undefined && unplug === undefined && problems.length === 0) return exitCode
+  reporter.report({
+    kind: 'result',
+    command,
+    target,
+    drive,
+    outcome: 'ended',
+    unplug,
+    freeBytes,
+    drill,
+    exitCode,
+  })
+  return exitCode
+}
+
+function tellDrill(
+  { how, files, bundles, bytes, result, damaged }: Receipt,
+  { name, reporter }: { name: string; reporter: Reporter },
+): ExitCode {
+  const what = how === 'restored' ? `${files} files restored` : `${bundles} bundles checked`
+  if (result === 'good') {
+    reporter.tell(`${name}: drill: ${what} and compared, ${formatSize(bytes)}: good`)
+    return 0
+  }
+  const message =
+    `${name}: drill: DAMAGED: ${damaged.slice(0, MISSING_SHOWN).join(', ')} (earlier exports may be `
+    + 'whole; `backup-restore --source external --verify` reads everything)'
+  reporter.report({ kind: 'notice', level: 'warning', code: 'DRILL_DAMAGED', message })
+  return 13
 }

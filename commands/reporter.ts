@@ -108,6 +108,8 @@ function createTextReporter(options: ReporterOptions): Reporter {
         return showProgress(event)
       case 'notice': {
         if (event.code === 'HOOK_OUTPUT' && !verbose) return
+        // What somebody else is told, the command has said already.
+        if (event.code === 'ANNOUNCED') return
         if (event.level === 'warning') return line.above(warningLine(name, event))
         return quiet ? undefined : line.above(`${name}: ${safeText(event.message)}\n`)
       }

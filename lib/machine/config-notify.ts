@@ -89,7 +89,10 @@ export function readNotify(
     lowSpace: lowSpace ?? { bytes: 0 },
     log: log === undefined ? undefined : { path: pathAt(log, 'log'), maxBytes, keep: raw.log_keep },
     syslog: raw.syslog,
-    mail: mail === undefined ? undefined : { ...mail, from: mail.from },
+    mail:
+      mail === undefined
+        ? undefined
+        : { to: mail.to, from: mail.from, sendmail: pathAt(mail.sendmail, 'mail', 'sendmail') },
     webhook: address(raw.webhook, 'webhook'),
     ping: address(raw.ping, 'ping'),
   }

@@ -11,12 +11,16 @@
 import { access, readFile, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Ajv } from 'ajv'
-import { isNode, isScalar, LineCounter, parseDocument, YAMLMap } from 'yaml'
-import type { Document } from 'yaml'
 import { BackupError, systemCode } from '../errors.ts'
-import { displayText } from '../model/raw-path.ts'
+import {
+  invalid,
+  parseText,
+  type Place,
+  positionOf,
+  resolveAliases,
+} from './config-document.ts'
 import { describeSchemaErrors, formatConfigPath } from './config-errors.ts'
-import type { ConfigPath, ConfigProblem } from './config-errors.ts'
+import type { ConfigProblem } from './config-errors.ts'
 import type { Surroundings } from './config-expand.ts'
 import { readConfiguration } from './config-meaning.ts'
 import type { Configuration, FailAt, RawConfiguration } from './config-meaning.ts'
@@ -90,7 +94,7 @@ export async function findConfiguration({
 export async function loadConfiguration(
   options: { readonly path: string; readonly hostName: string } & Surroundings,
 ): Promise<Configuration> {
-  const text = decode(await readConfigurationFile(options.path), options.path)
+  const text = await readConfigurationText(options.path)
   return parseConfiguration({ ...options, text })
 }
 
@@ -103,14 +107,18 @@ export async function parseConfiguration(
   } & Surroundings,
 ): Promise<Configuration> {
   const { path, text } = options
-  const lines = new LineCounter()
-  const document = parseYaml({ path, text, lines })
-  const fail: FailAt = (problem) => throwProblems([problem], { document, lines, path })
+  const place = parseText({ path, text })
+  const fail: FailAt = (problem) => throwProblems([problem], place)
 
-  const raw = resolveAliases(document, path)
+  const raw = resolveAliases(place.document, path)
   const problems = await checkSchema(raw)
-  if (problems.length > 0) throwProblems(problems, { document, lines, path })
+  if (problems.length > 0) throwProblems(problems, place)
   return readConfiguration(raw as RawConfiguration, options, fail)
+}
+
+/** The text of a configuration file. @throws BackupError CONFIG_ABSENT, CONFIG_INVALID */
+export async function readConfigurationText(path: string): Promise<string> {
+  return decode(await readConfigurationFile(path), path)
 }
 
 async function isThere(path: string): Promise<boolean> {
@@ -149,45 +157,6 @@ function decode(bytes: Buffer, path: string): string {
   }
 }
 
-function parseYaml({
-  path,
-  text,
-  lines,
-}: {
-  readonly path: string
-  readonly text: string
-  readonly lines: LineCounter
-}): Document {
-  const document = parseDocument(text, {
-    version: '1.2',
-    schema: 'core',
-    strict: true,
-    uniqueKeys: true,
-    merge: false,
-    prettyErrors: false,
-    logLevel: 'error',
-    lineCounter: lines,
-  })
-  const wrong = document.errors[0] ?? document.warnings[0]
-  if (wrong !== undefined) {
-    const { line, col } = lines.linePos(wrong.pos[0])
-    const several = wrong.code === 'MULTIPLE_DOCS'
-    const message = several ? 'expected one document, found several' : lowerFirst(wrong.message)
-    throw invalid({ path, line, column: col, message })
-  }
-  return document
-}
-
-/** Plain data; the limit is the YAML package's against "billion laughs". */
-function resolveAliases(document: Document, path: string): unknown {
-  try {
-    return document.toJS({ maxAliasCount: 100 })
-  } catch (error) {
-    const message = error instanceof Error ? lowerFirst(error.message) : 'an alias is wrong'
-    throw invalid({ path, line: 1, column: 1, message })
-  }
-}
-
 /** The problems that the schema finds in `raw`, in no order; fills in the schema's defaults. */
 async function checkSchema(raw: unknown): Promise<ConfigProblem[]> {
   const schema = JSON.parse(await readFile(SCHEMA_FILE, 'utf8')) as object
@@ -219,64 +188,4 @@ function throwProblems(problems: readonly ConfigProblem[], place: Place): never 
   const where = formatConfigPath(first.path)
   const message = where === '' ? first.message : `${where}: ${first.message}`
   throw invalid({ ...first, path: place.path, message, facts })
-}
-
-interface Position {
-  readonly line: number
-  readonly column: number
-}
-
-interface Place {
-  readonly document: Document
-  readonly lines: LineCounter
-  readonly path: string
-}
-
-/**
- * Line and column (from 1) of the value at `path`, of its key where it has one, or of what is
- * nearest around it.
- */
-function positionOf(path: ConfigPath, { document, lines }: Place): Position {
-  for (let length = path.length; length > 0; length--) {
-    const offset = offsetOf(path.slice(0, length), document)
-    if (offset === undefined) continue
-    const { line, col } = lines.linePos(offset)
-    return { line, column: col }
-  }
-  return { line: 1, column: 1 }
-}
-
-function offsetOf(path: ConfigPath, document: Document): number | undefined {
-  const parent = path.length === 1 ? document.contents : document.getIn(path.slice(0, -1), true)
-  if (parent instanceof YAMLMap) {
-    const pair = parent.items.find(({ key }) => isScalar(key) && String(key.value) === path.at(-1))
-    return isNode(pair?.key) ? pair.key.range?.[0] : undefined
-  }
-  const node = document.getIn(path, true)
-  return isNode(node) ? node.range?.[0] : undefined
-}
-
-function invalid({
-  path,
-  line,
-  column,
-  message,
-  hint,
-  facts,
-}: {
-  readonly path: string
-  readonly line: number
-  readonly column: number
-  readonly message: string
-  readonly hint?: string
-  readonly facts?: Readonly<Record<string, unknown>>
-}): BackupError {
-  return new BackupError('CONFIG_INVALID', `${displayText(path)}:${line}:${column}: ${message}`, {
-    ...(hint === undefined ? {} : { hint }),
-    facts: { file: path, line, column, ...facts },
-  })
-}
-
-function lowerFirst(text: string): string {
-  return text.slice(0, 1).toLowerCase() + text.slice(1)
 }

@@ -28,6 +28,8 @@ export interface Announcement {
   readonly title: string
   /** One to three sentences: what happened, what to do. Never a secret. */
   readonly body: string
+  /** Only for log, journal and JSON: people get a summary of it. */
+  readonly isRecord?: boolean
   /** Plain data for JSON and the journal; never a secret. */
   readonly facts: Readonly<Record<string, string | number | boolean | undefined>>
 }

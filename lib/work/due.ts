@@ -37,6 +37,12 @@ export interface Decision extends Verdict {
 export interface PlanOptions {
   readonly sets: readonly SetConfiguration[]
   readonly targets: readonly { readonly name: string }[]
+  /** Of the targets of kind `drive` whose drive is plugged in: which one, by target. */
+  readonly plugged?: ReadonlyMap<string, string>
+  /** Whether a drive was just plugged in: it gets what it does not have, whatever the schedule. */
+  readonly isPluggedIn?: boolean
+  /** Whether an export to any target counts for all: only the first that is there gets them. */
+  readonly anyTarget?: boolean
   readonly known: Known
   /** When the command began: see RunRecord.startMs. */
   readonly nowMs: number
@@ -120,8 +126,11 @@ function judgeExport(
   { set, target }: { readonly set: SetConfiguration; readonly target: string },
 ): Verdict {
   const frequency = set.schedule.external
-  const runs = runsOf(options, { set, target, phase: 'export' })
-  const verdict = judgeDue({ frequency, ...runs })
+  const drive = options.plugged?.get(target)
+  const { anyTarget = false } = options
+  const runs = runsOf(options, { set, target, drive, anyTarget, phase: 'export' })
+  const isAsked = options.isPluggedIn === true && frequency !== 'manual' && frequency !== 'never'
+  const verdict = isAsked ? justPluggedIn() : judgeDue({ frequency, ...runs })
   if (!verdict.due || options.collecting.has(set.name)) return verdict
   const newest = options.known.collections.get(set.name)?.at(-1)
   if (newest === undefined) return notDue('nothing is collected yet')
@@ -151,6 +160,11 @@ function forced(): Verdict {
   return { due: true, reason: 'asked for by --force', nextMs: undefined, clockSetBack: false }
 }
 
+function justPluggedIn(): Verdict {
+  const reason = 'the drive was just plugged in'
+  return { due: true, reason, nextMs: undefined, clockSetBack: false }
+}
+
 function notDue(reason: string): Verdict {
   return { due: false, reason, nextMs: undefined, clockSetBack: false }
 }
@@ -177,6 +191,9 @@ interface PhaseOf {
   readonly set: { readonly name: string }
   readonly phase: Phase
   readonly target?: string | undefined
+  /** Only the exports to that drive count. */
+  readonly drive?: string | undefined
+  readonly anyTarget?: boolean
 }
 
 /**
@@ -186,11 +203,13 @@ interface PhaseOf {
  */
 function runsOf(
   { known, nowMs }: { readonly known: Known; readonly nowMs: number },
-  { set, phase, target }: PhaseOf,
+  { set, phase, target, drive, anyTarget = false }: PhaseOf,
 ): { readonly runs: readonly (PastRun & Partial<RunRecord>)[]; readonly nowMs: number } {
   const runs = known.history.filter((run) => {
     const isPhase = run.phase === phase || (phase === 'collect' && run.phase === 'full')
-    return isPhase && run.set === set.name && run.target === target
+    const isTarget = anyTarget ? run.target !== undefined : run.target === target
+    const isDrive = drive === undefined || anyTarget || run.drive === drive
+    return isPhase && run.set === set.name && isTarget && isDrive
   })
   if (phase === 'export') return { runs, nowMs }
   const collections = known.collections.get(set.name) ?? []

@@ -6,19 +6,26 @@
 
 import { BackupError, type ExitCode } from '../errors.ts'
 import type { Configuration, TargetConfiguration } from '../machine/config.ts'
+import { dirtyHint } from '../machine/drive-mount.ts'
 import { withHooks } from '../machine/hooks.ts'
 import { isFrozen } from '../model/collection.ts'
 import type { Report } from '../model/report.ts'
+import type { DriveTarget } from './drive-target.ts'
 import { type ExportOutcome, exportSet } from './export.ts'
 import { enterMachine, exportsOf, findRepository, listStamps } from './repository.ts'
 import { type Signer, openSigner } from './signing.ts'
 import { acquireSetLock, surveyCollections } from './staging.ts'
-import { openTarget, repositoryToWrite } from './target-access.ts'
+import { openTarget, repositoryToWrite, type WritableRepository } from './target-access.ts'
+import { driveError, endTarget, isGone, type TargetEnd } from './target-end.ts'
 
 export interface ExternalOptions {
   readonly configuration: Configuration
   readonly targets: readonly TargetConfiguration[]
   readonly sets: readonly string[]
+  /** Of pools: only this drive of the target. */
+  readonly onlyDrive?: string | undefined
+  /** Whether a drive was just plugged in, so that a drill is due in any case. */
+  readonly isPluggedIn?: boolean
   readonly nowMs: number
   readonly report: Report
   readonly signal: AbortSignal
@@ -28,6 +35,8 @@ export interface ExternalOptions {
 
 export interface ExternalOutcome {
   readonly target: string
+  /** Where the target is of kind `drive`, and one was there. */
+  readonly drive: string | undefined
   /** Undefined when the target itself could not be had. */
   readonly set: string | undefined
   readonly exitCode: ExitCode
@@ -35,18 +44,27 @@ export interface ExternalOutcome {
   readonly error: BackupError | undefined
 }
 
+export interface ExternalReport {
+  readonly outcomes: readonly ExternalOutcome[]
+  /** One for each target that was there to the end. */
+  readonly ends: readonly TargetEnd[]
+}
+
 /**
  * Exports the newest collection of every set to every target. The caller holds the run's lock: two
  * would write the same state.
  */
-export async function exportAll(options: ExternalOptions): Promise<readonly ExternalOutcome[]> {
+export async function exportAll(options: ExternalOptions): Promise<ExternalReport> {
   checkRecipients(options.configuration)
   const signer = await openSigner(options.configuration)
   const outcomes: ExternalOutcome[] = []
+  const ends: TargetEnd[] = []
   for (const target of options.targets) {
-    outcomes.push(...(await exportToTarget(options, { targetConfiguration: target, signer })))
+    const done = await exportToTarget(options, { target, signer })
+    outcomes.push(...done.outcomes)
+    ends.push(...done.ends)
   }
-  return outcomes
+  return { outcomes, ends }
 }
 
 /** @throws BackupError CONFIG_INVALID when there is nobody to encrypt to */
@@ -57,39 +75,78 @@ export function checkRecipients({ recipients, path }: Configuration): void {
   })
 }
 
-async function exportToTarget(
-  options: ExternalOptions,
-  { targetConfiguration, signer }: { targetConfiguration: TargetConfiguration; signer: Signer },
-): Promise<readonly ExternalOutcome[]> {
-  const { configuration, sets, nowMs, report, signal } = options
-  const target = targetConfiguration.name
-  return await withOutcome({ target, set: undefined }, async () => {
-    const opened = await openTarget(targetConfiguration, configuration)
-    const repository = await repositoryToWrite(opened, { staging: configuration.staging, nowMs })
-    await enterMachine(repository, { machine: configuration.machine, signer })
-    const outcomes: ExternalOutcome[] = []
-    for (const set of sets) {
-      outcomes.push(
-        ...(await withOutcome({ target, set }, async () => {
-          // So that no collection of the set comes or goes meanwhile.
-          const description = `backup-external to ${target}`
-          const exportLocked = async (): Promise<ExportOutcome> => {
-            const { staging } = configuration
-            const lock = acquireSetLock({ staging, set, description, waitMs: 0 })
-            try {
-              const from = { configuration, repository, set, signer, nowMs, report, signal }
-              return await exportSet({ ...from, targetConfiguration })
-            } finally {
-              lock.release()
-            }
-          }
-          const outcome = await withExportHooks(options, { set, target }, exportLocked)
-          return [{ target, set, exitCode: exitCodeOf(outcome), outcome, error: undefined }]
-        })),
-      )
-    }
-    return outcomes
+interface Work {
+  readonly target: TargetConfiguration
+  readonly signer: Signer
+}
+
+async function exportToTarget(options: ExternalOptions, work: Work): Promise<ExternalReport> {
+  const { configuration, nowMs, signal, onlyDrive } = options
+  const { target, signer } = work
+  const { publicKey } = signer
+  const of = { target: target.name, set: undefined, drive: undefined }
+  const opened = await attempt(async () => {
+    const write = { configuration, publicKey, nowMs, onlyDrive, signal }
+    const writable = await repositoryToWrite(target, write)
+    await enterMachine(writable.repository, { machine: configuration.machine, signer })
+    return writable
   })
+  if (opened instanceof BackupError) return { outcomes: [failed(of, opened)], ends: [] }
+  const { drive } = opened
+  if (drive?.warning !== undefined) {
+    const message = `${target.name}: ${drive.warning}; ${dirtyHint(drive.plugged.filesystem)}`
+    options.report({ kind: 'notice', level: 'warning', code: 'DRIVE_DIRTY', message })
+  }
+  try {
+    const outcomes = await exportSets(options, { ...work, ...opened })
+    if (isGone(drive)) return { outcomes, ends: [] }
+    const isDrillDue =
+      options.isPluggedIn === true || outcomes.some(({ outcome }) => outcome?.kind === 'exported')
+    const { report } = options
+    const all = { configuration, target, signer, isDrillDue, nowMs, report, signal }
+    return { outcomes, ends: [await endTarget({ ...all, ...opened })] }
+  } catch (error) {
+    // Unplugging it ends the service, and so this run: that is the drive's failure.
+    if (!(error instanceof BackupError) || !isGone(drive)) throw error
+    const outcome = failed({ ...of, ...driveOf(drive) }, driveError(error, { target, drive }))
+    return { outcomes: [outcome], ends: [] }
+  }
+}
+
+function driveOf(drive: DriveTarget | undefined): { readonly drive: string | undefined } {
+  return { drive: drive?.plugged.drive.name }
+}
+
+/** Each set, until the drive is gone. */
+async function exportSets(
+  options: ExternalOptions,
+  { target, signer, repository, drive }: Work & WritableRepository,
+): Promise<readonly ExternalOutcome[]> {
+  const { configuration, nowMs, report, signal } = options
+  const outcomes: ExternalOutcome[] = []
+  for (const set of options.sets) {
+    const of = { target: target.name, set, ...driveOf(drive) }
+    // So that no collection of the set comes or goes meanwhile.
+    const description = `backup-external to ${target.name}`
+    const exportLocked = async (): Promise<ExportOutcome> => {
+      const { staging } = configuration
+      const lock = acquireSetLock({ staging, set, description, waitMs: 0 })
+      try {
+        const from = { configuration, repository, set, signer, nowMs, report, signal }
+        return await exportSet({ ...from, targetConfiguration: target })
+      } finally {
+        lock.release()
+      }
+    }
+    const outcome = await attempt(async () => {
+      return await withExportHooks(options, { set, target: target.name }, exportLocked)
+    })
+    if (outcome instanceof BackupError) {
+      outcomes.push(failed(of, driveError(outcome, { target, drive })))
+      if (isGone(drive)) break
+    } else outcomes.push({ ...of, exitCode: exitCodeOf(outcome), outcome, error: undefined })
+  }
+  return outcomes
 }
 
 /** The set's hooks around its export to one target. */
@@ -111,17 +168,21 @@ async function withExportHooks(
   })
 }
 
-/** Turns a BackupError into an outcome, unless it ends the whole run. */
-async function withOutcome(
-  of: { target: string; set: string | undefined },
-  action: () => Promise<readonly ExternalOutcome[]>,
-): Promise<readonly ExternalOutcome[]> {
+/** What went wrong, as a value, unless it ends the whole run. */
+async function attempt<Value>(action: () => Promise<Value>): Promise<Value | BackupError> {
   try {
     return await action()
   } catch (error) {
     if (!(error instanceof BackupError) || error.code === 'INTERRUPTED') throw error
-    return [{ ...of, exitCode: error.exitCode, outcome: undefined, error }]
+    return error
   }
+}
+
+function failed(
+  of: Pick<ExternalOutcome, 'target' | 'set' | 'drive'>,
+  error: BackupError,
+): ExternalOutcome {
+  return { ...of, exitCode: error.exitCode, outcome: undefined, error }
 }
 
 function exitCodeOf(outcome: ExportOutcome): ExitCode {

@@ -36,6 +36,8 @@ export interface RunRecord extends PastRun {
   readonly set: string
   /** Of an export. */
   readonly target: string | undefined
+  /** Of an export to a target of kind `drive`: which of its drives it was. */
+  readonly drive?: string | undefined
   /**
    * When the command began, not this phase of this set: the sets before it take longer on one day
    * than on another, and a call once a day must find every set due.
@@ -54,7 +56,7 @@ export interface RunRecord extends PastRun {
 }
 
 /** What is known of a run only once it has ended. */
-export type EndedRun = Omit<RunRecord, 'phase' | 'set' | 'target' | 'startMs' | 'endMs'>
+export type EndedRun = Omit<RunRecord, 'phase' | 'set' | 'target' | 'drive' | 'startMs' | 'endMs'>
 
 /** Enough for years of daily runs, and read in a moment at every call of `backup`. */
 const MAX_FILE_BYTES = 2 ** 20
@@ -151,7 +153,7 @@ function append(path: string, runs: readonly RunRecord[]): number {
 function compact(staging: string): void {
   const runs = readHistory(staging)
   const last = new Map(
-    runs.map((run) => [[run.phase, run.set, run.target ?? '', run.outcome].join('/'), run]),
+    runs.map((run) => [[run.phase, run.set, run.target ?? '', run.drive ?? '', run.outcome].join('/'), run]),
   )
   const kept = new Set([...last.values(), ...runs.slice(-KEPT_RUNS)])
   const text = runs.filter((run) => kept.has(run)).map((run) => `${encodeRun(run)}\n`)
@@ -164,12 +166,12 @@ function historyPath(staging: string): string {
 }
 
 function encodeRun(run: RunRecord): string {
-  const { phase, set, target, startMs, endMs, stamp, outcome, exitCode, errorCode } = run
+  const { phase, set, target, drive, startMs, endMs, stamp, outcome, exitCode, errorCode } = run
   const start = new Date(startMs).toISOString()
   const end = new Date(endMs).toISOString()
   const message = run.message?.slice(0, MAX_MESSAGE_CHARACTERS)
   const { bytes, writtenBytes } = run
-  const what = { phase, set, target, start, end, stamp, outcome, exitCode }
+  const what = { phase, set, target, drive, start, end, stamp, outcome, exitCode }
   return JSON.stringify({ ...what, error: errorCode, message, bytes, writtenBytes })
 }
 
@@ -195,6 +197,7 @@ function parseRun(line: string): RunRecord | undefined {
     phase,
     set,
     target: text('target'),
+    drive: text('drive'),
     startMs,
     endMs,
     stamp: text('stamp'),

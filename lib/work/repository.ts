@@ -157,6 +157,27 @@ export async function enterMachine(
   )
 }
 
+/** Whether the machine's entry in the repository was signed with this key, for this repository. */
+export async function isSignedBy(
+  { target, id }: Repository,
+  { machine, publicKey }: { machine: string; publicKey: string },
+): Promise<boolean> {
+  const path = `machines/${machine}/machine.json`
+  const bytes = await target.read(path, MAX_SMALL_FILE_BYTES)
+  const signature = await target.read(`${path}.minisig`, MAX_SMALL_FILE_BYTES)
+  if (bytes === undefined || signature === undefined) return false
+  const file = `${machine}/machine.json`
+  const publicKeys = [publicKey]
+  try {
+    const text = signature.toString()
+    await verifySigned({ bytes, signature: text, publicKeys, file, repository: id })
+    return true
+  } catch (error) {
+    if (error instanceof BackupError) return false
+    throw error
+  }
+}
+
 /** The machines that have exports here. */
 export async function listMachines({ target }: Repository): Promise<readonly string[]> {
   const files = (await target.list('machines')) ?? []

@@ -2,8 +2,9 @@
 // remembers which one it was.
 //
 // Guards X.13: a target that had a repository and now shows an empty directory, or another
-// repository, is not written to. Throws TARGET_ABSENT, TARGET_FOREIGN, TARGET_FORMAT and what
-// opening throws.
+// repository, is not written to. Drives are found and judged by drive-target.ts; a repository is
+// made on one by `backup drives add` only. Throws TARGET_ABSENT, TARGET_FOREIGN, TARGET_FORMAT and
+// what opening throws.
 
 import { mkdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -13,7 +14,9 @@ import { writeDurably } from '../machine/durable-file.ts'
 import { rawPathFromText } from '../model/raw-path.ts'
 import { openDirectoryTarget } from '../target/directory.ts'
 import type { Target } from '../target/target.ts'
-import { type Repository, createRepository, findRepository } from './repository.ts'
+import { describeDrive, type DriveTarget, openDrive, recogniseDrive } from './drive-target.ts'
+import { readDrives } from './drive-register.ts'
+import { createRepository, findRepository, isSignedBy, type Repository } from './repository.ts'
 
 /**
  * The target as configured, present and mounted. A drive that had to be mounted stays so until
@@ -24,9 +27,8 @@ export async function openTarget(
   configuration: TargetConfiguration,
   { staging }: Pick<Configuration, 'staging'>,
 ): Promise<Target> {
-  const { name } = configuration
-  if (configuration.kind === 'drive') throw new Error('drives come next')
-  const { path, mustBeMounted } = configuration
+  if (configuration.kind === 'drive') return (await openDrive(configuration, { staging })).target
+  const { name, path, mustBeMounted } = configuration
   if (path === staging || path.startsWith(`${staging}/`)) {
     throw new BackupError('CONFIG_INVALID', `target ${name} lies in staging: ${path}`, {
       hint: 'a copy beside the original is no backup: name a directory on another disk',
@@ -56,10 +58,70 @@ export async function repositoryToRead(target: Target): Promise<Repository> {
   )
 }
 
-/** The repository to export to, made with the first export. */
+/** A repository to export to. */
+export interface WritableRepository {
+  readonly repository: Repository
+  /** Where the target is of kind `drive`. */
+  readonly drive: DriveTarget | undefined
+}
+
+export interface WriteOptions {
+  readonly configuration: Configuration
+  /** Of this machine's signing key. */
+  readonly publicKey: string
+  readonly nowMs: number
+  /** Of a pool: this drive and no other. */
+  readonly onlyDrive?: string | undefined
+  readonly signal?: AbortSignal | undefined
+}
+
+/**
+ * The repository to export to: in a directory made with the first export, on a drive the one that
+ * was prepared there.
+ */
 export async function repositoryToWrite(
+  target: TargetConfiguration,
+  options: WriteOptions,
+): Promise<WritableRepository> {
+  if (target.kind === 'drive') return await repositoryOnDrive(target, options)
+  const opened = await openTarget(target, options.configuration)
+  return { repository: await repositoryInDirectory(opened, options), drive: undefined }
+}
+
+async function repositoryOnDrive(
+  target: TargetConfiguration & { readonly kind: 'drive' },
+  { configuration: { staging, machine }, publicKey, nowMs, onlyDrive, signal }: WriteOptions,
+): Promise<WritableRepository> {
+  const drive = await openDrive(target, { staging, only: onlyDrive, signal })
+  const { plugged } = drive
+  const repository = await findRepository(drive.target)
+  const name = describeDrive(target, plugged.drive.name)
+  const isKnown = readDrives(staging).some((known) => {
+    return known.target === target.name && known.drive === plugged.drive.name
+  })
+  const add = `backup drives add ${name}`
+  if (repository === undefined) {
+    throw new BackupError(
+      'TARGET_FOREIGN',
+      `target ${name}: ${plugged.filesystem.device} has no repository`,
+      { hint: `if it is the right drive, prepare it: ${add}; nothing was written` },
+    )
+  }
+  if (!isKnown && !(await isSignedBy(repository, { machine, publicKey }))) {
+    throw new BackupError(
+      'TARGET_FOREIGN',
+      `target ${name}: ${plugged.filesystem.device} has a repository that is not this machine's`,
+      { hint: `a label is no proof; if the drive is yours: ${add}; nothing was written` },
+    )
+  }
+  const freeBytes = await drive.target.freeBytes()
+  recogniseDrive(target, { staging, plugged, repository, freeBytes, nowMs })
+  return { repository, drive }
+}
+
+async function repositoryInDirectory(
   target: Target,
-  { staging, nowMs }: { staging: string; nowMs: number },
+  { configuration: { staging }, nowMs }: WriteOptions,
 ): Promise<Repository> {
   const known = knownRepositories(staging)
   const knownId = known[target.name]

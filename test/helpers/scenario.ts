@@ -4,6 +4,7 @@
 import { spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import {
+  appendFileSync,
   existsSync,
   lstatSync,
   mkdirSync,
@@ -98,6 +99,8 @@ export async function makeScenario(options: ScenarioOptions = {}): Promise<Scena
     ...protection,
   )
   assert.is(init.status, 0, init.stderr)
+  // Whoever runs the tests is not to be told of every failure in them.
+  appendFileSync(configuration, '\nnotify: { desktop: false }\n')
   const identity = join(
     dirname(configuration),
     options.passphrase === undefined ? 'identity.txt' : 'identity.age',

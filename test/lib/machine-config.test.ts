@@ -135,6 +135,20 @@ load('the shared example loads as it stands, with DBACKUP set', async () => {
     signingKey: '/c/signing.key',
     trustedSigningKeys: [],
     minFree: undefined,
+    exportTo: 'all',
+    notify: {
+      desktop: true,
+      onSuccess: false,
+      onMissing: true,
+      repeatMs: 86_400_000,
+      lowSpace: { share: 0.05 },
+      log: undefined,
+      syslog: false,
+      mail: undefined,
+      webhook: undefined,
+      ping: undefined,
+    },
+    metrics: undefined,
   })
 })
 
@@ -142,16 +156,45 @@ load('the example of everything loads', async () => {
   const configuration = await parse(file('config/example.yaml'))
   assert.is(configuration.machine, 'laptop')
   assert.is(configuration.signingKey, '/home/me/.config/backup/signing.key')
+  const any = {
+    bundleSizeBytes: 256 * 1024 * 1024,
+    compressionLevel: 3,
+    priority: 100,
+    parityPercent: 0,
+    drill: 'auto',
+  }
+  const drive = { ...any, kind: 'drive', path: 'backup', isPool: false, everyMs: undefined }
   assert.equal(configuration.targets, [
     {
-      name: 'drive',
-      kind: 'directory',
-      path: '/media/me/T9/backup',
-      bundleSizeBytes: 256 * 1024 * 1024,
-      compressionLevel: 3,
-      mustBeMounted: true,
+      ...drive,
+      name: 't9',
+      drives: [{ name: 't9', label: 'T9', uuid: undefined }],
+      everyMs: 14 * 86_400_000,
+      afterwards: 'power_off',
+      priority: 1,
+      parityPercent: 10,
     },
+    {
+      ...drive,
+      name: 'vault',
+      isPool: true,
+      drives: [
+        { name: 'blue', label: 'VAULT-BLUE', uuid: undefined },
+        { name: 'red', label: undefined, uuid: 'a1b2-c3d4' },
+      ],
+      afterwards: 'as_found',
+    },
+    { ...any, name: 'disk', kind: 'directory', path: '/media/me/DISK/backup', mustBeMounted: true },
   ])
+  const { notify } = configuration
+  assert.equal(notify.log, {
+    path: '/home/me/.local/state/backup/backup.log',
+    maxBytes: 10 * 1024 * 1024,
+    keep: 5,
+  })
+  assert.equal(notify.ping, { urlFile: '/home/me/.config/backup/ping.url' })
+  assert.equal(notify.webhook, { url: 'https://example.org/hook' })
+  assert.equal(notify.mail?.to, ['me@example.org'])
   assert.is(configuration.trustedSigningKeys[0]?.machine, 'desktop')
   assert.match(file('config/example.yaml'), /# snapshot: required/)
 })
@@ -358,7 +401,39 @@ const GOLDEN: readonly (readonly [string, string])[] = [
   [withTarget('kind: x'), '2:49: map keys must be unique'],
   [
     `${SET}targets: [{ name: t, kind: s3, path: /t }]`,
-    '2:22: targets[0].kind: expected directory, found "s3"',
+    '2:22: targets[0].kind: expected one of directory, drive, found "s3"',
+  ],
+  [
+    `${SET}targets: [{ name: t, kind: directory }]`,
+    '2:11: targets[0]: path is missing | name the directory for exports',
+  ],
+  [
+    withTarget('label: T9'),
+    '2:49: targets[0].label: a target of kind directory has no label | it belongs to kind drive',
+  ],
+  [
+    `${SET}targets: [{ name: t, kind: drive }]`,
+    '2:11: targets[0]: a drive has a label, a uuid, or a pool | `backup drives` shows what is plugged in',
+  ],
+  [
+    `${SET}targets: [{ name: t, kind: drive, label: T9, pool: [{ name: a, label: A }] }]`,
+    '2:11: targets[0]: a drive has a label, a uuid, or a pool | `backup drives` shows what is plugged in',
+  ],
+  [
+    `${SET}targets: [{ name: t, kind: drive, pool: [{ name: a }] }]`,
+    '2:42: targets[0].pool[0]: a drive has a label or a uuid | `backup drives` shows them',
+  ],
+  [
+    `${SET}targets: [{ name: t, kind: drive, pool: [{ name: a, label: A }, { name: a, label: B }] }]`,
+    '2:67: targets[0].pool[1].name: another drive of the pool has the name a',
+  ],
+  [
+    `${SET}targets: [{ name: t, kind: drive, label: A, path: /media/me/T9 }]`,
+    '2:45: targets[0].path: the path of a drive is relative to its top | write `path: backup`, say',
+  ],
+  [
+    `${SET}notify: { ping: { url: "https://example.org/secret", url_file: x } }`,
+    '2:11: notify.ping: expected one of url and url_file',
   ],
   [
     withTarget('bundle_size: 256 MB/s'),

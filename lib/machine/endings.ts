@@ -1,0 +1,27 @@
+// What has to be done before the program ends, however its command went: drives that were mounted are
+// unmounted.
+//
+// Whoever begins something that must end registers it; commands/main.ts runs all of it, last first,
+// once, and prints what could not be ended: the next run deals with that. Throws nothing.
+
+import type { BackupError } from '../errors.ts'
+
+/** Returns what could not be ended, and throws nothing. */
+type Ending = () => Promise<readonly BackupError[]>
+
+const endings = new Set<Ending>()
+
+/** Has `ending` run before the program ends, once however often it is registered. */
+export function atEnd(ending: Ending): void {
+  endings.add(ending)
+}
+
+/** Runs what was registered. */
+export async function runEndings(): Promise<readonly BackupError[]> {
+  const failures: BackupError[] = []
+  for (const ending of [...endings].reverse()) {
+    endings.delete(ending)
+    failures.push(...(await ending()))
+  }
+  return failures
+}

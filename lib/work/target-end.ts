@@ -1,0 +1,149 @@
+// What is done with a target after its exports: parity, a drill, and for a drive the way out, so
+// that "safe to unplug" is only said when it is.
+//
+// external.ts calls endTarget once for each target that was there. Nothing of it takes an export
+// back: what fails here is a problem that is told beside the exports. Throws INTERRUPTED only.
+
+import { existsSync } from 'node:fs'
+import { BackupError } from '../errors.ts'
+import type { Configuration, TargetConfiguration } from '../machine/config.ts'
+import { dirtyHint, powerOff, unmountDrive } from '../machine/drive-mount.ts'
+import type { Receipt } from '../model/receipt.ts'
+import type { Report } from '../model/report.ts'
+import { drillTarget } from './drill.ts'
+import { describeDrive, type DriveTarget } from './drive-target.ts'
+import { addParity } from './parity.ts'
+import { writeReceipt } from './receipts.ts'
+import type { Repository } from './repository.ts'
+import type { Signer } from './signing.ts'
+
+export interface TargetEnd {
+  readonly target: string
+  /** Where the target is of kind `drive`: which one. */
+  readonly drive: string | undefined
+  /** `t9`, `t9/blue`. */
+  readonly name: string
+  readonly place: string
+  readonly freeBytes: number | undefined
+  /** Of a drive. */
+  readonly totalBytes: number | undefined
+  readonly drill: Receipt | undefined
+  /** Only of a drive: whether it is unmounted, and switched off where that was asked. */
+  readonly unplug: 'safe' | 'off' | 'still mounted' | undefined
+  readonly problems: readonly BackupError[]
+}
+
+export interface EndOptions {
+  readonly configuration: Configuration
+  readonly target: TargetConfiguration
+  readonly repository: Repository
+  readonly drive: DriveTarget | undefined
+  readonly signer: Signer
+  /** Whether something new came on it, or it was just plugged in. */
+  readonly isDrillDue: boolean
+  readonly nowMs: number
+  readonly report: Report
+  readonly signal: AbortSignal
+}
+
+/** Ends the work on a target. */
+export async function endTarget(options: EndOptions): Promise<TargetEnd> {
+  const { configuration, target, repository, drive, report, signal } = options
+  const { machine, staging } = configuration
+  const problems: BackupError[] = []
+  const attempt = async <Value>(work: () => Promise<Value>): Promise<Value | undefined> => {
+    try {
+      return await work()
+    } catch (error) {
+      if (!(error instanceof BackupError) || error.code === 'INTERRUPTED') throw error
+      problems.push(error)
+      return undefined
+    }
+  }
+  if (target.parityPercent > 0) {
+    const percent = target.parityPercent
+    await attempt(async () => {
+      await addParity(repository, { machine, publicKeys: [options.signer.publicKey], percent, staging, report, signal })
+    })
+  }
+  const drill = wantsDrill(options) ? await attempt(async () => await runDrill(options)) : undefined
+  const freeBytes = await attempt(async () => await repository.target.freeBytes())
+  const unplug = drive === undefined ? undefined : await attempt(async () => await leave(options))
+  return {
+    target: target.name,
+    drive: drive?.plugged.drive.name,
+    name: nameOf(options),
+    place: repository.target.place,
+    freeBytes,
+    totalBytes: drive?.plugged.filesystem.sizeBytes,
+    drill,
+    unplug: drive === undefined ? undefined : (unplug ?? 'still mounted'),
+    problems,
+  }
+}
+
+function nameOf({ target, drive }: Pick<EndOptions, 'target' | 'drive'>): string {
+  if (target.kind !== 'drive' || drive === undefined) return target.name
+  return describeDrive(target, drive.plugged.drive.name)
+}
+
+function wantsDrill({ target, drive, isDrillDue }: EndOptions): boolean {
+  const isWanted = target.drill === 'always' || (target.drill === 'auto' && drive !== undefined)
+  return isWanted && isDrillDue
+}
+
+async function runDrill(options: EndOptions): Promise<Receipt> {
+  const { configuration, target, repository, drive, signer, nowMs, report, signal } = options
+  const receipt = await drillTarget({
+    configuration,
+    repository,
+    targetName: target.name,
+    drive: drive?.plugged.drive.name,
+    signer,
+    nowMs,
+    report,
+    signal,
+  })
+  await writeReceipt({ staging: configuration.staging, receipt, signer })
+  return receipt
+}
+
+/** Unmounts a drive, as the target's `afterwards` wants. */
+async function leave({ target, drive, signal }: EndOptions): Promise<TargetEnd['unplug']> {
+  if (drive === undefined || target.kind !== 'drive') return undefined
+  const { mountPoint, isOurs, plugged } = drive
+  if (target.afterwards === 'as_found' && !isOurs) return 'still mounted'
+  await unmountDrive(mountPoint, { signal })
+  if (target.afterwards !== 'power_off') return 'safe'
+  return (await powerOff(plugged.filesystem, { signal })) === 'off' ? 'off' : 'safe'
+}
+
+/** Whether the device of a drive is gone: it was unplugged. */
+export function isGone(drive: DriveTarget | undefined): boolean {
+  return drive !== undefined && !existsSync(drive.plugged.filesystem.device)
+}
+
+/** What to tell of a failure on a drive: what is safe, and how to mend its filesystem. */
+export function driveError(
+  error: BackupError,
+  { target, drive }: Pick<EndOptions, 'target' | 'drive'>,
+): BackupError {
+  if (drive === undefined) return error
+  const { filesystem } = drive.plugged
+  const safe =
+    'collections and earlier exports are unharmed, and the next run goes on from the last whole '
+    + 'bundle'
+  const mend = `if the drive complains: ${dirtyHint(filesystem)}`
+  if (isGone(drive)) {
+    const name = nameOf({ target, drive })
+    return new BackupError('TARGET_FAILED', `${name} was unplugged before the run ended`, {
+      hint: `plug it in again; ${safe}; ${mend}`,
+      facts: { target: target.name, unplugged: true },
+      retry: 'later',
+      cause: error,
+    })
+  }
+  if (error.code !== 'TARGET_FAILED' && error.code !== 'TARGET_READ_ONLY') return error
+  const hint = [...(error.hint === undefined ? [] : [error.hint]), safe, mend].join('; ')
+  return new BackupError(error.code, error.message, { hint, facts: error.facts, cause: error })
+}

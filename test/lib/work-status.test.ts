@@ -1,0 +1,642 @@
+import { mkdirSync, readdirSync, readFileSync, statSync, utimesSync, writeFileSync } from 'node:fs'
+import { Ajv } from 'ajv'
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { standingLines, verdictLines } from '../../commands/status-text.ts'
+import type { Configuration, TargetConfiguration } from '../../lib/machine/config.ts'
+import type { CollectionHeader } from '../../lib/model/collection.ts'
+import type { Receipt } from '../../lib/model/receipt.ts'
+import type { ReportEvent } from '../../lib/model/report.ts'
+import type { ProblemCode, StatusDocument } from '../../lib/model/status-document.ts'
+import { parseStamp } from '../../lib/model/stamp.ts'
+import type { KnownDrive } from '../../lib/work/drive-register.ts'
+import type { RunRecord } from '../../lib/work/history.ts'
+import {
+  everyMsOf,
+  gatherStatus,
+  rotatedDrives,
+  type StatusFacts,
+  writeMetrics,
+  writeMetricsFile,
+} from '../../lib/work/status.ts'
+import { NOTIFY_NOBODY, configurationOf, setConfiguration } from '../helpers/configuration.ts'
+import { tempDirectory } from '../helpers/temp-dir.ts'
+
+process.env['TZ'] = 'UTC'
+
+const NOW_MS = Date.parse('2026-05-20T02:00:00Z')
+const DAY_MS = 86_400_000
+const FRESH = '2026-05-19T020000Z'
+
+const schemaFile = new URL('../../../config/status.schema.json', import.meta.url)
+const validate = new Ajv({ strict: true, allErrors: true }).compile(
+  JSON.parse(readFileSync(schemaFile, 'utf8')) as object,
+)
+
+function ran(change: Partial<RunRecord> = {}): RunRecord {
+  const stamp = change.stamp ?? FRESH
+  const startMs = parseStamp(stamp) ?? 0
+  return {
+    phase: 'collect',
+    set: 'home',
+    target: undefined,
+    drive: undefined,
+    startMs,
+    endMs: startMs + 60_000,
+    stamp,
+    outcome: 'good',
+    exitCode: 0,
+    errorCode: undefined,
+    message: undefined,
+    bytes: 1000,
+    writtenBytes: 10,
+    ...change,
+  }
+}
+
+function exported(drive: string | undefined, change: Partial<RunRecord> = {}): RunRecord {
+  return ran({ phase: 'export', target: 't9', drive, ...change })
+}
+
+function failed(change: Partial<RunRecord>): RunRecord {
+  const error = { errorCode: 'TARGET_FULL', message: 'the target is full', exitCode: 1 }
+  return { ...ran(), outcome: 'failed', stamp: undefined, ...error, ...change }
+}
+
+function collection(change: Partial<CollectionHeader> = {}): CollectionHeader {
+  return {
+    set: 'home',
+    stamp: FRESH,
+    complete: true,
+    missing: [],
+    sources: [],
+    suspect: [],
+    entries: 12,
+    files: 3,
+    bytes: 1000,
+    ...change,
+  }
+}
+
+const ANY = {
+  name: 't9',
+  bundleSizeBytes: 1,
+  compressionLevel: 3,
+  priority: 0,
+  parityPercent: 0,
+  drill: 'auto',
+} as const
+
+const directory: TargetConfiguration = {
+  ...ANY,
+  kind: 'directory',
+  path: '/media/t9',
+  mustBeMounted: undefined,
+}
+
+const pool: TargetConfiguration = {
+  ...ANY,
+  kind: 'drive',
+  path: 'backup',
+  drives: ['red', 'blue'].map((name) => ({ name, label: name.toUpperCase(), uuid: undefined })),
+  isPool: true,
+  everyMs: undefined,
+  afterwards: 'unmount',
+}
+
+function seen(drive: string, change: Partial<KnownDrive> = {}): KnownDrive {
+  return {
+    target: 't9',
+    drive,
+    repository: `of ${drive}`,
+    uuid: '1234-abcd',
+    label: drive.toUpperCase(),
+    filesystem: 'ext4',
+    model: undefined,
+    serial: undefined,
+    sizeBytes: 1000,
+    lastSeenMs: NOW_MS - DAY_MS,
+    freeBytes: 500,
+    ...change,
+  }
+}
+
+function receipt(change: Partial<Receipt> = {}): Receipt {
+  return {
+    format: 1,
+    kind: 'drill',
+    machine: 'test',
+    target: 't9',
+    drive: undefined,
+    repository: 'r',
+    exports: [`test/home/${FRESH}`],
+    start: '2026-05-19T03:00:00.000Z',
+    end: '2026-05-19T03:10:00.000Z',
+    how: 'restored',
+    bundles: 1,
+    files: 10,
+    bytes: 100,
+    totalBytes: 1000,
+    seed: 'seed',
+    result: 'good',
+    damaged: [],
+    ...change,
+  }
+}
+
+interface Change extends Partial<Omit<StatusFacts, 'known' | 'configuration'>> {
+  readonly configuration?: Partial<Configuration>
+  readonly history?: readonly RunRecord[]
+  readonly collections?: readonly CollectionHeader[]
+}
+
+/** A collection, exported to one target yesterday, all well but for what `change` says. */
+function gather({ history, collections, configuration, ...change }: Change = {}): StatusDocument {
+  const set = setConfiguration()
+  const document = gatherStatus({
+    configuration: configurationOf(set, {
+      staging: '/staging',
+      targets: [directory],
+      ...configuration,
+    }),
+    sets: [set],
+    nowMs: NOW_MS,
+    known: {
+      history: history ?? [ran({ phase: 'full' }), exported(undefined)],
+      collections: new Map([['home', collections ?? [collection()]]]),
+    },
+    receipts: [],
+    unbelievedReceipts: [],
+    notifierFailures: [],
+    drives: [],
+    space: { freeBytes: 500, totalBytes: 1000 },
+    damagedCatalogs: new Map(),
+    exportsThere: new Map(),
+    ...change,
+  })
+  assertValid(document)
+  for (const line of [...verdictLines(document), ...standingLines(document)]) {
+    assert.ok(line.length <= 100, line)
+  }
+  return document
+}
+
+/** As --json prints it. */
+function assertValid(document: StatusDocument): void {
+  const printed = { schema: 1, kind: 'result', command: 'backup status', ...document }
+  const isValid = validate(JSON.parse(JSON.stringify(printed)))
+  assert.ok(isValid, JSON.stringify(validate.errors, undefined, 1))
+}
+
+function codes({ problems }: StatusDocument): readonly ProblemCode[] {
+  return problems.map(({ code }) => code)
+}
+
+/** The one problem that there is. */
+function onlyProblem(document: StatusDocument) {
+  assert.is(document.problems.length, 1, JSON.stringify(document.problems, undefined, 1))
+  const [problem] = document.problems
+  assert.ok(problem !== undefined)
+  assert.ok(problem.what.length > 0 && problem.fix.length > 0, 'each problem says what to do')
+  return problem
+}
+
+const status = suite('status')
+
+status('all is well after a good collection and export', () => {
+  const document = gather()
+  assert.equal(codes(document), [])
+  assert.is(document.verdict, 'good')
+  assert.is(document.exitCode, 0)
+  assert.is(verdictLines(document)[0], 'all is well')
+  const [set] = document.sets
+  assert.is(set?.newest?.entries, 12)
+  assert.equal(
+    set?.phases.map(({ phase }) => phase),
+    ['collect', 'full'],
+  )
+  const [target] = document.targets
+  assert.equal(target?.drives, [])
+  assert.equal(target?.proofs, [])
+  const [toDirectory] = target?.exports ?? []
+  assert.equal(toDirectory?.lastGood, {
+    time: '2026-05-19T02:00:00.000Z',
+    ageSeconds: 86_400,
+    stamp: FRESH,
+  })
+  assert.is(toDirectory?.writtenBytes, 10)
+  assert.is(toDirectory?.next, '2026-05-26T00:30:00.000Z')
+  assert.match(standingLines(document).join('\n'), /^ {2}proven +never$/m)
+})
+
+status('a failed run names its error, and the command that tries again', () => {
+  const startMs = NOW_MS - 3_600_000
+  const error = { errorCode: 'SOURCE_ABSENT', message: 'no source\n\x1b[31mcan be read' }
+  const document = gather({
+    history: [ran({ phase: 'full' }), exported(undefined), failed({ startMs, ...error })],
+  })
+  const { code, what, fix, set, target } = onlyProblem(document)
+  assert.is(code, 'RUN_FAILED')
+  assert.match(what, 'home: the last collection, of 2026-05-20 01:00, failed: SOURCE_ABSENT: no')
+  assert.not.match(what, /[\n\x1b]/, 'the message is safe to print')
+  assert.match(fix, 'see SOURCE_ABSENT in docs/errors.md, then `backup-collect --set home`')
+  assert.equal([set, target], ['home', undefined])
+  assert.equal(document.sets[0]?.problems, document.problems)
+  assert.is(document.exitCode, 3)
+  assert.is(document.verdict, 'attention')
+})
+
+status('a failed export is of its target', () => {
+  const of = { phase: 'export', target: 't9', startMs: NOW_MS } as const
+  const document = gather({ history: [ran({ phase: 'full' }), exported(undefined), failed(of)] })
+  const problem = onlyProblem(document)
+  assert.equal([problem.code, problem.set, problem.target], ['RUN_FAILED', 'home', 't9'])
+  assert.match(problem.fix, '`backup-external --set home --target t9`')
+})
+
+status('a full run that failed is one problem, though it was collecting as well', () => {
+  const of = { phase: 'full', startMs: NOW_MS } as const
+  const both = gather({ history: [ran({ phase: 'full' }), exported(undefined), failed(of)] })
+  assert.equal(codes(both), ['RUN_FAILED'])
+  const again = ran({ startMs: NOW_MS })
+  const history = [ran({ phase: 'full' }), exported(undefined), failed(of), again]
+  assert.match(onlyProblem(gather({ history })).fix, '`backup-collect --full --set home`')
+})
+
+status('a suspect collection is one problem, though its export waits as well', () => {
+  const path = 'home/me' as CollectionHeader['suspect'][number]['path']
+  const suspect = [{ path, why: 'it is empty' }]
+  const document = gather({
+    history: [
+      ran({ phase: 'full', outcome: 'suspect' }),
+      exported(undefined, { outcome: 'suspect' }),
+    ],
+    collections: [collection({ stamp: '2026-05-18T020000Z' }), collection({ suspect })],
+  })
+  const { code, what, fix } = onlyProblem(document)
+  assert.is(code, 'SUSPECT')
+  assert.is(what, `home: ${FRESH} is suspect: /home/me: it is empty`)
+  assert.match(fix, '`backup accept home`')
+})
+
+status('an incomplete collection names what is missing', () => {
+  const path = 'home/me/x' as CollectionHeader['missing'][number]['path']
+  const missing = [{ path, why: 'permission denied' }]
+  const document = gather({
+    history: [ran({ phase: 'full', outcome: 'incomplete' }), exported(undefined)],
+    collections: [collection({ complete: false, missing })],
+  })
+  const { code, what } = onlyProblem(document)
+  assert.is(code, 'INCOMPLETE')
+  assert.match(what, 'incomplete: 1 path, as /home/me/x: permission denied')
+})
+
+status('never collected, late, and never exported are each said', () => {
+  const never = gather({ history: [], collections: [] })
+  assert.is(onlyProblem(never).code, 'NEVER_GOOD')
+  const stamp = '2026-04-01T020000Z'
+  const old = [ran({ phase: 'full', stamp }), exported(undefined, { stamp })]
+  const collections = [collection({ stamp })]
+  const late = gather({ history: old, collections })
+  assert.equal(codes(late), ['LATE', 'LATE'], 'comparing content was part of the same run')
+  assert.match(late.problems[1]?.fix ?? '', 'see that /media/t9 is mounted, then `backup-external')
+  assert.match(late.problems[0]?.what ?? '', 'is of 2026-04-01 02:00, 49 days ago')
+  const unexported = gather({ history: [ran({ phase: 'full', stamp })], collections })
+  assert.match(unexported.problems[1]?.what ?? '', 'the last good export never was')
+})
+
+status('a clock that was set back is one problem', () => {
+  const stamp = '2026-06-19T020000Z'
+  const startMs = parseStamp(stamp) ?? 0
+  const document = gather({
+    history: [ran({ phase: 'full', stamp, startMs }), exported(undefined, { stamp, startMs })],
+    collections: [collection({ stamp })],
+  })
+  assert.is(onlyProblem(document).code, 'CLOCK_SET_BACK')
+  assert.match(standingLines(document).join('\n'), 'in the future')
+})
+
+status('a damaged catalog, low space, false receipts and mute notifiers are each said', () => {
+  const document = gather({
+    damagedCatalogs: new Map([['home', ['2026-05-01T020000Z']]]),
+    configuration: { notify: { ...NOTIFY_NOBODY, lowSpace: { share: 0.6 } } },
+    unbelievedReceipts: ['2026-05-01T020000Z-t9-drill', 'another'],
+    notifierFailures: [{ channel: 'mail', message: 'refused', atMs: NOW_MS - DAY_MS }],
+  })
+  assert.equal(codes(document), [
+    'CATALOG_DAMAGED',
+    'LOW_SPACE',
+    'RECEIPT_UNBELIEVED',
+    'NOTIFIER_FAILING',
+  ])
+  assert.is(document.exitCode, 3)
+  const [catalog, space, receipts, notifier] = document.problems
+  assert.match(catalog?.what ?? '', '2026-05-01T020000Z')
+  assert.match(space?.what ?? '', 'staging /staging: only 500 B of 1000 B are free')
+  assert.match(receipts?.what ?? '', '2 receipts not signed by this machine, as 2026-05-01T02')
+  assert.is(receipts?.receipt, '2026-05-01T020000Z-t9-drill')
+  assert.match(notifier?.what ?? '', 'nobody can be told by mail since 2026-05-19 02:00: refused')
+  assert.match(notifier?.fix ?? '', 'notify.mail')
+  assert.is(verdictLines(document)[0], '4 things need you')
+})
+
+status('staging is low below retention.min_free as well; none where there is no staging', () => {
+  const low = gather({ configuration: { minFree: { bytes: 501 } } })
+  assert.is(onlyProblem(low).code, 'LOW_SPACE')
+  assert.equal(codes(gather({ configuration: { minFree: { bytes: 500 } } })), [])
+  assert.equal(codes(gather({ space: undefined, configuration: { minFree: { bytes: 1 } } })), [])
+})
+
+status('every proof names its date and its receipt', () => {
+  const document = gather({ receipts: [receipt()] })
+  assert.is(document.exitCode, 0)
+  const [target] = document.targets
+  const [proof] = target?.proofs ?? []
+  assert.is(proof?.receipt, '2026-05-19T031000Z-t9-drill')
+  assert.is(proof?.time, '2026-05-19T03:10:00.000Z')
+  assert.equal(target?.exports[0]?.proof, proof)
+  const text = standingLines(document).join('\n')
+  assert.match(text, /^ {2}drill +2026-05-19 03:10 \(22 hours ago\): good, 10 files restored/m)
+  assert.match(text, 'receipt 2026-05-19T031000Z-t9-drill')
+  assert.match(text, /^ {2}verification +never$/m)
+})
+
+status('damage is bad and 13, with its receipt, until a verification is good', () => {
+  const damaged = receipt({ result: 'damaged', damaged: ['data-0001.tar.zst.age'] })
+  const document = gather({ receipts: [damaged] })
+  const problem = onlyProblem(document)
+  assert.equal([problem.code, problem.severity], ['PROOF_DAMAGED', 'bad'])
+  assert.is(problem.receipt, '2026-05-19T031000Z-t9-drill')
+  assert.match(problem.what, '1 name, such as data-0001.tar.zst.age')
+  assert.match(problem.fix, '`backup-restore --source external --target t9 --verify`')
+  assert.is(document.verdict, 'bad')
+  assert.is(document.exitCode, 13)
+  assert.match(verdictLines(document).join('\n'), /^ {2}BAD /m)
+  const end = '2026-05-20T01:00:00.000Z'
+  const drilled = gather({ receipts: [damaged, receipt({ end })] })
+  assert.is(drilled.exitCode, 13, 'a sample refutes nothing')
+  const verified = gather({ receipts: [damaged, receipt({ end, kind: 'verification' })] })
+  assert.is(verified.exitCode, 0)
+  const parity = { ...directory, parityPercent: 10 }
+  const mendable = gather({ receipts: [damaged], configuration: { targets: [parity] } })
+  assert.match(onlyProblem(mendable).fix, '`backup repair --target t9`')
+})
+
+status('damage comes first, however many other problems there are', () => {
+  const document = gather({
+    receipts: [receipt({ result: 'damaged', damaged: ['x'] })],
+    damagedCatalogs: new Map([['home', ['2026-05-01T020000Z']]]),
+  })
+  assert.equal(codes(document), ['PROOF_DAMAGED', 'CATALOG_DAMAGED'])
+  assert.is(document.exitCode, 13)
+})
+
+status('of a pool, the drive that waits longest is next', () => {
+  const history = [
+    ran({ phase: 'full' }),
+    exported('blue', { stamp: '2026-05-10T020000Z', startMs: NOW_MS - 10 * DAY_MS }),
+    exported('red'),
+  ]
+  const document = gather({
+    history,
+    configuration: { targets: [pool] },
+    drives: [seen('red'), seen('blue', { freeBytes: undefined })],
+    exportsThere: new Map([['of red', [`home/${FRESH}`, 'home/2026-01-01T020000Z']]]),
+  })
+  assert.equal(codes(document), [])
+  const [target] = document.targets
+  assert.equal(target?.next, { drive: 'blue', due: '2026-05-24T02:00:00.000Z', isDue: false })
+  const [red, blue] = target?.drives ?? []
+  assert.is(red?.lastGoodExport?.stamp, FRESH)
+  assert.is(red?.lastSeen, '2026-05-19T02:00:00.000Z')
+  assert.is(red?.freeBytes, 500)
+  assert.equal(red?.oldestExport, { set: 'home', stamp: '2026-01-01T020000Z' })
+  assert.is(blue?.lastGoodExport?.stamp, '2026-05-10T020000Z')
+  assert.is(blue?.freeBytes, undefined)
+  assert.is(blue?.oldestExport, undefined)
+  assert.match(standingLines(document).join('\n'), /^ {2}next +blue, from 2026-05-24 02:00$/m)
+})
+
+status('a drive that was away too long is overdue: plug it in', () => {
+  const history = [
+    ran({ phase: 'full' }),
+    exported('blue', { stamp: '2026-05-01T020000Z', startMs: NOW_MS - 19 * DAY_MS }),
+    exported('red'),
+  ]
+  const document = gather({ history, configuration: { targets: [pool] } })
+  const problem = onlyProblem(document)
+  assert.equal([problem.code, problem.drive], ['DRIVE_OVERDUE', 'blue'])
+  assert.match(problem.what, 't9 (blue): the last good export is of 2026-05-01 02:00, 19 days ago')
+  assert.match(problem.fix, 'plug in blue')
+  assert.is(document.exitCode, 3)
+  const [target] = document.targets
+  assert.equal(
+    target?.drives.map(({ isOverdue }) => isOverdue),
+    [false, true],
+  )
+  assert.match(standingLines(document).join('\n'), /plug in blue: due since 2026-05-15 02:00$/m)
+  const patient: TargetConfiguration = { ...pool, everyMs: 30 * DAY_MS }
+  assert.equal(codes(gather({ history, configuration: { targets: [patient] } })), [])
+})
+
+status('a drive that never had an export is late counting from the first run that is known', () => {
+  const history = [ran({ phase: 'full' }), exported('red')]
+  const fresh = gather({ history, configuration: { targets: [pool] } })
+  assert.equal(codes(fresh), [])
+  assert.match(standingLines(fresh).join('\n'), /plug in blue: never exported to$/m)
+  const first = ran({ startMs: NOW_MS - 15 * DAY_MS })
+  const late = gather({ history: [first, ...history], configuration: { targets: [pool] } })
+  assert.match(onlyProblem(late).what, 't9 (blue): the last good export never was')
+})
+
+status('with no drive in time the drives are said, and not the sets as well', () => {
+  const startMs = NOW_MS - 40 * DAY_MS
+  const history = [
+    ran({ phase: 'full' }),
+    exported('red', { startMs }),
+    exported('blue', { startMs }),
+  ]
+  const document = gather({ history, configuration: { targets: [pool] } })
+  assert.equal(codes(document), ['DRIVE_OVERDUE', 'DRIVE_OVERDUE'])
+  assert.is(document.targets[0]?.exports[0]?.healthy, false)
+})
+
+status('a set that is gone, or exported by hand, makes no drive wait', () => {
+  const startMs = NOW_MS - 99 * DAY_MS
+  const history = [exported('red', { set: 'gone', startMs }), exported('red'), exported('blue')]
+  const both = setConfiguration()
+  const manual = { ...both.schedule, external: 'manual' as const }
+  const byHand = setConfiguration({ name: 'gone', schedule: manual })
+  for (const sets of [[both], [both, byHand]]) {
+    const [red] = rotatedDrives(pool, { sets, history })
+    assert.is(red?.lastGoodMs, parseStamp(FRESH))
+  }
+  const counted = setConfiguration({ name: 'gone' })
+  const [red] = rotatedDrives(pool, { sets: [both, counted], history })
+  assert.is(red?.lastGoodMs, startMs)
+  const [only] = rotatedDrives(pool, { sets: [byHand], history })
+  assert.is(only?.lastGoodMs, startMs)
+  assert.is(everyMsOf(pool, [byHand]), undefined)
+  assert.is(everyMsOf(pool, [both, byHand]), 14 * DAY_MS)
+})
+
+status('what one drive of a pool proves, or shows to be damaged, is of that drive', () => {
+  const history = [ran({ phase: 'full' }), exported('red'), exported('blue')]
+  const document = gather({
+    history,
+    configuration: { targets: [pool] },
+    receipts: [
+      receipt({ drive: 'blue', repository: 'b', result: 'damaged', damaged: ['x'] }),
+      receipt({ drive: 'red', kind: 'verification', end: '2026-05-19T04:00:00.000Z' }),
+    ],
+  })
+  const problem = onlyProblem(document)
+  assert.equal([problem.code, problem.drive], ['PROOF_DAMAGED', 'blue'])
+  assert.match(problem.what, 't9 (blue): the drill of 2026-05-19 03:10 found damage')
+  const [red, blue] = document.targets[0]?.drives ?? []
+  assert.equal(
+    red?.proofs.map(({ kind }) => kind),
+    ['verification'],
+  )
+  assert.equal(
+    blue?.proofs.map(({ kind }) => kind),
+    ['drill'],
+  )
+  assert.is(document.targets[0]?.proofs.length, 2)
+})
+
+status('a drive that was made anew has proven nothing yet', () => {
+  const damaged = receipt({
+    drive: 'blue',
+    repository: 'before',
+    result: 'damaged',
+    damaged: ['x'],
+  })
+  const history = [ran({ phase: 'full' }), exported('red'), exported('blue')]
+  const options = { history, receipts: [damaged], configuration: { targets: [pool] } }
+  assert.is(gather(options).exitCode, 13)
+  const anew = gather({ ...options, drives: [seen('blue')] })
+  assert.is(anew.exitCode, 0)
+  assert.equal(anew.targets[0]?.proofs, [])
+})
+
+status('a drive that is nearly full is said', () => {
+  const history = [ran({ phase: 'full' }), exported('red'), exported('blue')]
+  const notify = { ...NOTIFY_NOBODY, lowSpace: { share: 0.05 } }
+  const configuration = { targets: [pool], notify }
+  const drives = [seen('red', { freeBytes: 50 }), seen('blue', { freeBytes: 49 })]
+  const problem = onlyProblem(gather({ history, configuration, drives }))
+  assert.equal([problem.code, problem.drive], ['LOW_SPACE', 'blue'])
+})
+
+status('where only the first target gets exports, the others are not late', () => {
+  const second = { ...directory, name: 'second', path: '/media/second' }
+  const stamp = '2026-03-01T020000Z'
+  const old = { stamp, startMs: parseStamp(stamp) ?? 0 }
+  const history = [
+    exported(undefined, { target: 'second', ...old }),
+    ran({ phase: 'full' }),
+    exported(undefined),
+  ]
+  const targets = [directory, second]
+  const all = gather({ history, configuration: { targets } })
+  assert.is(onlyProblem(all).target, 'second')
+  const first = gather({ history, configuration: { targets, exportTo: 'first' } })
+  assert.equal(codes(first), [])
+  const broken = failed({ phase: 'export', target: 'second', startMs: NOW_MS })
+  const failing = gather({
+    history: [...history, broken],
+    configuration: { targets, exportTo: 'first' },
+  })
+  assert.is(onlyProblem(failing).code, 'RUN_FAILED')
+})
+
+status('where only the first target gets exports, a drive is not missed meanwhile', () => {
+  const nas = { ...directory, name: 'nas' }
+  const away = { startMs: NOW_MS - 30 * DAY_MS }
+  const toDrives = [exported('red', away), exported('blue', away), ran({ phase: 'full' })]
+  const gathered = (exportTo: 'all' | 'first', history: readonly RunRecord[]) => {
+    return codes(gather({ history, configuration: { targets: [nas, pool], exportTo } }))
+  }
+  const history = [...toDrives, exported(undefined, { target: 'nas' })]
+  assert.equal(gathered('all', history), ['DRIVE_OVERDUE', 'DRIVE_OVERDUE'])
+  assert.equal(gathered('first', history), [])
+  assert.equal(gathered('first', toDrives).includes('DRIVE_OVERDUE'), true)
+})
+
+status('metrics are written whole, readable for everybody, and leave nothing beside', () => {
+  const place = tempDirectory()
+  const path = `${place}/backup.prom`
+  writeFileSync(path, 'old', { mode: 0o600 })
+  // What killed runs left long ago, of this file and of another one.
+  for (const name of ['backup.prom.1.partial', 'other.prom.1.partial']) {
+    writeFileSync(`${place}/${name}`, '')
+    utimesSync(`${place}/${name}`, 1, 1)
+  }
+  const mask = process.umask(0o077)
+  try {
+    writeMetricsFile(path, gather())
+  } finally {
+    process.umask(mask)
+  }
+  assert.is(statSync(path).mode & 0o777, 0o644)
+  assert.match(readFileSync(path, 'utf8'), 'backup_problems{severity="bad"} 0\n')
+  assert.equal(readdirSync(place).sort(), ['backup.prom', 'other.prom.1.partial'])
+})
+
+status('metrics that cannot be written leave the old ones, and nothing half', () => {
+  const place = tempDirectory()
+  const path = `${place}/backup.prom`
+  mkdirSync(path)
+  assert.throws(() => writeMetricsFile(path, gather()), /cannot be written to/)
+  assert.equal(readdirSync(place), ['backup.prom'])
+  assert.throws(
+    () => writeMetricsFile(`${place}/no/such/backup.prom`, gather()),
+    (error: { code: string }) => error.code === 'WRITE_FAILED',
+  )
+})
+
+status(
+  'after a run metrics are written where they are configured, and a failure is said',
+  async () => {
+    const staging = tempDirectory()
+    const events: ReportEvent[] = []
+    const report = (event: ReportEvent): void => void events.push(event)
+    const write = async (metrics: string | undefined): Promise<void> => {
+      const set = setConfiguration()
+      const configuration = configurationOf(set, { staging, metrics })
+      await writeMetrics({ configuration, nowMs: NOW_MS, report })
+    }
+    await write(undefined)
+    assert.equal(readdirSync(staging), [])
+    const path = `${tempDirectory()}/backup.prom`
+    await write(path)
+    assert.match(
+      readFileSync(path, 'utf8'),
+      'backup_healthy{set="home",target="",phase="collect"} 0',
+    )
+    assert.equal(events, [])
+    await write(`${path}/no`)
+    assert.is(events.length, 1)
+    assert.match(JSON.stringify(events), 'WRITE_FAILED')
+    assert.equal(readdirSync(staging), [], 'nothing is made in staging')
+  },
+)
+
+status('no property of the document is without its description', () => {
+  const walk = (schema: unknown, path: string): void => {
+    if (typeof schema !== 'object' || schema === null) return
+    const { properties } = schema as Record<string, unknown>
+    for (const [name, value] of Object.entries(properties ?? {})) {
+      const { $ref, const: fixed, description: text } = value as Record<string, unknown>
+      assert.ok(
+        [$ref, fixed, text].some((one) => one !== undefined),
+        `${path}.${name}`,
+      )
+    }
+    for (const [name, value] of Object.entries(schema)) walk(value, `${path}.${name}`)
+  }
+  walk(JSON.parse(readFileSync(schemaFile, 'utf8')), '')
+})
+
+status.run()
