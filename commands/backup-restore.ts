@@ -19,12 +19,13 @@ import { listExternal, listLocal } from '../lib/work/list.ts'
 import { readMarks } from '../lib/work/marks.ts'
 import { type ExportPlace, type Repository, readManifest } from '../lib/work/repository.ts'
 import { restoreLocal } from '../lib/work/restore-local.ts'
+import { receiptOfVerification, writeReceipt } from '../lib/work/receipts.ts'
 import { type RestoreOutcome, restoreEntries, selectEntries } from '../lib/work/restore.ts'
-import { trustedKeys } from '../lib/work/signing.ts'
+import { openSigner, trustedKeys } from '../lib/work/signing.ts'
 import { surveyCollections } from '../lib/work/staging.ts'
 import { openTarget, repositoryToRead, targetNamed } from '../lib/work/target-access.ts'
 import { digestsFor, verifyCollection } from '../lib/work/verify-local.ts'
-import { verifyExports } from '../lib/work/verify.ts'
+import { type VerifyOutcome, verifyExports } from '../lib/work/verify.ts'
 import { type Command, type CommandContext } from './command.ts'
 import {
   tellList,
@@ -189,7 +190,8 @@ async function verifyTarget(job: Job): Promise<ExitCode> {
   const found = await findExports(repository, { machine, set: words.set })
   const places = words.date === undefined ? found : pickExports(found, words.date)
   const publicKeys = await keysOf(job, identity?.signingKeys ?? [])
-  const { exports, bundles, bytesRead, deep } = await verifyExports({
+  const startMs = context.now()
+  const outcome = await verifyExports({
     repository,
     places,
     publicKeys: async () => publicKeys,
@@ -198,8 +200,14 @@ async function verifyTarget(job: Job): Promise<ExitCode> {
     report: context.reporter.report,
     signal: context.signal,
   })
+  const { exports, bundles, bytesRead, deep } = outcome
   for (const one of exports) tellVerified(one, context.reporter)
   const { reporter } = context
+  if (exports.some(({ problems }) => problems.length > 0)) {
+    const { name } = repository.target
+    reporter.print(`what has parity can be mended: backup repair --target ${name}`)
+  }
+  await keepReceipt(job, { outcome, repository, startMs })
   reporter.print(
     `${bundles} bundles, ${formatSize(bytesRead)} read from ${repository.target.place}`,
   )
@@ -212,6 +220,27 @@ async function verifyTarget(job: Job): Promise<ExitCode> {
       problems.length > 0 ? 13 : complete === false ? 3 : 0,
     ),
   )
+}
+
+/** What `status` calls proven. A machine that has no key or staging of its own keeps none. */
+async function keepReceipt(
+  { context, configuration }: Job,
+  of: {
+    readonly outcome: VerifyOutcome
+    readonly repository: Repository
+    readonly startMs: number
+  },
+): Promise<void> {
+  const { staging } = configuration
+  if (of.outcome.exports.length === 0 || !existsSync(staging)) return
+  try {
+    const receipt = receiptOfVerification({ ...of, configuration, endMs: context.now() })
+    await writeReceipt({ staging, receipt, signer: await openSigner(configuration) })
+  } catch (error) {
+    if (!(error instanceof BackupError)) throw error
+    const message = `no receipt was written: ${error.message}`
+    context.reporter.report({ kind: 'notice', level: 'info', code: error.code, message })
+  }
 }
 
 async function verifyStaging({ context, words, configuration }: Job): Promise<ExitCode> {

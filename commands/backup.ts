@@ -21,13 +21,7 @@ import { exportSets } from './backup-external.ts'
 import { chosenSets, chosenTargets } from './chosen.ts'
 import { tellDoubts } from './outcomes.ts'
 import { withRunLock } from './run-lock.ts'
-import {
-  type Command,
-  type CommandContext,
-  isGiven,
-  textOption,
-  textOptions,
-} from './command.ts'
+import { type Command, type CommandContext, isGiven, textOption, textOptions } from './command.ts'
 import { emptyLedger, type RunLedger } from './run-history.ts'
 import { withTelling } from './run-telling.ts'
 
@@ -137,10 +131,7 @@ async function forExport(work: Work): Promise<Work> {
   return { ...work, targets: await firstPresent(targets, configuration) }
 }
 
-async function planOptions(
-  context: CommandContext,
-  { configuration, pluggedIn, ...work }: Work,
-) {
+async function planOptions(context: CommandContext, { configuration, pluggedIn, ...work }: Work) {
   const { staging, exportTo } = configuration
   return {
     ...work,
@@ -164,7 +155,14 @@ async function powerFor(sets: readonly SetConfiguration[], signal: AbortSignal):
 
 async function collectDue(
   context: CommandContext,
-  { configuration, sets, targets, nowMs, ledger, collects }: Work & { collects: readonly Decision[] },
+  {
+    configuration,
+    sets,
+    targets,
+    nowMs,
+    ledger,
+    collects,
+  }: Work & { collects: readonly Decision[] },
 ): Promise<ExitCode> {
   if (collects.length === 0) return 0
   tellDue(context, collects)

@@ -1,5 +1,5 @@
-// `backup drives`: what is plugged in and what this machine makes of it; preparing a drive, ejecting
-// one, forgetting one.
+// `backup drives`: what is plugged in and what this machine makes of it; preparing a drive,
+// ejecting one, forgetting one.
 //
 // Parses and tells; lib/work/drives.ts looks and prepares. Preparing shows first what is on the
 // drive, and never formats or deletes. Throws USAGE, NOT_CONFIRMED, TARGET_* and what loading the
@@ -182,7 +182,9 @@ async function add(context: CommandContext, name: string): Promise<ExitCode> {
   const drive = there?.drive ?? { label: undefined, uuid: undefined }
   const filesystem = await filesystemFor({ device, drive }, { signal })
   const change =
-    there === undefined ? await changedText(context, { configuration, name, filesystem }) : undefined
+    there === undefined
+      ? await changedText(context, { configuration, name, filesystem })
+      : undefined
   const changed = change?.configuration ?? configuration
   const chosen = there ?? configuredDrive(changed, name)
   if (chosen === undefined) throw new Error(`${name} is not in the changed configuration`)
@@ -203,7 +205,9 @@ async function add(context: CommandContext, name: string): Promise<ExitCode> {
     const all = { target, plugged, contents, signer, nowMs, again }
     const repository = await prepareDrive(changed, all)
     if (change !== undefined) saveConfiguration(configuration.path, change.text)
-    reporter.tell(`${name} is ready: ${contents.mountPoint}; backup external --target ${target.name}`)
+    reporter.tell(
+      `${name} is ready: ${contents.mountPoint}; backup external --target ${target.name}`,
+    )
     return tellAdded(context, { name, outcome: 'prepared', repository: repository.id })
   })
 }

@@ -151,9 +151,10 @@ function tellDrill(
     reporter.tell(`${name}: drill: ${what} and compared, ${formatSize(bytes)}: good`)
     return 0
   }
+  const names = damaged.slice(0, MISSING_SHOWN).join(', ')
   const message =
-    `${name}: drill: DAMAGED: ${damaged.slice(0, MISSING_SHOWN).join(', ')} (earlier exports may be `
-    + 'whole; `backup-restore --source external --verify` reads everything)'
+    `${name}: drill: DAMAGED: ${names} (earlier exports may be whole; `
+    + '`backup-restore --source external --verify` reads everything)'
   reporter.report({ kind: 'notice', level: 'warning', code: 'DRILL_DAMAGED', message })
   return 13
 }

@@ -35,11 +35,7 @@ export function keepHistory(
   {
     ledger,
     ...options
-  }: {
-    readonly staging: string
-    readonly runs: readonly RunRecord[]
-    readonly ledger: RunLedger
-  },
+  }: { readonly staging: string; readonly runs: readonly RunRecord[]; readonly ledger: RunLedger },
 ): void {
   ledger.runs.push(...options.runs)
   try {

@@ -4,8 +4,8 @@
 // Two triggers at once make one run, the other ends with LOCKED (exit 11), which names the first. A
 // run that finds that the one before died without letting go says so and goes on; what that one
 // left, the work itself puts right (design invariant 7). A drive that is plugged in while another
-// run is under way waits its turn, or nobody would export to it. Throws LOCKED, STAGING_FAILED and what the
-// action throws.
+// run is under way waits its turn, or nobody would export to it. Throws LOCKED, STAGING_FAILED and
+// what the action throws.
 
 import { setTimeout as sleep } from 'node:timers/promises'
 import { BackupError } from '../lib/errors.ts'

@@ -1,9 +1,9 @@
 // What happens around a run besides its work: pings, and when it has ended, telling the person and
 // writing the metrics.
 //
-// Wraps `backup`, `backup-collect` and `backup-external`. A dry run tells nobody; nor does a run that
-// found another one under way, or that somebody interrupted. Nothing here changes the outcome of
-// the run. Throws what the action throws.
+// Wraps `backup`, `backup-collect` and `backup-external`. A dry run tells nobody; nor does a run
+// that found another one under way, or that somebody interrupted. Nothing here changes the outcome
+// of the run. Throws what the action throws.
 
 import { BackupError, type ExitCode } from '../lib/errors.ts'
 import type { Configuration } from '../lib/machine/config.ts'

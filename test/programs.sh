@@ -35,8 +35,25 @@ btrfs       btrfs-progs       -           root
 zfs         zfs-fuse          -           root
 losetup     mount             -           root
 runuser     util-linux        -           root
+unshare     util-linux        -           root
+lsblk       util-linux        -           root
+blkid       util-linux        -           root
+mount.exfat-fuse exfat-fuse   -           root
+mkfs.exfat  exfatprogs        -           root
+mkfs.vfat   dosfstools        -           root
+mkfs.ntfs   ntfs-3g           -           root
+par2        par2              par2        test
+notify-send libnotify-bin     -           root
+dbus-daemon dbus-daemon       -           root
+logger      bsdutils          -           root
+systemd-analyze systemd       -           test
+systemd-escape systemd       -           test
+/usr/lib/python3/dist-packages/dbus/__init__.py python3-dbus - root
+/usr/lib/python3/dist-packages/gi/__init__.py python3-gi - root
+/usr/lib/python3/dist-packages/fuse.py python3-fusepy - root
 restic      restic            restic      bench
 borg        borgbackup        borgbackup  bench
+python3     python3           python3     root
 python3     python3           python3     bench
 /usr/bin/time time            -           bench
 '
@@ -61,7 +78,10 @@ missing() {
   printf '%s' "$table" | while read -r program debian homebrew who; do
     [ -n "$program" ] && needed "$who" || continue
     [ "$(uname)" = Linux ] || [ "$homebrew" != - ] || continue
-    command -v "$program" >/dev/null && continue
+    case $program in
+      /*) [ -e "$program" ] && continue ;;
+      *) command -v "$program" >/dev/null && continue ;;
+    esac
     case $1 in
       debian) echo "$debian" ;;
       homebrew) echo "$homebrew" ;;

@@ -51,7 +51,7 @@ const TOP_LEVEL = [
   'tsconfig.json',
 ]
 
-const TEST_PARTS = ['bench', 'commands', 'fixtures', 'helpers', 'lib', 'must-fail', 'vectors']
+const TEST_PARTS = ['bench', 'commands', 'fixtures', 'helpers', 'lib', 'must-fail', 'vectors', 'vm']
 
 /** Modules that reach the world: a pure part that imports one is not pure any more. */
 const WORLDLY = [

@@ -1,5 +1,5 @@
-// The text of a configuration as a YAML document: parsed, with a line and column for every value, and
-// changed so that comments and order stay.
+// The text of a configuration as a YAML document: parsed, with a line and column for every value,
+// and changed so that comments and order stay.
 //
 // config.ts parses and checks by it, `drives add` adds a drive by it. JSON is YAML too. Throws
 // CONFIG_INVALID with file, line and column.
@@ -60,8 +60,7 @@ export function withDrive(
       // `targets: []` begins a list, not a line of braces.
       if (targets.items.length === 0) targets.flow = false
       targets.add(node)
-    }
-    else document.set('targets', document.createNode([node]))
+    } else document.set('targets', document.createNode([node]))
   }
   return document.toString({ lineWidth: 0 })
 }

@@ -51,7 +51,11 @@ export interface RawNotify {
   readonly log_size: string | number
   readonly log_keep: number
   readonly syslog: boolean
-  readonly mail?: { readonly to: readonly string[]; readonly from?: string; readonly sendmail: string }
+  readonly mail?: {
+    readonly to: readonly string[]
+    readonly from?: string
+    readonly sendmail: string
+  }
   readonly webhook?: RawAddress
   readonly ping?: RawAddress
 }
@@ -105,4 +109,3 @@ export function readAmountFree(text: string | undefined, fail: Fail): AmountFree
   const bytes = parseSize(text)
   return bytes === undefined ? fail(`no size: ${text}`) : { bytes }
 }
-

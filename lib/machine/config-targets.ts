@@ -55,7 +55,7 @@ export interface RawTarget {
   readonly path?: string
   readonly label?: string
   readonly uuid?: string
-  readonly pool?: readonly { readonly name: string; readonly label?: string; readonly uuid?: string }[]
+  readonly pool?: readonly Pick<RawTarget, 'name' | 'label' | 'uuid'>[]
   readonly every?: string
   readonly afterwards: 'as_found' | 'unmount' | 'power_off'
   readonly priority: number

@@ -12,13 +12,7 @@ import { access, readFile, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Ajv } from 'ajv'
 import { BackupError, systemCode } from '../errors.ts'
-import {
-  invalid,
-  parseText,
-  type Place,
-  positionOf,
-  resolveAliases,
-} from './config-document.ts'
+import { invalid, parseText, type Place, positionOf, resolveAliases } from './config-document.ts'
 import { describeSchemaErrors, formatConfigPath } from './config-errors.ts'
 import type { ConfigProblem } from './config-errors.ts'
 import type { Surroundings } from './config-expand.ts'

@@ -1,5 +1,5 @@
-// What has to be done before the program ends, however its command went: drives that were mounted are
-// unmounted.
+// What has to be done before the program ends, however its command went: drives that were mounted
+// are unmounted.
 //
 // Whoever begins something that must end registers it; commands/main.ts runs all of it, last first,
 // once, and prints what could not be ended: the next run deals with that. Throws nothing.

@@ -83,6 +83,10 @@ const INSTALL_HINTS: Readonly<Record<string, string>> = {
   zfs: 'install it: apt install zfsutils-linux',
   mount: 'install it: apt install mount',
   umount: 'install it: apt install mount',
+  lsblk: 'install it: apt install util-linux',
+  blkid: 'install it: apt install util-linux',
+  udisksctl: 'install it: apt install udisks2',
+  par2: 'install it: apt install par2, or brew install par2',
 }
 
 /** Runs a program to its end. @throws BackupError as the header says */

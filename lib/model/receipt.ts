@@ -1,7 +1,7 @@
 // A receipt: the signed record of what was read back from a target, when, and with what result.
 //
-// Every claim of `backup status` about proof names one. lib/work/receipts.ts writes, signs and reads
-// them; docs/receipts.md is the normative text. Pure; throws nothing.
+// Every claim of `backup status` about proof names one. lib/work/receipts.ts writes, signs and
+// reads them; docs/receipts.md is the normative text. Pure; throws nothing.
 
 export interface Receipt {
   readonly format: 1

@@ -30,7 +30,7 @@ import {
 } from '../model/raw-path.ts'
 import { bareMountPoint } from '../machine/mounted.ts'
 import { targetError } from './target-error.ts'
-import type { Target, TargetFile } from './target.ts'
+import { type Target, type TargetFile, asideName } from './target.ts'
 
 export interface DirectoryTargetOptions {
   readonly name: string
@@ -162,6 +162,20 @@ class DirectoryTarget implements Target {
       this.#followNothing(full)
       refuseTaken(full)
       publish({ partial: `${full}.partial`, path: full })
+    })
+  }
+
+  async setAside(path: string): Promise<string> {
+    const full = this.localPath(path)
+    return this.#guard(full, () => {
+      this.#followNothing(full)
+      let number = 1
+      const isTaken = (name: string): boolean =>
+        lstatSync(rawPathToBytes(this.localPath(name)), { throwIfNoEntry: false }) !== undefined
+      while (isTaken(asideName(path, number))) number += 1
+      const aside = asideName(path, number)
+      publish({ partial: full, path: this.localPath(aside) })
+      return aside
     })
   }
 

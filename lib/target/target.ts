@@ -31,7 +31,7 @@ export interface Target {
   read(path: string, maxBytes: number): Promise<Buffer | undefined>
   /** A small new file. */
   write(path: string, bytes: Uint8Array): Promise<void>
-  /** A small file that may be there already: `latest` only. */
+  /** A small file that may be there already: `latest`, and a manifest that is damaged. */
   replace(path: string, bytes: Uint8Array): Promise<void>
   /** A local directory for the bundles of `directory`, made if need be. */
   workDirectory(directory: string): Promise<RawPath>
@@ -39,10 +39,19 @@ export interface Target {
   publish(path: string): Promise<void>
   /** A local path to read a bundle from. */
   localPath(path: string): RawPath
+  /**
+   * Moves a damaged file out of the way, to a free name beside it (asideName), and gives that name.
+   */
+  setAside(path: string): Promise<string>
   /** Removes one file; nothing happens when it is not there. */
   remove(path: string): Promise<void>
   /** Removes a directory if it is empty. */
   removeDirectory(path: string): Promise<void>
   /** Bytes that can still be written; undefined where nobody knows. */
   freeBytes(): Promise<number | undefined>
+}
+
+/** What a damaged file is called once it was moved out of the way: the first, second, … of it. */
+export function asideName(path: string, number: number): string {
+  return number === 1 ? `${path}.damaged` : `${path}.damaged-${number}`
 }

@@ -95,7 +95,8 @@ function ofAbsent(
   { configuration, history, nowMs }: EndedWork,
 ): Announcement {
   const target = configuration.targets.find((one) => one.name === name)
-  const next = target?.kind === 'drive' ? drivesDue(target, { configuration, history, nowMs })[0] : undefined
+  const next =
+    target?.kind === 'drive' ? drivesDue(target, { configuration, history, nowMs })[0] : undefined
   const title = next === undefined ? `Backup: ${name} is not there` : `Plug in ${next.label}`
   const body = sentences([error?.message, error?.hint])
   return { kind: 'missing', subject: `target ${name}`, title, body, facts: { target: name } }
@@ -127,7 +128,13 @@ function ofEnd(end: TargetEnd, lowSpace: AmountFree): readonly Announcement[] {
   if (isLow({ freeBytes, totalBytes }, lowSpace)) told.push(low(name, freeBytes ?? 0))
   if (unplug === 'safe' || unplug === 'off') {
     const body = unplug === 'off' ? 'It is switched off.' : 'It is unmounted.'
-    told.push({ kind: 'safe to unplug', subject: `unplug ${name}`, title: `${name}: safe to unplug`, body, facts })
+    told.push({
+      kind: 'safe to unplug',
+      subject: `unplug ${name}`,
+      title: `${name}: safe to unplug`,
+      body,
+      facts,
+    })
   } else if (unplug === 'still mounted' && drive !== undefined) {
     const body = 'Eject it before you unplug it.'
     const title = `${name}: done, still mounted`
@@ -150,11 +157,7 @@ interface DueDrive {
 /** The drives of a target, the one that waits longest first. */
 function drivesDue(
   target: DriveTargetConfiguration,
-  {
-    configuration,
-    history,
-    nowMs,
-  }: Pick<EndedWork, 'configuration' | 'history' | 'nowMs'>,
+  { configuration, history, nowMs }: Pick<EndedWork, 'configuration' | 'history' | 'nowMs'>,
 ): readonly DueDrive[] {
   const sets = configuration.backupSets
   const rotated = rotatedDrives(target, { sets, history })
@@ -202,7 +205,8 @@ function lowStaging({ staging, notify }: Configuration): readonly Announcement[]
 
 function low(name: string, freeBytes: number): Announcement {
   const title = `Backup: ${name} is nearly full`
-  const body = `${formatSize(freeBytes)} are free. Free space, or let \`backup prune\` show what goes.`
+  const todo = 'Make room, or let `backup prune` show what may go.'
+  const body = `${formatSize(freeBytes)} are free. ${todo}`
   return { kind: 'low space', subject: `space ${name}`, title, body, facts: { freeBytes } }
 }
 

@@ -117,7 +117,11 @@ function theOne(
  */
 export async function openDrive(
   configuration: DriveTargetConfiguration,
-  options: { readonly staging: string; readonly only?: string | undefined; readonly signal?: AbortSignal | undefined },
+  options: {
+    readonly staging: string
+    readonly only?: string | undefined
+    readonly signal?: AbortSignal | undefined
+  },
 ): Promise<DriveTarget> {
   const { staging, only, signal } = options
   const found = await findDrives(configuration, { staging, signal })
@@ -129,7 +133,10 @@ export async function openDrive(
 /** Mounts a drive that is plugged in. @throws BackupError TARGET_ABSENT, TARGET_FOREIGN */
 export async function mountTarget(
   configuration: DriveTargetConfiguration,
-  { plugged, signal }: { readonly plugged: PluggedDrive; readonly signal?: AbortSignal | undefined },
+  {
+    plugged,
+    signal,
+  }: { readonly plugged: PluggedDrive; readonly signal?: AbortSignal | undefined },
 ): Promise<DriveTarget> {
   const { drive, filesystem } = plugged
   const name = describeDrive(configuration, drive.name)

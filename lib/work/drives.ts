@@ -170,7 +170,8 @@ export async function lookAtDrive(
   const repository = isThere ? await findRepository(open(target, root)) : undefined
   const machines = repository === undefined ? [] : await listMachines(repository)
   const isTrusted =
-    repository === undefined || (await isMadeByOurs(configuration, { repository, machines, signer }))
+    repository === undefined
+    || (await isMadeByOurs(configuration, { repository, machines, signer }))
   return {
     filesystem,
     mountPoint,

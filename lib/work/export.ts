@@ -11,14 +11,14 @@ import { availableParallelism } from 'node:os'
 import { encodePlainHeader, tarPadding } from '../format/tar.ts'
 import type { Configuration, TargetConfiguration } from '../machine/config.ts'
 import { type CollectionHeader, isFrozen, type MissingPath } from '../model/collection.ts'
-import { type Entry, dataBytes } from '../model/entry.ts'
+import type { Entry } from '../model/entry.ts'
 import {
   type ExportStatistics,
   type Manifest,
   encodeManifest,
   exportName,
 } from '../model/manifest.ts'
-import { rawPathFromText } from '../model/raw-path.ts'
+import { type RawPath, rawPathFromText } from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
 import type { Doubt } from '../model/sanity.ts'
 import { isAhead } from '../model/stamp.ts'
@@ -32,6 +32,7 @@ import { BundleTable } from './bundle-table.ts'
 import { BundleWriter } from './bundle-writer.ts'
 import { type WrittenCatalog, writeCatalog } from './export-catalog.ts'
 import { type PlannedEntry, planExport, usageOf } from './export-plan.ts'
+import { checkSpace } from './export-space.ts'
 import { type Packed, packAll } from './pack-pool.ts'
 import { dataBundleFile } from './pack-worker.ts'
 import { finishEntries, pieceIndexFor } from './packed-entries.ts'
@@ -189,8 +190,8 @@ class Export {
     { state, bundles }: { state: State; bundles: BundleTable },
   ): Promise<PackedEntries> {
     const plan = this.#plan(collected, { state, bundles })
-    await this.#warnSpace(plan)
     const index = pieceIndexFor(plan, { state, bundles })
+    await this.#checkSpace(plan, { index, knowsPieces: state.pieces.length > 0 })
     const packed = await this.#pack(plan, { index, bundles })
     for (const bundle of packed.bundles)
       bundles.add(bundle.bundle, this.#bundleOf(bundle.bundle, bundles, bundle))
@@ -252,21 +253,24 @@ class Export {
     })
   }
 
-  async #warnSpace(plan: readonly PlannedEntry[]): Promise<void> {
-    const { repository, report } = this.#options
-    const freeBytes = await repository.target.freeBytes()
-    const needBytes = plan.reduce(
-      (sum, { item }) => sum + (item?.kind === 'file' ? dataBytes(item.metadata) : 0),
-      0,
-    )
-    if (freeBytes === undefined || freeBytes >= needBytes) return
-    report({
-      kind: 'notice',
-      level: 'warning',
-      code: 'SPACE_MAY_NOT_DO',
-      message: `${repository.target.name} has less free space than there is new data to compress`,
-      facts: { freeBytes, needBytes },
+  async #checkSpace(
+    plan: readonly PlannedEntry[],
+    { index, knowsPieces }: { index: PieceIndex; knowsPieces: boolean },
+  ): Promise<void> {
+    const { targetConfiguration, repository, set, report } = this.#options
+    const { compressionLevel: level, parityPercent } = targetConfiguration
+    const { stamp } = this.#place
+    await checkSpace({
+      target: repository.target,
+      ...{ set, stamp, plan, level, parityPercent, index, knowsPieces, report },
+      tree: this.#tree,
     })
+  }
+
+  get #tree(): RawPath {
+    const { staging } = this.#options.configuration
+    const { set, stamp } = this.#place
+    return rawPathFromText(collectionDirectory({ staging, set, stamp }))
   }
 
   async #pack(
@@ -288,9 +292,7 @@ class Export {
         recipients: configuration.recipients,
         level: targetConfiguration.compressionLevel,
         bundleBytes: targetConfiguration.bundleSizeBytes,
-        tree: rawPathFromText(
-          collectionDirectory({ staging: configuration.staging, set, stamp: this.#place.stamp }),
-        ),
+        tree: this.#tree,
         outputDirectory: await repository.target.workDirectory(this.#directory),
         pieceIndex: index.memory,
         bundlesBegun: new SharedArrayBuffer(4),

@@ -57,10 +57,11 @@ export interface ExternalReport {
 export async function exportAll(options: ExternalOptions): Promise<ExternalReport> {
   checkRecipients(options.configuration)
   const signer = await openSigner(options.configuration)
+  const beganMs = performance.now()
   const outcomes: ExternalOutcome[] = []
   const ends: TargetEnd[] = []
   for (const target of options.targets) {
-    const done = await exportToTarget(options, { target, signer })
+    const done = await exportToTarget(options, { target, signer, beganMs })
     outcomes.push(...done.outcomes)
     ends.push(...done.ends)
   }
@@ -78,6 +79,8 @@ export function checkRecipients({ recipients, path }: Configuration): void {
 interface Work {
   readonly target: TargetConfiguration
   readonly signer: Signer
+  /** When exportAll was called, as performance.now() has it. */
+  readonly beganMs: number
 }
 
 async function exportToTarget(options: ExternalOptions, work: Work): Promise<ExternalReport> {
@@ -103,7 +106,8 @@ async function exportToTarget(options: ExternalOptions, work: Work): Promise<Ext
     const isDrillDue =
       options.isPluggedIn === true || outcomes.some(({ outcome }) => outcome?.kind === 'exported')
     const { report } = options
-    const all = { configuration, target, signer, isDrillDue, nowMs, report, signal }
+    const endMs = nowMs + Math.round(performance.now() - work.beganMs)
+    const all = { configuration, target, signer, isDrillDue, nowMs: endMs, report, signal }
     return { outcomes, ends: [await endTarget({ ...all, ...opened })] }
   } catch (error) {
     // Unplugging it ends the service, and so this run: that is the drive's failure.

@@ -153,7 +153,10 @@ function append(path: string, runs: readonly RunRecord[]): number {
 function compact(staging: string): void {
   const runs = readHistory(staging)
   const last = new Map(
-    runs.map((run) => [[run.phase, run.set, run.target ?? '', run.drive ?? '', run.outcome].join('/'), run]),
+    runs.map((run) => [
+      [run.phase, run.set, run.target ?? '', run.drive ?? '', run.outcome].join('/'),
+      run,
+    ]),
   )
   const kept = new Set([...last.values(), ...runs.slice(-KEPT_RUNS)])
   const text = runs.filter((run) => kept.has(run)).map((run) => `${encodeRun(run)}\n`)

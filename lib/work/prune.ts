@@ -7,6 +7,7 @@
 // Nothing whose name is not ours is touched.
 
 import { BackupError } from '../errors.ts'
+import { PARTIAL_SUFFIX } from '../machine/durable-file.ts'
 import { exportName } from '../model/manifest.ts'
 import type { Report } from '../model/report.ts'
 import {
@@ -120,8 +121,11 @@ function leftoverOf(
 ): Leftover {
   const isWhole = goes || !place.exists
   const names = [...place.files.keys()].filter((name) => {
-    const bundle = `${place.set}/${place.stamp}/${name.replace(/\.tar\.zst\.age$/, '')}`
-    return !needed.has(bundle) && (isWhole || isBundle(name)) && name !== MANIFEST
+    if (name === MANIFEST) return false
+    // Parity stays and goes with what it belongs to.
+    const file = name.replace(/\.par2$/, '')
+    const bundle = `${place.set}/${place.stamp}/${file.replace(/\.tar\.zst\.age$/, '')}`
+    return !needed.has(bundle) && (isWhole || isBundle(file) || name.endsWith(PARTIAL_SUFFIX))
   })
   const bytes = sum(names.map((name) => place.files.get(name) ?? 0))
   return { directory: directoryOf(place), names, bytes, isWhole }

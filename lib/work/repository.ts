@@ -213,7 +213,7 @@ export async function listStamps(
 
 const BUNDLE_OR_MANIFEST = String.raw`((data|catalog)-\d{4,9}|manifest)\.tar\.zst\.age`
 const OUR_FILE = new RegExp(
-  String.raw`^(${BUNDLE_OR_MANIFEST}|verification\.sha256(\.minisig)?)(\.partial)?$`,
+  String.raw`^(${BUNDLE_OR_MANIFEST}(\.par2)?|verification\.sha256(\.minisig)?)(\.partial)?$`,
 )
 
 /** Of those, the exports: what has a manifest (invariant 1). */

@@ -159,7 +159,7 @@ function refuseOthers({ path, state }: Finding): void {
   }
   if (state === 'of another configuration') {
     throw new BackupError('ALREADY_THERE', `"${what}" is there for another configuration`, {
-      hint: 'its first line says for which; `backup schedule remove` removes it; nothing was changed',
+      hint: 'its first line says which; `backup schedule remove` removes it; nothing was changed',
     })
   }
 }

@@ -235,7 +235,7 @@ function protections(
   const isOpen = hooks || inside !== undefined
   const why = hooks
     ? 'Hooks\n# are your programs and write where they must: so only /usr and /boot are.'
-    : 'A source\n# lies where backup writes, and has to look as it does outside: so only /usr and /boot are.'
+    : 'A source\n# is where backup writes, and has to look as outside: so only /usr and /boot are.'
   const writable = [...writes, ...mail, ...LVM_PATHS].filter((path) => {
     return !isOpen || ['/usr', '/boot', '/efi'].some((closed) => isWithin(path, closed))
   })
@@ -267,7 +267,7 @@ function protections(
     WHY_NO_NEW_PRIVILEGES: () => {
       return isWhole
         ? 'No set-user-id program helps it.'
-        : 'sendmail, or a hook,\n# may be a set-user-id program: so none of these protections, which all forbid that.'
+        : 'sendmail, or a hook,\n# may be a set-user-id program, so nothing here forbids those.'
     },
     NO_NEW_PRIVILEGES: () => (isWhole ? 'yes' : 'no'),
     SYSTEM_CALLS: () => (isWhole ? '@system-service' : ''),

@@ -7,7 +7,9 @@
 import { existsSync } from 'node:fs'
 import { BackupError } from '../errors.ts'
 import type { Configuration, TargetConfiguration } from '../machine/config.ts'
+import { readIdentityFile } from '../machine/identity.ts'
 import { dirtyHint, powerOff, unmountDrive } from '../machine/drive-mount.ts'
+import { rawPathFromText } from '../model/raw-path.ts'
 import type { Receipt } from '../model/receipt.ts'
 import type { Report } from '../model/report.ts'
 import { drillTarget } from './drill.ts'
@@ -62,8 +64,9 @@ export async function endTarget(options: EndOptions): Promise<TargetEnd> {
   }
   if (target.parityPercent > 0) {
     const percent = target.parityPercent
+    const publicKeys = [options.signer.publicKey]
     await attempt(async () => {
-      await addParity(repository, { machine, publicKeys: [options.signer.publicKey], percent, staging, report, signal })
+      await addParity(repository, { machine, publicKeys, percent, staging, report, signal })
     })
   }
   const drill = wantsDrill(options) ? await attempt(async () => await runDrill(options)) : undefined
@@ -99,6 +102,7 @@ async function runDrill(options: EndOptions): Promise<Receipt> {
     repository,
     targetName: target.name,
     drive: drive?.plugged.drive.name,
+    identities: await unattendedIdentities(configuration),
     signer,
     nowMs,
     report,
@@ -106,6 +110,20 @@ async function runDrill(options: EndOptions): Promise<Receipt> {
   })
   await writeReceipt({ staging: configuration.staging, receipt, signer })
   return receipt
+}
+
+/** What whoever configured an identity without a passphrase left here for this; else none. */
+async function unattendedIdentities({ identity }: Configuration): Promise<readonly string[]> {
+  if (identity === undefined) return []
+  const askPassphrase = (): never => {
+    throw new BackupError('IDENTITY_ABSENT', 'nobody is there to give the passphrase')
+  }
+  try {
+    return (await readIdentityFile({ path: rawPathFromText(identity), askPassphrase })).identities
+  } catch (error) {
+    if (error instanceof BackupError) return []
+    throw error
+  }
 }
 
 /** Unmounts a drive, as the target's `afterwards` wants. */

@@ -341,16 +341,19 @@ for (const source of SOURCES) {
     },
   )
 
-  restore(`${source}: --verify reads everything and writes nothing`, async () => {
+  restore(`${source}: --verify reads everything and writes a receipt only`, async () => {
     const { scenario } = await shared()
     const before = [inventory(scenario.staging), inventory(scenario.target)]
     const { status, stdout, stderr } = await from(scenario, source, '--verify')
     assert.is(status, 0, stderr)
     assert.match(stdout, /^data \S+: whole/m)
     assert.match(stdout, '3 files, 20 B')
-    const isLock = (path: string): boolean => path.endsWith('.lock')
-    const withoutLocks = (map: Map<string, string>) => [...map].filter(([path]) => !isLock(path))
-    assert.equal(withoutLocks(inventory(scenario.staging)), withoutLocks(before[0]!))
+    const isKept = (path: string): boolean => !/\.lock$|^\.state\/receipts(\/|$)/.test(path)
+    const kept = (map: Map<string, string>) => [...map].filter(([path]) => isKept(path))
+    assert.equal(kept(inventory(scenario.staging)), kept(before[0]!))
+    const receipts = [...inventory(`${scenario.staging}/.state/receipts`).keys()]
+    const isVerified = receipts.some((name) => name.endsWith('-drive-verification.json'))
+    assert.is(isVerified, source === 'external')
     assert.equal(inventory(scenario.target), before[1])
   })
 }

@@ -34,7 +34,8 @@ const drives = suite('commands/drives')
 
 let labels = 0
 /** No other test that runs now has a drive of that label. */
-const newLabel = (): string => `D${process.pid.toString(36)}${(labels++).toString(36)}`.toUpperCase()
+const newLabel = (): string =>
+  `D${process.pid.toString(36)}${(labels++).toString(36)}`.toUpperCase()
 
 const MOUNTS = '/proc/self/mountinfo'
 
@@ -150,7 +151,10 @@ if (canRunAsRoot('drives on loop devices')) {
     const unprepared = await scenario.external()
     assert.is(unprepared.status, 1)
     assert.match(unprepared.stderr, /backup drives add t9/)
-    assert.equal(onDrive(drive, (path) => readdirSync(path)), ['lost+found'])
+    assert.equal(
+      onDrive(drive, (path) => readdirSync(path)),
+      ['lost+found'],
+    )
     await add(scenario)
     await succeed(scenario.external())
 
@@ -176,34 +180,37 @@ if (canRunAsRoot('drives on loop devices')) {
     stranger.detach()
   })
 
-  drives('a copy of the repository on another drive is refused, and one of the device too', async () => {
-    const label = newLabel()
-    const drive = driveImage({ label })
-    const scenario = await scenarioWith(drive)
-    await add(scenario)
-    await succeed(scenario.collect())
-    await succeed(scenario.external())
-    const files = tempDirectory()
-    onDrive(drive, (path) => cpSync(`${path}/backup`, `${files}/backup`, { recursive: true }))
-    const byte = cloneDrive(drive)
-    const both = await scenario.external()
-    assert.is(both.status, 1)
-    assert.match(both.stderr, /several filesystems have the label/)
-    byte.detach()
-    drive.detach()
-    const copy = driveImage({ label })
-    onDrive(copy, (path) => cpSync(`${files}/backup`, `${path}/backup`, { recursive: true }))
-    writeFileSync(`${scenario.source}/more`, 'more')
-    await succeed(scenario.collect())
-    const refused = await scenario.external()
-    assert.is(refused.status, 1)
-    assert.match(refused.stderr, /copy of the repository: its UUID/)
-    assert.is(onDrive(copy, exportsOn).length, 1)
-    // The person knows better: the drive was put into another filesystem.
-    await add(scenario, 't9', '--again')
-    await succeed(scenario.external())
-    assert.is(onDrive(copy, exportsOn).length, 2)
-  })
+  drives(
+    'a copy of the repository on another drive is refused, and one of the device too',
+    async () => {
+      const label = newLabel()
+      const drive = driveImage({ label })
+      const scenario = await scenarioWith(drive)
+      await add(scenario)
+      await succeed(scenario.collect())
+      await succeed(scenario.external())
+      const files = tempDirectory()
+      onDrive(drive, (path) => cpSync(`${path}/backup`, `${files}/backup`, { recursive: true }))
+      const byte = cloneDrive(drive)
+      const both = await scenario.external()
+      assert.is(both.status, 1)
+      assert.match(both.stderr, /several filesystems have the label/)
+      byte.detach()
+      drive.detach()
+      const copy = driveImage({ label })
+      onDrive(copy, (path) => cpSync(`${files}/backup`, `${path}/backup`, { recursive: true }))
+      writeFileSync(`${scenario.source}/more`, 'more')
+      await succeed(scenario.collect())
+      const refused = await scenario.external()
+      assert.is(refused.status, 1)
+      assert.match(refused.stderr, /copy of the repository: its UUID/)
+      assert.is(onDrive(copy, exportsOn).length, 1)
+      // The person knows better: the drive was put into another filesystem.
+      await add(scenario, 't9', '--again')
+      await succeed(scenario.external())
+      assert.is(onDrive(copy, exportsOn).length, 2)
+    },
+  )
 
   drives('a link on the drive leads nowhere', async () => {
     const drive = driveImage({ label: newLabel() })
@@ -293,32 +300,35 @@ if (canRunAsRoot('drives on loop devices')) {
     assert.not.ok(isMounted(drive))
   })
 
-  drives('of a pool the drive that waits longest is taken, and each has its own history', async () => {
-    const [blue, red] = [driveImage({ label: newLabel() }), driveImage({ label: newLabel() })]
-    const scenario = await scenarioWith(blue)
-    configure(scenario, (properties) => {
-      const pool = [
-        { name: 'blue', label: blue.label },
-        { name: 'red', label: red.label },
-      ]
-      properties['targets'] = [{ name: 'vault', kind: 'drive', pool }]
-    })
-    const which = await scenario.run('drives', 'add', 'vault', '--yes')
-    assert.is(which.status, 2)
-    assert.match(which.stderr, /vault\/blue, vault\/red/)
-    await add(scenario, 'vault/blue')
-    await add(scenario, 'vault/red')
-    const driveOf = (outcome: Outcome): unknown => jsonLines(outcome, 'result').at(-1)?.['drive']
-    await succeed(scenario.collect())
-    const first = driveOf(await succeed(scenario.external('--json')))
-    assert.is(first, 'blue')
-    assert.is(driveOf(await succeed(scenario.external('--json'))), 'red')
-    for (const drive of [blue, red]) assert.is(onDrive(drive, exportsOn).length, 1)
-    red.detach()
-    assert.is(driveOf(await succeed(scenario.external('--json'))), 'blue')
-    const status = await scenario.run('status')
-    assert.match(status.stdout, /blue/)
-  })
+  drives(
+    'of a pool the drive that waits longest is taken, and each has its own history',
+    async () => {
+      const [blue, red] = [driveImage({ label: newLabel() }), driveImage({ label: newLabel() })]
+      const scenario = await scenarioWith(blue)
+      configure(scenario, (properties) => {
+        const pool = [
+          { name: 'blue', label: blue.label },
+          { name: 'red', label: red.label },
+        ]
+        properties['targets'] = [{ name: 'vault', kind: 'drive', pool }]
+      })
+      const which = await scenario.run('drives', 'add', 'vault', '--yes')
+      assert.is(which.status, 2)
+      assert.match(which.stderr, /vault\/blue, vault\/red/)
+      await add(scenario, 'vault/blue')
+      await add(scenario, 'vault/red')
+      const driveOf = (outcome: Outcome): unknown => jsonLines(outcome, 'result').at(-1)?.['drive']
+      await succeed(scenario.collect())
+      const first = driveOf(await succeed(scenario.external('--json')))
+      assert.is(first, 'blue')
+      assert.is(driveOf(await succeed(scenario.external('--json'))), 'red')
+      for (const drive of [blue, red]) assert.is(onDrive(drive, exportsOn).length, 1)
+      red.detach()
+      assert.is(driveOf(await succeed(scenario.external('--json'))), 'blue')
+      const status = await scenario.run('status')
+      assert.match(status.stdout, /blue/)
+    },
+  )
 
   drives('plugging it in exports whatever the schedule says, and waits its turn', async () => {
     const drive = driveImage({ label: newLabel(), sizeMib: 64 })
@@ -400,7 +410,13 @@ async function holdLock({ staging }: Scenario) {
 
 drives('says what is wrong with its words', async () => {
   const scenario = await makeScenario()
-  for (const words of [['add'], ['bogus', 't9'], ['add', 't9', 'x'], ['add', 'T 9'], ['add', 'nope']]) {
+  for (const words of [
+    ['add'],
+    ['bogus', 't9'],
+    ['add', 't9', 'x'],
+    ['add', 'T 9'],
+    ['add', 'nope'],
+  ]) {
     const { status, stderr } = await scenario.run('drives', ...words)
     assert.is(status, 2, words.join(' '))
     assert.match(stderr, /hint/)

@@ -18,6 +18,7 @@ import {
   inventory,
   jsonLines,
   makeScenario,
+  namesIn,
   type Scenario,
   setDirectory,
 } from '../helpers/scenario.ts'
@@ -189,6 +190,32 @@ prune('a lost state lets no export go by later good runs, only by --unknown', as
   assert.is(done.status, 0, done.stderr)
   assert.equal(exportStamps(scenario), after.slice(1))
   await assertWhole(scenario)
+})
+
+prune('parity goes with its bundle, and stays with it; what is set aside stays', async () => {
+  const { scenario, stamps } = await withHistory(3)
+  const [first, second, third] = stamps as [string, string, string]
+  const directory = setDirectory(scenario)
+  const protectedFiles = namesIn(directory, /\.age$/)
+  for (const name of protectedFiles) writeFileSync(`${directory}/${name}.par2`, name)
+  writeFileSync(`${directory}/${first}/data-0001.tar.zst.age.damaged`, 'kept')
+  writeFileSync(`${directory}/${second}/data-0001.tar.zst.age.par2.partial`, 'half')
+  writeFileSync(`${directory}/${third}/data-0001.tar.zst.age.par2.partial`, 'half')
+  // Its bundle is missing, and needed: by what is left of it something may be mended.
+  const needed = `${first}/data-0001.tar.zst.age`
+  rmSync(`${directory}/${needed}`)
+  const { status, stderr } = await scenario.run('prune', '--target', 'drive', '--yes')
+  assert.is(status, 0, stderr)
+  const left = namesIn(directory, /\.age(\.|$)/)
+  const isLeft = (name: string): boolean => name.startsWith(third) || name === needed
+  assert.equal(left, [
+    `${needed}.damaged`,
+    `${needed}.par2`,
+    ...protectedFiles
+      .filter(isLeft)
+      .flatMap((name) => (name === needed ? [] : [name, `${name}.par2`])),
+  ])
+  assert.not.ok(existsSync(`${directory}/${second}`))
 })
 
 /** Removes as after a good run; `beforeRemoval` sees each path before it goes. */

@@ -18,7 +18,7 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import { openDirectoryTarget } from '../../lib/target/directory.ts'
-import type { Target } from '../../lib/target/target.ts'
+import { type Target, asideName } from '../../lib/target/target.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 
@@ -143,6 +143,29 @@ targets('a bundle gets its name from publish, and not before', async () => {
   assert.equal(readdirSync(directory), ['data-0001.tar.zst.age'])
   const none = () => target.publish('machines/m/home/2025-04-01T020000Z/data-0002.tar.zst.age')
   assert.is(await codeOf(none), 'TARGET_FAILED')
+})
+
+targets('what is set aside gets a free name beside it, and overwrites nothing', async () => {
+  const path = newDirectory()
+  const target = openAt(path)
+  for (const content of ['one', 'two', 'three']) {
+    await target.write('machines/a', Buffer.from(content))
+    await target.setAside('machines/a')
+  }
+  await target.write('machines/a', bytes)
+  symlinkSync('/nowhere', join(path, 'machines/a.damaged-4'))
+  assert.is(await target.setAside('machines/a'), 'machines/a.damaged-5')
+  assert.equal(readdirSync(join(path, 'machines')).sort(), [
+    'a.damaged',
+    'a.damaged-2',
+    'a.damaged-3',
+    'a.damaged-4',
+    'a.damaged-5',
+  ])
+  assert.is(readFileSync(join(path, 'machines/a.damaged'), 'utf8'), 'one')
+  assert.is(readFileSync(join(path, 'machines/a.damaged-3'), 'utf8'), 'three')
+  assert.is(await codeOf(() => target.setAside('machines/a')), 'TARGET_FAILED')
+  assert.is(asideName('x', 1), 'x.damaged')
 })
 
 targets('free space is what the file system says', async () => {
@@ -309,6 +332,7 @@ if (canRunAsRoot('targets on file systems of their own')) {
           () => target.replace('latest', bytes),
           () => target.workDirectory('machines/m'),
           () => target.publish('b'),
+          () => target.setAside('latest'),
           () => target.remove('latest'),
           () => target.removeDirectory('machines'),
         ]) {

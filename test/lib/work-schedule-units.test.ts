@@ -379,9 +379,11 @@ test('udev is told to keep the desktop off, only where that is asked for', () =>
     systemdSchedule(request({ withUdev: true, with: { targets } })),
     '90-backup-drive.rules',
   )
+  const block = 'ACTION=="add|change", SUBSYSTEM=="block"'
+  const keepOff = 'ENV{UDISKS_AUTO}="0"'
   assert.equal(rules.match(/^ACTION.*$/gm), [
-    'ACTION=="add|change", SUBSYSTEM=="block", ENV{ID_FS_LABEL_ENC}=="My\\x20\\x22Disk\\x22", ENV{UDISKS_AUTO}="0"',
-    'ACTION=="add|change", SUBSYSTEM=="block", ENV{ID_FS_UUID_ENC}=="01D9A2B3C4D5E6F7|01d9a2b3c4d5e6f7", ENV{UDISKS_AUTO}="0"',
+    `${block}, ENV{ID_FS_LABEL_ENC}=="My\\x20\\x22Disk\\x22", ${keepOff}`,
+    `${block}, ENV{ID_FS_UUID_ENC}=="01D9A2B3C4D5E6F7|01d9a2b3c4d5e6f7", ${keepOff}`,
   ])
   const mine = systemdSchedule(request({ scope: 'user', withUdev: true }))
   assert.not.ok(mine.files.some(({ path }) => path === UDEV_RULES))
@@ -440,7 +442,10 @@ function tellFailure(facts: {
   const told = join(directory, 'told')
   const programs = {
     systemctl: `case "$*" in *Result*) echo ${facts.result};; *) echo ${facts.status};; esac`,
-    loginctl: `case $1 in list-sessions) printf '${facts.sessions ?? '3 x\\n'}';; *) printf '%s\\n' Name=-anna User=1000 Type=wayland State=active Remote=no;; esac`,
+    loginctl: `case $1 in
+  list-sessions) printf '${facts.sessions ?? '3 x\\n'}';;
+  *) printf '%s\\n' Name=-anna User=1000 Type=wayland State=active Remote=no;;
+esac`,
     runuser: `printf '%s\\n' "$@" >>'${told}'`,
     'notify-send': `printf '%s\\n' "$@" >>'${told}'`,
   }

@@ -7,7 +7,7 @@
 // when a check failed or a step could not be done.
 
 import { spawnSync } from 'node:child_process'
-import { cpSync, mkdirSync } from 'node:fs'
+import { cpSync, mkdirSync, realpathSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
@@ -58,7 +58,7 @@ async function main(system: string): Promise<void> {
   stop = vm.stop
   console.log(`    ${vm.accelerator}, up in ${vm.bootSeconds} s`)
   await guest('. /etc/os-release; echo "$PRETTY_NAME, $(uname -r), node $(node --version)"')
-  await until('loginctl show-session 1 -p Name -p Type -p State | tee /dev/stderr | grep active')
+  await until('loginctl show-session 1 -p Name -p Type -p State | grep -B 9 State=active')
   await until(`runuser -u me -- busctl --address=unix:path=/run/user/1000/bus list | grep ${BUS}`)
   await installProgram()
   const t9 = await prepareDrive({ name: 't9', label: 'T9', filesystem: 'ext4' })
@@ -74,7 +74,7 @@ async function installProgram(): Promise<void> {
   say('The package is installed, and a first collection made, as README.md says')
   await guest('cd /opt/two-phase-backup && npm install --global --offline .', 180)
   await guest('backup --version')
-  await guest(`mkdir -p /data/photos && cp -r /opt/two-phase-backup/docs /data/
+  await guest(`mkdir -p /var/backup /data/photos && cp -r /opt/two-phase-backup/docs /data/
 head -c ${DAY_MIB}M /dev/urandom >/data/photos/first.raw`)
   await guest(`backup init --source /data --staging /var/backup/staging --machine vm \\
   --config /etc/backup/config.yaml --identity /root/identity.txt --no-passphrase`)
@@ -130,7 +130,9 @@ async function installSchedule(drives: readonly TestDrive[]): Promise<void> {
   await guest('backup schedule install --system')
   await guest('systemctl list-timers --no-pager backup.timer')
   for (const { unit, name } of drives) {
-    const { status } = await guest(`find /etc/systemd/system -path '*.wants/*' -name '${inFind(unit)}' | grep .`)
+    const { status } = await attempt(
+      `find /etc/systemd/system -path '*.wants/*' -name '${inFind(unit)}' | grep .`,
+    )
     check(status === 0, `the device of ${name} wants ${unit}`)
   }
   await guest('backup schedule status')
@@ -163,16 +165,24 @@ async function tryDrive(drive: TestDrive): Promise<void> {
   await vm.unplug(name)
 
   say(`A day later there is more to export, and ${name} is pulled out in the middle`)
-  await guest(`date --set='+25 hours'
+  await guest(
+    `date --set='+25 hours'
 head -c ${DAY_MIB}M /dev/urandom >/data/photos/for-${name}.raw
-backup-collect`, RUN_SECONDS)
+backup-collect`,
+    RUN_SECONDS,
+  )
   const third = await plugAndPull(drive)
   check(!third.isGood, 'the service did not end well')
   check(/unharmed|harmed|lost|safe/i.test(third.journal), 'its error says what is unharmed')
   check(!/no such file|unexpected|a bug/i.test(third.journal), 'and nothing that is no help')
   await checkUnmounted('although it was pulled out')
-  await checkTold(third, /unplug|pulled|failed|interrupted|not there/i, 'the desktop tells that it failed')
-  await guest('! pgrep -af -- --plugged-in')
+  await checkTold(
+    third,
+    /unplug|pulled|failed|interrupted|not there/i,
+    'the desktop tells that it failed',
+  )
+  const { status } = await attempt('! pgrep -af -- --plugged-in')
+  check(status === 0, 'no process is left')
 
   say(`${name} is plugged in once more: the next run needs no help`)
   const fourth = await plugAndWait(drive)
@@ -209,7 +219,9 @@ async function plugAndPull(drive: TestDrive): Promise<Run> {
     await sleep(250)
     writtenBytes = await vm.writtenBytes(drive.name)
   }
-  const { output: state } = await ask(`systemctl show --property=ActiveState --value '${drive.unit}'`)
+  const { output: state } = await ask(
+    `systemctl show --property=ActiveState --value '${drive.unit}'`,
+  )
   console.log(`    pulled out after ${writtenBytes} bytes were written; the service was ${state}`)
   check(state === 'activating', 'the service was at work when the drive was pulled out')
   await vm.unplug(drive.name)
@@ -256,7 +268,10 @@ async function checkTold({ toldBefore }: Run, wanted: RegExp, sentence: string):
     await sleep(500)
   }
   for (const line of told) console.log(`    on the desktop: ${line}`)
-  check(told.some((line) => wanted.test(line)), sentence)
+  check(
+    told.some((line) => wanted.test(line)),
+    sentence,
+  )
 }
 
 /** In no process's view, whatever namespace the service had. */
@@ -270,7 +285,7 @@ async function checkUnmounted(when: string): Promise<void> {
 
 /** By the kernel's and find's word: manifests, and nothing half-written. */
 async function checkExports({ link, mount }: TestDrive, expected: number): Promise<void> {
-  const { output } = await guest(`mkdir -p /mnt/look && ${mount} ${link} /mnt/look
+  const { output } = await attempt(`mkdir -p /mnt/look && ${mount} ${link} /mnt/look
 find /mnt/look/backup -type f -printf '%P %s\\n' | sort; umount /mnt/look`)
   const files = output.split('\n')
   const found = files.filter((line) => line.includes('manifest.tar.zst.age ')).length
@@ -279,7 +294,7 @@ find /mnt/look/backup -type f -printf '%P %s\\n' | sort; umount /mnt/look`)
 }
 
 async function checkVerified({ name }: TestDrive): Promise<void> {
-  const { status } = await guest(
+  const { status } = await attempt(
     `backup-restore --source external --target ${name} --verify --identity /root/identity.txt`,
     RUN_SECONDS,
   )
@@ -288,7 +303,7 @@ async function checkVerified({ name }: TestDrive): Promise<void> {
 }
 
 async function checkRestored({ name }: TestDrive): Promise<void> {
-  const { status } = await guest(
+  const { status } = await attempt(
     `rm -rf /root/restored
 backup-restore --source external --target ${name} --date latest --into /root/restored \\
   --identity /root/identity.txt
@@ -304,7 +319,10 @@ function makeProjectImage(): string {
   const tree = join(directory, 'tree')
   mkdirSync(tree)
   for (const part of [...PROJECT, ...PARTS]) {
-    cpSync(join(root, part), join(tree, part), { recursive: true, verbatimSymlinks: true })
+    cpSync(realpathSync(join(root, part)), join(tree, part), {
+      recursive: true,
+      verbatimSymlinks: true,
+    })
   }
   const image = join(directory, 'project.img')
   host('truncate -s 400M "$1" && mkfs.ext4 -q -F -d "$2" -L PROJECT "$1"', image, tree)
@@ -321,7 +339,7 @@ function makeDriveImage({
 }): string {
   const directory = tempDirectory()
   const image = join(directory, 'drive.img')
-  const format = filesystem === 'ext4' ? 'mkfs.ext4 -q -F -m 0' : 'mkfs.exfat -q'
+  const format = filesystem === 'ext4' ? 'mkfs.ext4 -q -F -m 0' : 'mkfs.exfat'
   host(
     `truncate -s 254M "$1.part" && ${format} -L ${label} "$1.part" >/dev/null
 truncate -s 256M "$1" && echo 'start=1MiB, size=254MiB, type=EBD0A0A2-B9E5-4433-87C0-68B6B72699C7' |
@@ -341,8 +359,15 @@ function host(script: string, ...words: readonly string[]): void {
   if (status !== 0) throw new Error(`${script}: ${stderr}`)
 }
 
-/** Runs a script in the guest and shows it. */
+/** Runs a script in the guest and shows it. @throws Error when it fails */
 async function guest(script: string, seconds = 60): Promise<Outcome> {
+  const outcome = await attempt(script, seconds)
+  if (outcome.status !== 0) throw new Error(`exit ${outcome.status}: ${script}`)
+  return outcome
+}
+
+/** The same for what may fail: a check follows. */
+async function attempt(script: string, seconds = 60): Promise<Outcome> {
   console.log(script.replaceAll(/^/gm, '    ').replace('    ', '  $ '))
   const outcome = await vm.run(script, { seconds })
   show(outcome.output)

@@ -153,7 +153,9 @@ function startQemu(
   ]
   // Not even a SIGKILL of this process leaves qemu behind. Others use this machine, too.
   const before = ['--pdeathsig', 'KILL', 'nice', 'qemu-system-x86_64']
-  const child = spawn('setpriv', [...before, ...words], { env: { ...process.env, TMPDIR: directory } })
+  const child = spawn('setpriv', [...before, ...words], {
+    env: { ...process.env, TMPDIR: directory },
+  })
   let errors = ''
   child.stderr.setEncoding('utf8').on('data', (text: string) => {
     errors = (errors + text).slice(-4096)
@@ -271,10 +273,7 @@ async function connected(path: string): Promise<Socket> {
  * Three nodes of qemu's block layer for a drive: the file, `<name>-raw`; a limit of speed, `<name>`;
  * and the USB device, which is called `<name>-usb`.
  */
-function drivesOf({
-  execute,
-  deleted,
-}: Control): Pick<Vm, 'plug' | 'writtenBytes' | 'unplug'> {
+function drivesOf({ execute, deleted }: Control): Pick<Vm, 'plug' | 'writtenBytes' | 'unplug'> {
   return {
     plug: async ({ name, image, bytesPerSecond = 0 }) => {
       const group = `${name}-limit`
