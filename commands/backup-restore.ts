@@ -18,6 +18,7 @@ import { findExports, pickExports } from '../lib/work/find-exports.ts'
 import { listExternal, listLocal } from '../lib/work/list.ts'
 import { readMarks } from '../lib/work/marks.ts'
 import { type ExportPlace, type Repository, readManifest } from '../lib/work/repository.ts'
+import { repairAdvice } from '../lib/work/repair.ts'
 import { restoreLocal } from '../lib/work/restore-local.ts'
 import { receiptOfVerification, writeReceipt } from '../lib/work/receipts.ts'
 import { type RestoreOutcome, restoreEntries, selectEntries } from '../lib/work/restore.ts'
@@ -203,9 +204,11 @@ async function verifyTarget(job: Job): Promise<ExitCode> {
   const { exports, bundles, bytesRead, deep } = outcome
   for (const one of exports) tellVerified(one, context.reporter)
   const { reporter } = context
-  if (exports.some(({ problems }) => problems.length > 0)) {
-    const { name } = repository.target
-    reporter.print(`what has parity can be mended: backup repair --target ${name}`)
+  const { target } = repository
+  const paths = outcome.damagedFiles
+  const advise = { paths, staging: configuration.staging, signal: context.signal }
+  if (existsSync(configuration.staging)) {
+    for (const line of await repairAdvice(target, advise)) reporter.print(line)
   }
   await keepReceipt(job, { outcome, repository, startMs })
   reporter.print(

@@ -118,10 +118,11 @@ export function tellEnd(
 ): ExitCode {
   const { name, target, drive, drill, unplug, freeBytes, problems } = end
   const codes: ExitCode[] = [0]
-  for (const { code, message, hint } of problems) {
+  for (const { code, message, hint, exitCode } of problems) {
     const text = `${name}: ${message}${hint === undefined ? '' : ` (${hint})`}`
     reporter.report({ kind: 'notice', level: 'warning', code, message: text })
-    codes.push(3)
+    // What came on the target is there; only damage is worse than something missing.
+    codes.push(exitCode === 13 ? 13 : 3)
   }
   if (drill !== undefined) codes.push(tellDrill(drill, { name, reporter }))
   if (unplug === 'safe') reporter.tell(`${name}: unmounted; it is safe to unplug it`)

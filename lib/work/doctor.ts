@@ -155,7 +155,10 @@ function checkPrograms({ configuration, mounts }: Examination): Check[] {
   })
 }
 
-function neededPrograms({ backupSets }: Configuration, mounts: readonly Mount[]): string[] {
+function neededPrograms(
+  { backupSets, targets, notify }: Configuration,
+  mounts: readonly Mount[],
+): string[] {
   const needed = ['bash']
   if (backupSets.some(({ nice }) => nice > 0)) needed.push('nice')
   if (backupSets.some(({ ionice }) => ionice !== 'normal')) needed.push('ionice')
@@ -164,6 +167,11 @@ function neededPrograms({ backupSets }: Configuration, mounts: readonly Mount[])
       needed.push(...(snapshotOf(real, mounts)?.programs ?? []))
     }
   }
+  if (targets.some(({ parityPercent }) => parityPercent > 0)) needed.push('par2')
+  if (process.platform === 'linux' && targets.some(({ kind }) => kind === 'drive')) {
+    needed.push('lsblk', 'blkid')
+  }
+  if (notify.mail !== undefined) needed.push(notify.mail.sendmail)
   return [...new Set(needed)]
 }
 

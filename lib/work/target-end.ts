@@ -66,7 +66,9 @@ export async function endTarget(options: EndOptions): Promise<TargetEnd> {
     const percent = target.parityPercent
     const publicKeys = [options.signer.publicKey]
     await attempt(async () => {
-      await addParity(repository, { machine, publicKeys, percent, staging, report, signal })
+      const parity = { machine, publicKeys, percent, staging, report, signal }
+      const { damaged } = await addParity(repository, parity)
+      if (damaged.length > 0) throw damagedOnTarget(damaged)
     })
   }
   const drill = wantsDrill(options) ? await attempt(async () => await runDrill(options)) : undefined
@@ -83,6 +85,14 @@ export async function endTarget(options: EndOptions): Promise<TargetEnd> {
     unplug: drive === undefined ? undefined : (unplug ?? 'still mounted'),
     problems,
   }
+}
+
+function damagedOnTarget(damaged: readonly string[]): BackupError {
+  const shown = damaged.slice(0, 3).join(', ')
+  return new BackupError('BUNDLE_DAMAGED', `${damaged.length} files are damaged: ${shown}`, {
+    hint: '`backup repair` mends what has parity; `backup-restore --verify` tells what is lost',
+    facts: { damaged },
+  })
 }
 
 function nameOf({ target, drive }: Pick<EndOptions, 'target' | 'drive'>): string {

@@ -53,6 +53,8 @@ export interface VerifyOutcome {
   readonly bytesRead: number
   /** Whether content was checked, or only checksums and signatures. */
   readonly deep: boolean
+  /** Bundles and manifests that are not what was signed: their paths in the repository. */
+  readonly damagedFiles: readonly string[]
 }
 
 /** @throws BackupError IDENTITY_WRONG when the identity opens nothing, INTERRUPTED */
@@ -71,7 +73,15 @@ export async function verifyExports(options: VerifyOptions): Promise<VerifyOutco
   const replies = await verifyBundles(options, expectations)
   const exports = examined.map((one) => judge(one, { expectations, replies, options }))
   const bytesRead = [...replies.values()].reduce((sum, reply) => sum + reply.bytesRead, 0)
-  return { exports, bundles: replies.size, bytesRead, deep }
+  const damagedFiles = [
+    ...[...replies].flatMap(([key, { problems }]) => {
+      return problems.length > 0 ? [`machines/${key}.tar.zst.age`] : []
+    }),
+    ...examined
+      .filter(({ problems }) => problems.some(({ code }) => code === 'MANIFEST_DAMAGED'))
+      .map(({ place }) => `${directoryOf(place)}/${MANIFEST}`),
+  ]
+  return { exports, bundles: replies.size, bytesRead, deep, damagedFiles }
 }
 
 /** What all exports together expect of one bundle. */

@@ -239,6 +239,9 @@ if (canRunAsRoot('drives on loop devices')) {
     assert.not.ok(isMounted(drive))
 
     rmSync(`${scenario.source}/large`)
+    configure(scenario, (properties) => {
+      properties['backup_sets'][0].suspect_loss = 1
+    })
     await succeed(scenario.collect())
     const path = tempDirectory()
     assert.is(spawnSync('mount', ['-o', 'ro', drive.device, path]).status, 0)

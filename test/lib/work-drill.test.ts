@@ -417,10 +417,10 @@ if (canRunAsRoot('work/drill on loop devices')) {
     assert.ok(place > 0)
     writeSync(fd, Buffer.alloc(64), 0, 64, place)
     closeSync(fd)
-    assert.ok(readFileSync(bundle).equals(cached), 'the cache does not know of it')
+    // Unless memory is very short, the cache still has what was there before.
+    readFileSync(bundle)
     const { damaged } = await drillTarget(await optionsOf(scenario, { share: 1 }))
     assert.ok(damaged.length > 0 && damaged.every((name) => name.startsWith('tester/mail/')))
-    readFileSync(bundle)
   })
 
   drill('a scratch place that is full is a failure of staging, not of the target', async () => {

@@ -342,8 +342,8 @@ function makeDriveImage({
   const format = filesystem === 'ext4' ? 'mkfs.ext4 -q -F -m 0' : 'mkfs.exfat'
   host(
     `truncate -s 254M "$1.part" && ${format} -L ${label} "$1.part" >/dev/null
-truncate -s 256M "$1" && echo 'start=1MiB, size=254MiB, type=EBD0A0A2-B9E5-4433-87C0-68B6B72699C7' |
-  sfdisk --quiet --label gpt "$1"
+truncate -s 256M "$1" && echo 'start=1MiB, size=254MiB, type=7' |
+  sfdisk --quiet --label dos "$1"
 dd if="$1.part" of="$1" bs=1M seek=1 conv=notrunc,sparse status=none && rm "$1.part"`,
     image,
   )
