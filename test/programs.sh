@@ -43,6 +43,10 @@ mkfs.exfat  exfatprogs        -           root
 mkfs.vfat   dosfstools        -           root
 mkfs.ntfs   ntfs-3g           -           root
 par2        par2              par2        test
+fallocate   util-linux        -           root
+partx       util-linux        -           root
+sfdisk      fdisk             -           root
+fusermount3 fuse3             -           root
 notify-send libnotify-bin     -           root
 dbus-daemon dbus-daemon       -           root
 logger      bsdutils          -           root
@@ -50,7 +54,7 @@ systemd-analyze systemd       -           test
 systemd-escape systemd       -           test
 /usr/lib/python3/dist-packages/dbus/__init__.py python3-dbus - root
 /usr/lib/python3/dist-packages/gi/__init__.py python3-gi - root
-/usr/lib/python3/dist-packages/fuse.py python3-fusepy - root
+/usr/lib/python3/dist-packages/fusepy.py python3-fusepy - root
 restic      restic            restic      bench
 borg        borgbackup        borgbackup  bench
 python3     python3           python3     root

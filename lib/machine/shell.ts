@@ -86,6 +86,7 @@ const INSTALL_HINTS: Readonly<Record<string, string>> = {
   lsblk: 'install it: apt install util-linux',
   blkid: 'install it: apt install util-linux',
   udisksctl: 'install it: apt install udisks2',
+  smartctl: 'install it: apt install smartmontools',
   par2: 'install it: apt install par2, or brew install par2',
 }
 

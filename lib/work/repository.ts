@@ -93,6 +93,8 @@ function isUnfinished(name: string): boolean {
   return (
     RECOVERY_FILES.some(({ name: ours }) => name === ours)
     || name === `${REPOSITORY}.partial`
+    // Of a probe of the drive's capacity that was killed.
+    || /^\.backup-capacity-\d+$/.test(name)
     || RECOVERY_FILES.some(({ name: ours }) => name === `${ours}.partial`)
   )
 }

@@ -105,7 +105,17 @@ function wantsDrill({ target, drive, isDrillDue }: EndOptions): boolean {
   return isWanted && isDrillDue
 }
 
-async function runDrill(options: EndOptions): Promise<Receipt> {
+/** Undefined where there is no export yet to draw from. */
+async function runDrill(options: EndOptions): Promise<Receipt | undefined> {
+  try {
+    return await drillNow(options)
+  } catch (error) {
+    if (error instanceof BackupError && error.code === 'NOTHING_FOUND') return undefined
+    throw error
+  }
+}
+
+async function drillNow(options: EndOptions): Promise<Receipt> {
   const { configuration, target, repository, drive, signer, nowMs, report, signal } = options
   const receipt = await drillTarget({
     configuration,
@@ -118,8 +128,7 @@ async function runDrill(options: EndOptions): Promise<Receipt> {
     report,
     signal,
   })
-  await writeReceipt({ staging: configuration.staging, receipt, signer })
-  return receipt
+  return await writeReceipt({ staging: configuration.staging, receipt, signer })
 }
 
 /** What whoever configured an identity without a passphrase left here for this; else none. */

@@ -1,10 +1,10 @@
-// A virtual machine for tests: boots the image of build-image.sh in qemu, runs scripts in it as root,
-// plugs USB drives in and pulls them out.
+// A virtual machine for tests: boots the image of build-image.sh in qemu, runs scripts in it as
+// root, plugs USB drives in and pulls them out.
 //
 // plug-in.ts uses it. Scripts go through a virtio port to guest/agent.sh, drives through qemu's own
-// protocol (QMP). The images given are never written to, but those of drives are. qemu dies with this
-// process, however that ends. Throws Error with the end of the console when the machine does not
-// start, stops answering, or qemu ends.
+// protocol (QMP). The images given are never written to, but those of drives are. qemu dies with
+// this process, however that ends. Throws Error with the end of the console when the machine does
+// not start, stops answering, or qemu ends.
 
 import { spawn } from 'node:child_process'
 import type { ChildProcessWithoutNullStreams } from 'node:child_process'
@@ -73,7 +73,8 @@ const ANSWER_SECONDS = 20
 const HARDWARE = ['-machine', 'q35', '-smp', '2', '-m', '1536', '-nodefaults', '-display', 'none']
 
 /**
- * Boots. With KVM where it works, else with an emulated processor; `$VM_ACCEL` (kvm or tcg) decides.
+ * Boots. With KVM where it works, else with an emulated processor; `$VM_ACCEL` (kvm or tcg)
+ * decides.
  * @throws Error when it is not up in time
  */
 export async function startVm(machine: Machine): Promise<Vm> {
@@ -270,8 +271,8 @@ async function connected(path: string): Promise<Socket> {
 }
 
 /**
- * Three nodes of qemu's block layer for a drive: the file, `<name>-raw`; a limit of speed, `<name>`;
- * and the USB device, which is called `<name>-usb`.
+ * Three nodes of qemu's block layer for a drive: the file, `<name>-raw`; a limit of speed,
+ * `<name>`; and the USB device, which is called `<name>-usb`.
  */
 function drivesOf({ execute, deleted }: Control): Pick<Vm, 'plug' | 'writtenBytes' | 'unplug'> {
   return {
