@@ -7,7 +7,7 @@
 // world does to a channel or to the memory is thrown.
 
 import { Buffer } from 'node:buffer'
-import { existsSync, mkdirSync, readFileSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import { BackupError } from '../errors.ts'
 import type { NotifyConfiguration } from '../machine/config.ts'
 import { writeDurably } from '../machine/durable-file.ts'
@@ -344,9 +344,9 @@ function remember(
   { before, after }: { readonly before: Memory; readonly after: Memory },
 ): void {
   const text = `${JSON.stringify(after)}\n`
-  if (text === `${JSON.stringify(before)}\n` || !existsSync(staging)) return
+  // What is not staging yet, or is a bare mount point, is not begun by this.
+  if (text === `${JSON.stringify(before)}\n` || !existsSync(stateRoot(staging))) return
   try {
-    mkdirSync(stateRoot(staging), { recursive: true, mode: 0o700 })
     const path = rawPathFromText(memoryFile(staging))
     writeDurably({ path, bytes: Buffer.from(text), mode: 0o600, replace: true })
   } catch (error) {

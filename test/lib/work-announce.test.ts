@@ -56,7 +56,7 @@ interface World {
 function newWorld(given: Partial<NotifyConfiguration> = {}): World {
   const directory = tempDirectory()
   const staging = `${directory}/staging`
-  mkdirSync(staging)
+  mkdirSync(`${staging}/.state`, { recursive: true })
   const sendmail = `${directory}/sendmail`
   const script = `#!/bin/sh
 [ ! -e ${directory}/broken ] || { echo 'no route' >&2; exit 75; }
@@ -287,11 +287,15 @@ test('without staging nothing is made, and people are told all the same', async 
   await world.tell([say('failed')])
   assert.equal(world.mails(), ['failed', 'failed'])
   assert.not(existsSync(world.staging))
+  // A bare mount point is no staging either.
+  mkdirSync(world.staging)
+  await world.tell([say('failed')])
+  assert.equal(readdirSync(world.staging), [])
 })
 
 test('a memory that cannot be written is a warning', async () => {
   const world = newWorld()
-  writeFileSync(`${world.staging}/.state`, 'in the way')
+  mkdirSync(`${world.staging}/.state/announcements.json/in-the-way`, { recursive: true })
   await world.tell([say('failed')])
   assert.equal(world.mails(), ['failed'])
   assert.match(world.warnings()[0] ?? '', /cannot be remembered/)
