@@ -16,7 +16,7 @@ import {
   loadConfiguration,
   SYSTEM_CONFIGURATION,
 } from '../lib/machine/config.ts'
-import { runEndings } from '../lib/machine/endings.ts'
+import { refusesInterruption, runEndings } from '../lib/machine/endings.ts'
 import { nearestWord } from '../lib/model/nearest.ts'
 import { COMMON_OPTIONS, COMMON_USAGE, isGiven, textOption } from './command.ts'
 import type { Command, CommandContext, Options, Values } from './command.ts'
@@ -64,7 +64,11 @@ for (const stream of [process.stdout, process.stderr]) {
 }
 for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
   // The second time nobody wants to wait for a tidy end; what is left the next run sweeps.
-  process.on(name, () => (interruption.signal.aborted ? process.exit(130) : interruption.abort()))
+  process.on(name, () => {
+    if (refusesInterruption()) return
+    if (interruption.signal.aborted) process.exit(130)
+    interruption.abort()
+  })
 }
 const exitCode = await main(programPath, programArguments)
 for (const error of await runEndings()) {

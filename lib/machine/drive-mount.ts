@@ -119,7 +119,8 @@ export async function mountDrive(
 /**
  * Writes out what is pending, unmounts, and removes the place where it is ours. Nothing happens
  * where nothing is mounted.
- * @throws BackupError TARGET_FAILED while it is in use, does not answer, or could not be written
+ * @throws BackupError TARGET_FAILED while it is in use, does not answer, or could not be written;
+ * with the fact `unplugged` where its device is gone
  */
 export async function unmountDrive(
   path: string,
@@ -134,6 +135,13 @@ export async function unmountDrive(
     return
   }
   const device = deviceAt(path)
+  if (device !== undefined && !existsSync(device)) {
+    // Nothing can reach it any more, and what of ours still has files open there cannot be waited
+    // for.
+    await change('umount', ['--lazy', '--', path], { signal: undefined })
+    letGo(path)
+    throw unplugged(path)
+  }
   if (device !== undefined) {
     const state = await probe(path, { timeoutMs: answerTimeoutMs })
     if (state === 'hangs') throw hangs(path)
@@ -155,7 +163,9 @@ export async function releaseDrives(): Promise<readonly BackupError[]> {
     try {
       await unmountDrive(path)
     } catch (error) {
-      failures.push(asBackupError(error, path))
+      const failure = asBackupError(error, path)
+      // Whoever used the drive when it was pulled has said so.
+      if (failure.facts['unplugged'] !== true) failures.push(failure)
     }
   }
   return failures
@@ -451,6 +461,13 @@ function deviceAt(path: string): string | undefined {
   const point = rawPathFromText(path)
   const mount = readMounts().findLast((one) => one.point === point)
   return mount === undefined ? undefined : rawPathToText(mount.device)
+}
+
+function unplugged(path: string): BackupError {
+  return new BackupError('TARGET_FAILED', `the drive at ${path} was pulled while it was mounted`, {
+    hint: 'exports that were made are whole; plug it in again, and verify what is on it',
+    facts: { unplugged: true },
+  })
 }
 
 function letGo(path: string): void {

@@ -11,6 +11,21 @@ type Ending = () => Promise<readonly BackupError[]>
 
 const endings = new Set<Ending>()
 
+let isUninterruptible = false
+
+/**
+ * From now on the program is not to be interrupted: a drive is switched off, and the service that
+ * is bound to its device is told to end because of that. Only the last words are left.
+ */
+export function refuseInterruption(): void {
+  isUninterruptible = true
+}
+
+/** Whether a signal to end is to be passed over. */
+export function refusesInterruption(): boolean {
+  return isUninterruptible
+}
+
 /** Has `ending` run before the program ends, once however often it is registered. */
 export function atEnd(ending: Ending): void {
   endings.add(ending)

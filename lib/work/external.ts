@@ -107,7 +107,9 @@ async function exportToTarget(options: ExternalOptions, work: Work): Promise<Ext
       options.isPluggedIn === true || outcomes.some(({ outcome }) => outcome?.kind === 'exported')
     const { report } = options
     const endMs = nowMs + Math.round(performance.now() - work.beganMs)
-    const all = { configuration, target, signer, isDrillDue, nowMs: endMs, report, signal }
+    const { isPluggedIn = false } = options
+    const due = { isDrillDue, isPluggedIn }
+    const all = { configuration, target, signer, ...due, nowMs: endMs, report, signal }
     return { outcomes, ends: [await endTarget({ ...all, ...opened })] }
   } catch (error) {
     // Unplugging it ends the service, and so this run: that is the drive's failure.

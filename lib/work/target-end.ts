@@ -7,6 +7,7 @@
 import { existsSync } from 'node:fs'
 import { BackupError } from '../errors.ts'
 import type { Configuration, TargetConfiguration } from '../machine/config.ts'
+import { refuseInterruption } from '../machine/endings.ts'
 import { readIdentityFile } from '../machine/identity.ts'
 import { dirtyHint, powerOff, unmountDrive } from '../machine/drive-mount.ts'
 import { rawPathFromText } from '../model/raw-path.ts'
@@ -43,6 +44,8 @@ export interface EndOptions {
   readonly signer: Signer
   /** Whether something new came on it, or it was just plugged in. */
   readonly isDrillDue: boolean
+  /** Whether the run was begun by plugging the drive in, and so is ended by switching it off. */
+  readonly isPluggedIn: boolean
   readonly nowMs: number
   readonly report: Report
   readonly signal: AbortSignal
@@ -146,12 +149,13 @@ async function unattendedIdentities({ identity }: Configuration): Promise<readon
 }
 
 /** Unmounts a drive, as the target's `afterwards` wants. */
-async function leave({ target, drive, signal }: EndOptions): Promise<TargetEnd['unplug']> {
+async function leave({ target, drive, signal, isPluggedIn }: EndOptions): Promise<TargetEnd['unplug']> {
   if (drive === undefined || target.kind !== 'drive') return undefined
   const { mountPoint, isOurs, plugged } = drive
   if (target.afterwards === 'as_found' && !isOurs) return 'still mounted'
   await unmountDrive(mountPoint, { signal })
   if (target.afterwards !== 'power_off') return 'safe'
+  if (isPluggedIn) refuseInterruption()
   return (await powerOff(plugged.filesystem, { signal })) === 'off' ? 'off' : 'safe'
 }
 
