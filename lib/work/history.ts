@@ -192,6 +192,7 @@ function parseRun(line: string): RunRecord | undefined {
   const phase = PHASES.find((name) => name === object['phase'])
   const outcome = RUN_OUTCOMES.find((name) => name === object['outcome'])
   const set = text('set')
+  const drive = text('drive')
   const startMs = Date.parse(text('start') ?? '')
   const endMs = Date.parse(text('end') ?? '')
   const isWhole = Number.isFinite(startMs) && Number.isFinite(endMs)
@@ -200,7 +201,7 @@ function parseRun(line: string): RunRecord | undefined {
     phase,
     set,
     target: text('target'),
-    drive: text('drive'),
+    ...(drive === undefined ? {} : { drive }),
     startMs,
     endMs,
     stamp: text('stamp'),
