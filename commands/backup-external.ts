@@ -32,13 +32,19 @@ go that retention no longer keeps. An incomplete collection is exported as incom
   options: { target: { type: 'string', multiple: true }, set: { type: 'string', multiple: true } },
   run: async (context) => {
     const configuration = await context.loadConfiguration()
-    const targets = chosenTargets(configuration, textOptions(context.values, 'target'))
+    const named = textOptions(context.values, 'target')
+    const targets = chosenTargets(configuration, named)
     const sets = chosenSets(configuration, textOptions(context.values, 'set'))
     if (targets.length > 0) {
       const work = { configuration, targets, sets, startMs: context.now(), command: command.name }
       return await withTelling(context, work, async (ledger) => {
         return await withRunLock(context, work, async () => {
-          return await exportSets(context, { ...work, absentCode: 10, ledger })
+          return await exportSets(context, {
+            ...work,
+            absentCode: 10,
+            ledger,
+            isNamed: named.length > 0,
+          })
         })
       })
     }
@@ -68,10 +74,12 @@ export async function exportSets(
     /** Of a pool: only this drive. */
     readonly onlyDrive?: string | undefined
     readonly isPluggedIn?: boolean
+    /** Whether somebody named the targets. */
+    readonly isNamed?: boolean
   },
 ): Promise<ExitCode> {
   const { configuration, targets, command: name, absentCode, ledger } = options
-  const { onlyDrive, isPluggedIn = false } = options
+  const { onlyDrive, isPluggedIn = false, isNamed = false } = options
   const { reporter, signal } = context
   const sets = options.sets.map((set) => set.name)
   if (!isGiven(context.values, 'dry-run')) {
@@ -81,6 +89,7 @@ export async function exportSets(
       sets,
       onlyDrive,
       isPluggedIn,
+      isNamed,
       nowMs: context.now(),
       report: reporter.report,
       signal,
@@ -119,7 +128,7 @@ export async function exportSets(
 
 /** What the history keeps of an outcome: one run for each set, also when the target failed. */
 function exportRuns(
-  { target, drive, set, exitCode, outcome, error }: ExternalOutcome,
+  { target, drive, repository, set, exitCode, outcome, error }: ExternalOutcome,
   {
     staging,
     sets,
@@ -131,7 +140,7 @@ function exportRuns(
   },
 ): readonly RunRecord[] {
   const run = (name: string, ended: EndedRun): RunRecord => {
-    return { phase: 'export', set: name, target, drive, ...when, ...ended }
+    return { phase: 'export', set: name, target, drive, repository, ...when, ...ended }
   }
   if (error !== undefined) {
     const failed = set === undefined ? sets : [set]

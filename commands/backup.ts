@@ -14,7 +14,7 @@ import { displayText } from '../lib/model/raw-path.ts'
 import { formatLocalTime } from '../lib/model/schedule.ts'
 import { type Decision, planCollects, planDue, planExports, readKnown } from '../lib/work/due.ts'
 import { checkRecipients } from '../lib/work/external.ts'
-import { drivesAt, firstPresent, pluggedDrives, type PluggedTarget } from '../lib/work/presence.ts'
+import { drivesAt, pluggedDrives, type PluggedTarget } from '../lib/work/presence.ts'
 import { surveyCollections } from '../lib/work/staging.ts'
 import { collectSets } from './backup-collect.ts'
 import { exportSets } from './backup-external.ts'
@@ -57,21 +57,44 @@ backup help lists the commands.
   run: async (context) => {
     const configuration = await context.loadConfiguration()
     const sets = chosenSets(configuration, textOptions(context.values, 'set'))
-    const chosen = chosenTargets(configuration, textOptions(context.values, 'target'))
+    const named = textOptions(context.values, 'target')
+    const chosen = chosenTargets(configuration, named)
     const device = textOption(context.values, 'plugged-in')
-    const pluggedIn = device === undefined ? undefined : await drivesAt(device, { configuration })
+    const pluggedIn = await pluggedInAt(context, { device, configuration })
     if (pluggedIn?.length === 0) return tellNotOurs(context, device ?? '')
     const names = pluggedIn?.map(({ target }) => target.name)
     const targets = chosen.filter(({ name }) => names === undefined || names.includes(name))
     if (targets.length > 0) checkRecipients(configuration)
     const ledger = emptyLedger()
-    const work = { configuration, sets, targets, pluggedIn, nowMs: context.now(), ledger }
+    const isFirst = configuration.exportTo === 'first' && named.length === 0
+    const onlyFirst = isFirst && pluggedIn === undefined
+    const nowMs = context.now()
+    const work = { configuration, sets, targets, pluggedIn, onlyFirst, nowMs, ledger }
     if (isGiven(context.values, 'dry-run')) return await preview(context, work)
     const run = { configuration, command: command.name, isPatient: pluggedIn !== undefined }
     return await withTelling(context, { ...run, ledger }, async () => {
       return await withRunLock(context, run, async () => await runDue(context, work))
     })
   },
+}
+
+/** Nobody watches what a service prints: that a drive cannot be told from another is told, too. */
+async function pluggedInAt(
+  context: CommandContext,
+  {
+    device,
+    configuration,
+  }: { readonly device: string | undefined; readonly configuration: Configuration },
+): Promise<readonly PluggedTarget[] | undefined> {
+  if (device === undefined) return undefined
+  try {
+    return await drivesAt(device, { configuration })
+  } catch (error) {
+    await withTelling(context, { configuration, command: command.name }, async () => {
+      throw error
+    })
+    throw error
+  }
 }
 
 /** A drive that is none of ours: whoever plugged it in did not mean us. */
@@ -88,7 +111,7 @@ async function runDue(context: CommandContext, work: Work): Promise<ExitCode> {
   const collects = planCollects(await planOptions(context, work)).filter(({ due }) => due)
   const codes = [await collectDue(context, { ...work, collects })]
   // By now there may be new collections, and the power cable may be out.
-  const { targets, ...options } = await planOptions(context, await forExport(work))
+  const { targets, ...options } = await planOptions(context, work)
   const exports = planExports({ ...options, targets, collecting: new Set() })
   const due = exports.filter((decision) => decision.due)
   codes.push(...(await exportDue(context, { ...work, exports: due })))
@@ -119,26 +142,25 @@ interface Work {
   readonly targets: readonly TargetConfiguration[]
   /** Where a drive was just plugged in: which. */
   readonly pluggedIn: readonly PluggedTarget[] | undefined
+  /** Whether only the first target that is there gets the exports. */
+  readonly onlyFirst: boolean
   /** When the command began: what all that is done now is dated with. */
   readonly nowMs: number
   readonly ledger: RunLedger
 }
 
-/** Where only the first target that is there gets the exports: that one. */
-async function forExport(work: Work): Promise<Work> {
-  const { configuration, targets, pluggedIn } = work
-  if (configuration.exportTo === 'all' || pluggedIn !== undefined) return work
-  return { ...work, targets: await firstPresent(targets, configuration) }
-}
-
-async function planOptions(context: CommandContext, { configuration, pluggedIn, ...work }: Work) {
-  const { staging, exportTo } = configuration
+async function planOptions(context: CommandContext, work: Work) {
+  const { configuration, pluggedIn, onlyFirst, ...options } = work
+  const { staging } = configuration
   return {
-    ...work,
-    plugged: await pluggedDrives(work.targets, { staging }),
+    ...options,
+    plugged: new Map([
+      ...(await pluggedDrives(work.targets, configuration)),
+      ...(pluggedIn ?? []).map(({ target, drive }) => [target.name, drive] as const),
+    ]),
     isPluggedIn: pluggedIn !== undefined,
-    anyTarget: exportTo === 'first' && pluggedIn === undefined,
-    known: readKnown({ staging: configuration.staging, sets: work.sets }),
+    anyTarget: onlyFirst,
+    known: readKnown({ staging, sets: work.sets }),
     power: await powerFor(work.sets, context.signal),
     force: isGiven(context.values, 'force'),
   }
@@ -190,27 +212,25 @@ async function exportDue(
   context: CommandContext,
   work: Work & { exports: readonly Decision[] },
 ): Promise<readonly ExitCode[]> {
-  const { configuration, sets, targets, pluggedIn, nowMs, ledger, exports } = work
+  const { configuration, sets, targets, pluggedIn, onlyFirst, nowMs, ledger, exports } = work
   tellDue(context, exports)
-  const codes: ExitCode[] = []
-  for (const target of targets) {
-    const due = exports.filter((decision) => decision.target === target.name)
-    if (due.length === 0) continue
-    const onlyDrive = pluggedIn?.find((one) => one.target.name === target.name)?.drive
-    codes.push(
-      await exportSets(context, {
-        configuration,
-        targets: [target],
-        sets: sets.filter(({ name }) => due.some(({ set }) => set === name)),
-        startMs: nowMs,
-        command: command.name,
-        absentCode: 75,
-        ledger,
-        onlyDrive,
-        isPluggedIn: pluggedIn !== undefined,
-      }),
-    )
+  const run = { configuration, startMs: nowMs, command: command.name, ledger }
+  const exportTo = async (to: readonly TargetConfiguration[]): Promise<ExitCode> => {
+    const due = exports.filter(({ target }) => to.some(({ name }) => name === target))
+    if (due.length === 0) return 0
+    return await exportSets(context, {
+      ...run,
+      targets: to,
+      sets: sets.filter(({ name }) => due.some(({ set }) => set === name)),
+      absentCode: 75,
+      onlyDrive: pluggedIn?.find(({ target }) => target.name === to[0]?.name)?.drive,
+      isPluggedIn: pluggedIn !== undefined,
+      isNamed: !onlyFirst,
+    })
   }
+  if (onlyFirst) return [await exportTo(targets)]
+  const codes: ExitCode[] = []
+  for (const target of targets) codes.push(await exportTo([target]))
   return codes
 }
 

@@ -7,7 +7,7 @@
 
 import { realpathSync, statSync } from 'node:fs'
 import { BackupError, type ExitCode } from '../lib/errors.ts'
-import type { BlockFilesystem } from '../lib/machine/block-devices.ts'
+import { type BlockFilesystem, matchesDrive } from '../lib/machine/block-devices.ts'
 import {
   type Configuration,
   type DriveConfiguration,
@@ -16,7 +16,7 @@ import {
   readConfigurationText,
 } from '../lib/machine/config.ts'
 import { withDrive } from '../lib/machine/config-document.ts'
-import { powerOff, unmountDrive } from '../lib/machine/drive-mount.ts'
+import { mustBeUnmounted, powerOff, unmountDrive } from '../lib/machine/drive-mount.ts'
 import { writeDurably } from '../lib/machine/durable-file.ts'
 import { formatSize } from '../lib/model/amount.ts'
 import { isValidName } from '../lib/model/names.ts'
@@ -30,8 +30,7 @@ import {
   surveyDrives,
 } from '../lib/work/drives.ts'
 import { forgetDrive, type KnownDrive, readDrives } from '../lib/work/drive-register.ts'
-import { lastGoodExports } from '../lib/work/drive-target.ts'
-import { readHistory } from '../lib/work/history.ts'
+import { currentHistory, lastGoodExports } from '../lib/work/drive-history.ts'
 import { openSigner } from '../lib/work/signing.ts'
 import { type Command, type CommandContext, isGiven, textOption } from './command.ts'
 import { withRunLock } from './run-lock.ts'
@@ -86,7 +85,7 @@ async function list(context: CommandContext): Promise<ExitCode> {
   const { reporter, signal } = context
   const configuration = await context.loadConfiguration()
   const { plugged, absent } = await surveyDrives(configuration, { signal })
-  const history = readHistory(configuration.staging)
+  const history = currentHistory(configuration.staging)
   const lastOf = ({ target, drive }: { target: string; drive: string }): string => {
     const lastMs = lastGoodExports(history, target).get(drive)
     return lastMs === undefined ? 'no good export yet' : `last export ${formatLocalTime(lastMs)}`
@@ -181,6 +180,13 @@ async function add(context: CommandContext, name: string): Promise<ExitCode> {
   }
   const drive = there?.drive ?? { label: undefined, uuid: undefined }
   const filesystem = await filesystemFor({ device, drive }, { signal })
+  if (there !== undefined && !matchesDrive(filesystem, there.drive)) {
+    throw new BackupError(
+      'TARGET_FOREIGN',
+      `${filesystem.device} is not the drive that is configured as ${name}`,
+      { hint: 'change its label or uuid in the configuration first; nothing was written' },
+    )
+  }
   const change =
     there === undefined
       ? await changedText(context, { configuration, name, filesystem })
@@ -282,6 +288,7 @@ async function eject(context: CommandContext, name: string): Promise<ExitCode> {
   return await withRunLock(context, { configuration, command: command.name }, async () => {
     if (isGiven(values, 'dry-run')) return tellAdded(context, { name, outcome: 'planned' })
     for (const path of filesystem.mountPoints) await unmountDrive(path, { signal })
+    await mustBeUnmounted(filesystem, { signal })
     const isOff = isGiven(values, 'off') && (await powerOff(filesystem, { signal })) === 'off'
     reporter.tell(`${name}: ${isOff ? 'switched off' : 'unmounted'}; it is safe to unplug it`)
     return tellAdded(context, { name, outcome: isOff ? 'off' : 'unmounted' })

@@ -153,7 +153,7 @@ async function planTarget(
     const { publicKey } = await openSigner(configuration)
     // Only a run that writes adopts what is pending: until then that export is not known.
     const directory = stateDirectory({ staging, id: repository.id })
-    const state = await loadState(directory, async () => undefined)
+    const state = await loadState(directory, 'unasked')
     const places = exportsOf(await listStamps(repository, machine))
     for (const { name: set, retention } of sets) {
       const options = {

@@ -24,9 +24,9 @@ export function emptyLedger(): RunLedger {
 }
 
 /** What the history keeps of a failure. */
-export function failedRun({ code, exitCode, message }: BackupError): EndedRun {
+export function failedRun({ code, exitCode, message, hint }: BackupError): EndedRun {
   const none = { stamp: undefined, bytes: 0, writtenBytes: 0 }
-  return { ...none, outcome: 'failed', exitCode, errorCode: code, message }
+  return { ...none, outcome: 'failed', exitCode, errorCode: code, message, hint }
 }
 
 /** Adds runs to the history and to the ledger. */

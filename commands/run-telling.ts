@@ -9,7 +9,7 @@ import { BackupError, type ExitCode } from '../lib/errors.ts'
 import type { Configuration } from '../lib/machine/config.ts'
 import { announce, ping } from '../lib/work/announce.ts'
 import { announcementsOf } from '../lib/work/announcements.ts'
-import { readHistory } from '../lib/work/history.ts'
+import { currentHistory } from '../lib/work/drive-history.ts'
 import { writeMetrics } from '../lib/work/status.ts'
 import { type CommandContext, isGiven } from './command.ts'
 import { emptyLedger, type RunLedger } from './run-history.ts'
@@ -65,7 +65,7 @@ async function tell(
     configuration,
     ...ledger,
     error,
-    history: readHistory(staging),
+    history: currentHistory(staging),
     nowMs,
   })
   const { environment } = context

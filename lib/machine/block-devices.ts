@@ -58,6 +58,8 @@ export type BlockSignature = Pick<BlockDevice, 'filesystem' | 'label' | 'uuid' |
 export interface DeviceMount extends Mount {
   /** Of this mount point: `nosuid`, `noatime`. */
   readonly options: readonly string[]
+  /** Of the filesystem itself, whatever this mount point allows. */
+  readonly isReadOnly: boolean
 }
 
 const COLUMNS = [
@@ -187,7 +189,9 @@ export function parseBlkid(text: string): BlockSignature {
 
 /** Where all of a device is mounted, as text, the oldest mount first. Linux only. */
 export function mountPointsOf(device: string): string[] {
-  return deviceMounts(device).flatMap(({ point, root, type }) => {
+  return deviceMounts(device).flatMap(({ point, root, type, options, isReadOnly }) => {
+    // A sandbox makes what was mounted before read-only: the drive is mounted once more then.
+    if (options.includes('ro') && !isReadOnly) return []
     // On btrfs the mounted subvolume is all that the user knows as the drive.
     if (root !== '/' && type !== 'btrfs') return []
     if (GUEST_PLACES.some((place) => isBelow({ path: point, directory: place }))) return []
@@ -199,15 +203,22 @@ export function mountPointsOf(device: string): string[] {
  * Every mount of a device, or of a part of what is on it, in the order of mounting. By the device's
  * number, or by its name where a filesystem has a number of its own, as btrfs. Linux only.
  */
-export function deviceMounts(device: string): DeviceMount[] {
+export function deviceMounts(
+  device: string,
+  { of = 'self' }: { readonly of?: 'self' | 1 } = {},
+): DeviceMount[] {
   const number = numberOf(device)
   const names = namesOf(device)
-  return mountLines().flatMap((line) => {
+  return mountLines(of).flatMap((line) => {
     const [, , at] = line.split(' ')
     const isSame = (mount: Mount): boolean => at === number || names.includes(mount.device)
     return parseMountInfo(line)
       .filter(isSame)
-      .map((mount) => ({ ...mount, options: line.split(' ')[5]?.split(',') ?? [] }))
+      .map((mount) => {
+        const options = line.split(' ')[5]?.split(',') ?? []
+        const isReadOnly = line.split(' - ')[1]?.split(' ')[2]?.split(',').includes('ro') === true
+        return { ...mount, options, isReadOnly }
+      })
   })
 }
 
@@ -335,13 +346,22 @@ function namesOf(device: string): string[] {
   }
 }
 
-function mountLines(): string[] {
+function mountLines(of: 'self' | 1): string[] {
   try {
-    return readFileSync('/proc/self/mountinfo', 'latin1').split('\n')
+    return readFileSync(`/proc/${of}/mountinfo`, 'latin1').split('\n')
   } catch (error) {
-    if (systemCode(error) === 'ENOENT') return []
+    // Only root may look at another process.
+    if (['ENOENT', 'EACCES', 'EPERM'].includes(systemCode(error) ?? '')) return []
     throw error
   }
+}
+
+/**
+ * Where a device is mounted, for this process or for the machine: a sandboxed service has its own
+ * view, and unmounts for itself alone.
+ */
+export function mountsAnywhere(device: string): DeviceMount[] {
+  return [...deviceMounts(device), ...deviceMounts(device, { of: 1 })]
 }
 
 function lsblkFailed(said: string): BackupError {

@@ -24,6 +24,7 @@ import { displayText, rawPathFromText, rawPathToText } from '../model/raw-path.t
 import {
   type BlockFilesystem,
   deviceMounts,
+  mountsAnywhere,
   listDevices,
   mountPointsOf,
   runBounded,
@@ -154,6 +155,21 @@ export async function unmountDrive(
 }
 
 /**
+ * Makes sure that a filesystem is mounted nowhere, by whomever: only then may it be pulled. What
+ * the machine has mounted, and a sandbox cannot reach, udisks unmounts.
+ * @throws BackupError TARGET_FAILED where it stays mounted
+ */
+export async function mustBeUnmounted(
+  { device, disk }: Pick<BlockFilesystem, 'device' | 'disk'>,
+  { signal }: Interruptible = {},
+): Promise<void> {
+  if (process.platform === 'darwin' || mountsAnywhere(device).length === 0) return
+  if (findProgram('udisksctl') !== undefined) await udisks('unmount', { device, signal })
+  const [left] = mountsAnywhere(device)
+  if (left !== undefined) throw stillMounted(disk, left.point)
+}
+
+/**
  * Gives back everything that this process mounted, without waiting for what hangs.
  * @returns what could not be given back, and why
  */
@@ -189,7 +205,7 @@ export async function powerOff(
   }
   const parts = (await listDevices({ signal })).filter((device) => device.disk === disk)
   for (const { device } of parts) {
-    const [mount] = deviceMounts(device)
+    const [mount] = mountsAnywhere(device)
     if (mount !== undefined) throw stillMounted(disk, mount.point)
   }
   if (await powerOffByUdisks(disk, { signal })) return 'off'
@@ -595,7 +611,7 @@ function notWritten(path: string, said: string): BackupError {
 function stillMounted(disk: string, point: string): BackupError {
   const where = displayText(rawPathToText(point) ?? point)
   return new BackupError('TARGET_FAILED', `${disk} is still mounted at ${where}`, {
-    hint: 'unmount it first; the power stays on, and nothing was changed',
+    hint: 'eject it before you unplug it; what was written is safe',
     facts: { disk },
     retry: 'later',
   })

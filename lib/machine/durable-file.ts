@@ -38,6 +38,9 @@ const BLOCK_BYTES = 2 * 1024 * 1024
  */
 const WASM_PAGE_BYTES = 64 * 1024
 
+/** Following no link, and waiting for no writer where somebody put a pipe. */
+const READ_FLAGS = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK
+
 /** The largest sector a direct read may have to be a multiple of. */
 const SECTOR_BYTES = 512
 
@@ -149,7 +152,7 @@ export function readBack({
       closeSync(direct)
     }
   }
-  const fd = openSync(rawPathToBytes(path), constants.O_RDONLY | constants.O_NOFOLLOW)
+  const fd = openSync(rawPathToBytes(path), READ_FLAGS)
   try {
     readBlocks({ fd, path, onBlock, mustRead: true })
     return 'advised'
@@ -163,7 +166,7 @@ export function readBack({
  * in any case.
  */
 function dropPages(path: RawPath): void {
-  const fd = openSync(rawPathToBytes(path), constants.O_RDONLY | constants.O_NOFOLLOW)
+  const fd = openSync(rawPathToBytes(path), READ_FLAGS)
   try {
     fsyncSync(fd)
     dropPageCache(fd)

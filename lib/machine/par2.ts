@@ -232,7 +232,10 @@ export async function readParity(
   path: RawPath,
   { signal }: { readonly signal: AbortSignal },
 ): Promise<ParityFacts | undefined> {
-  const handle = await open(rawPathToBytes(path), constants.O_RDONLY | constants.O_NOFOLLOW)
+  const handle = await open(
+    rawPathToBytes(path),
+    constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK,
+  )
   try {
     return await readPackets(handle, signal)
   } finally {

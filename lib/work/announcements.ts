@@ -11,10 +11,10 @@ import type { AmountFree, Configuration, DriveTargetConfiguration } from '../mac
 import { formatSize } from '../model/amount.ts'
 import type { Announcement } from '../model/announcement.ts'
 import { nextDrive } from '../model/rotation.ts'
+import { everyMsOf, rotatedDrives } from './drive-history.ts'
 import { describeDrive } from './drive-target.ts'
 import type { ExternalOutcome } from './external.ts'
 import type { RunRecord } from './history.ts'
-import { everyMsOf, rotatedDrives } from './status.ts'
 import type { TargetEnd } from './target-end.ts'
 
 export interface EndedWork {
@@ -81,7 +81,7 @@ function ofRun(run: RunRecord): readonly Announcement[] {
     return [{ ...of, kind: 'succeeded', isRecord: true, title, body: `${stamp}: ${size}.` }]
   }
   if (outcome === 'failed') {
-    const body = sentences([message, 'see `backup status`'])
+    const body = sentences([message, run.hint ?? 'see `backup status`'])
     return [{ ...of, kind: 'failed', title: `Backup: ${what} failed`, body }]
   }
   const why = outcome === 'suspect' ? 'its sources are not what they were' : 'something is missing'
@@ -135,6 +135,10 @@ function ofEnd(end: TargetEnd, lowSpace: AmountFree): readonly Announcement[] {
       body,
       facts,
     })
+  } else if (unplug === 'gone') {
+    const body = 'The exports are whole. Verify what is on it when it is plugged in again.'
+    const title = `${name}: pulled before the run had ended`
+    told.push({ kind: 'doubtful', subject: `unplug ${name}`, title, body, facts })
   } else if (unplug === 'still mounted' && drive !== undefined) {
     const body = 'Eject it before you unplug it.'
     const title = `${name}: done, still mounted`

@@ -14,15 +14,18 @@ import {
   listBlockFilesystems,
   matchesDrive,
 } from '../machine/block-devices.ts'
-import type { DriveConfiguration, DriveTargetConfiguration } from '../machine/config.ts'
+import type {
+  Configuration,
+  DriveConfiguration,
+  DriveTargetConfiguration,
+} from '../machine/config.ts'
 import { isAnswering, mountDrive } from '../machine/drive-mount.ts'
 import { displayText } from '../model/raw-path.ts'
 import { formatStamp } from '../model/stamp.ts'
 import { openDirectoryTarget } from '../target/directory.ts'
 import type { Target } from '../target/target.ts'
+import { currentHistory, rotatedDrives } from './drive-history.ts'
 import { type KnownDrive, readDrives, rememberDrive } from './drive-register.ts'
-import type { RunRecord } from './history.ts'
-import { readHistory } from './history.ts'
 import type { Repository } from './repository.ts'
 
 /** A mount that does not answer within this time counts as absent. */
@@ -32,6 +35,10 @@ const ANSWER_MS = 10_000
 export interface PluggedDrive {
   readonly drive: DriveConfiguration
   readonly filesystem: BlockFilesystem
+}
+
+interface FindOptions extends Pick<Configuration, 'staging' | 'backupSets'> {
+  readonly signal?: AbortSignal | undefined
 }
 
 /** A target on a drive, mounted. */
@@ -56,7 +63,7 @@ export function describeDrive({ name, isPool }: DriveTargetConfiguration, drive:
  */
 export async function findDrives(
   configuration: DriveTargetConfiguration,
-  { staging, signal }: { readonly staging: string; readonly signal?: AbortSignal | undefined },
+  { staging, backupSets, signal }: FindOptions,
 ): Promise<readonly PluggedDrive[]> {
   const filesystems = await listBlockFilesystems({ signal })
   const known = readDrives(staging).filter(({ target }) => target === configuration.name)
@@ -67,22 +74,13 @@ export async function findDrives(
     return filesystem === undefined ? [] : [{ drive, filesystem }]
   })
   if (plugged.length < 2) return plugged
-  const lastMs = lastGoodExports(readHistory(staging), configuration.name)
+  const rotated = rotatedDrives(configuration, {
+    sets: backupSets,
+    history: currentHistory(staging),
+  })
+  const lastMs = new Map(rotated.map(({ name, lastGoodMs }) => [name, lastGoodMs]))
   const waiting = ({ drive }: PluggedDrive): number => lastMs.get(drive.name) ?? -Infinity
   return [...plugged].sort((one, other) => (waiting(one) < waiting(other) ? -1 : 1))
-}
-
-/** When each drive of a target got its last good export: the oldest of its sets counts. */
-export function lastGoodExports(
-  history: readonly RunRecord[],
-  target: string,
-): ReadonlyMap<string, number> {
-  const bySet = new Map<string, Map<string, number>>()
-  for (const { phase, target: to, drive, set, outcome, startMs } of history) {
-    if (phase !== 'export' || to !== target || drive === undefined || outcome !== 'good') continue
-    bySet.set(drive, (bySet.get(drive) ?? new Map<string, number>()).set(set, startMs))
-  }
-  return new Map([...bySet].map(([drive, sets]) => [drive, Math.min(...sets.values())]))
 }
 
 /** Of several filesystems with the label, the one that is known; none of ours is no choice. */
@@ -117,14 +115,10 @@ function theOne(
  */
 export async function openDrive(
   configuration: DriveTargetConfiguration,
-  options: {
-    readonly staging: string
-    readonly only?: string | undefined
-    readonly signal?: AbortSignal | undefined
-  },
+  options: FindOptions & { readonly only?: string | undefined },
 ): Promise<DriveTarget> {
   const { staging, only, signal } = options
-  const found = await findDrives(configuration, { staging, signal })
+  const found = await findDrives(configuration, options)
   const plugged = found.find(({ drive }) => only === undefined || drive.name === only)
   if (plugged === undefined) throw notPlugged(configuration, { staging, only })
   return await mountTarget(configuration, { plugged, signal })

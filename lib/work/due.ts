@@ -18,7 +18,8 @@ import {
   type Verdict,
 } from '../model/schedule.ts'
 import { parseStamp } from '../model/stamp.ts'
-import { outcomeOf, type Phase, readHistory, type RunRecord } from './history.ts'
+import { currentHistory } from './drive-history.ts'
+import { outcomeOf, type Phase, type RunRecord } from './history.ts'
 import { surveyCollections } from './staging.ts'
 
 export interface Known {
@@ -77,7 +78,7 @@ export function readKnown({
   const collections = sets.map(({ name }) => {
     return [name, surveyCollections({ staging, set: name }).collections] as const
   })
-  return { history: readHistory(staging), collections: new Map(collections) }
+  return { history: currentHistory(staging), collections: new Map(collections) }
 }
 
 /** Everything that is due, as if the collections that are due had been made already. */

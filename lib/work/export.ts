@@ -127,11 +127,12 @@ async function repairLatest(
   const bytes = Buffer.from(`${stamp}\n`)
   if ((await repository.target.read(path, MAX_LATEST_BYTES))?.equals(bytes) === true) return
   const directory = stateDirectory({ staging, id: repository.id })
-  const state = await loadState(
-    directory,
-    async (of) =>
-      await sha256OfFile(repository.target, `${directoryOf({ machine, ...of })}/${MANIFEST}`),
-  )
+  const places = exportsOf(await listStamps(repository, machine))
+  const state = await loadState(directory, async (of) => {
+    const place = places.find((one) => one.set === of.set && one.stamp === of.stamp)
+    if (place === undefined) return undefined
+    return await sha256OfFile(repository.target, `${directoryOf(place)}/${MANIFEST}`)
+  })
   if (state?.exports.get(`${set}/${stamp}`)?.complete !== true) return
   await repository.target.replace(path, bytes)
 }

@@ -10,7 +10,6 @@ import { dirtyHint } from '../machine/drive-mount.ts'
 import { withHooks } from '../machine/hooks.ts'
 import { isFrozen } from '../model/collection.ts'
 import type { Report } from '../model/report.ts'
-import type { DriveTarget } from './drive-target.ts'
 import { type ExportOutcome, exportSet } from './export.ts'
 import { enterMachine, exportsOf, findRepository, listStamps } from './repository.ts'
 import { type Signer, openSigner } from './signing.ts'
@@ -22,6 +21,8 @@ export interface ExternalOptions {
   readonly configuration: Configuration
   readonly targets: readonly TargetConfiguration[]
   readonly sets: readonly string[]
+  /** Whether somebody named the targets: then each of them gets the exports. */
+  readonly isNamed?: boolean
   /** Of pools: only this drive of the target. */
   readonly onlyDrive?: string | undefined
   /** Whether a drive was just plugged in, so that a drill is due in any case. */
@@ -37,6 +38,8 @@ export interface ExternalOutcome {
   readonly target: string
   /** Where the target is of kind `drive`, and one was there. */
   readonly drive: string | undefined
+  /** Of a drive: its repository's id. */
+  readonly repository: string | undefined
   /** Undefined when the target itself could not be had. */
   readonly set: string | undefined
   readonly exitCode: ExitCode
@@ -58,14 +61,24 @@ export async function exportAll(options: ExternalOptions): Promise<ExternalRepor
   checkRecipients(options.configuration)
   const signer = await openSigner(options.configuration)
   const beganMs = performance.now()
-  const outcomes: ExternalOutcome[] = []
+  let outcomes: ExternalOutcome[] = []
   const ends: TargetEnd[] = []
-  for (const target of options.targets) {
+  const isFirst = options.configuration.exportTo === 'first' && options.isNamed !== true
+  for (const target of isFirst ? byPriority(options.targets) : options.targets) {
     const done = await exportToTarget(options, { target, signer, beganMs })
+    const isThere = done.outcomes.every(({ set }) => set !== undefined)
+    // That those before it are not there is as it should be.
+    if (isFirst && isThere)
+      outcomes = outcomes.filter(({ error }) => error?.code !== 'TARGET_ABSENT')
     outcomes.push(...done.outcomes)
     ends.push(...done.ends)
+    if (isFirst && isThere) break
   }
   return { outcomes, ends }
+}
+
+function byPriority(targets: readonly TargetConfiguration[]): readonly TargetConfiguration[] {
+  return [...targets].sort((one, other) => one.priority - other.priority)
 }
 
 /** @throws BackupError CONFIG_INVALID when there is nobody to encrypt to */
@@ -87,7 +100,7 @@ async function exportToTarget(options: ExternalOptions, work: Work): Promise<Ext
   const { configuration, nowMs, signal, onlyDrive } = options
   const { target, signer } = work
   const { publicKey } = signer
-  const of = { target: target.name, set: undefined, drive: undefined }
+  const of = { target: target.name, set: undefined, drive: undefined, repository: undefined }
   const opened = await attempt(async () => {
     const write = { configuration, publicKey, nowMs, onlyDrive, signal }
     const writable = await repositoryToWrite(target, write)
@@ -100,8 +113,9 @@ async function exportToTarget(options: ExternalOptions, work: Work): Promise<Ext
     const message = `${target.name}: ${drive.warning}; ${dirtyHint(drive.plugged.filesystem)}`
     options.report({ kind: 'notice', level: 'warning', code: 'DRIVE_DIRTY', message })
   }
+  const outcomes: ExternalOutcome[] = []
   try {
-    const outcomes = await exportSets(options, { ...work, ...opened })
+    await exportSets(options, { ...work, ...opened, outcomes })
     if (isGone(drive)) return { outcomes, ends: [] }
     const isDrillDue =
       options.isPluggedIn === true || outcomes.some(({ outcome }) => outcome?.kind === 'exported')
@@ -114,24 +128,35 @@ async function exportToTarget(options: ExternalOptions, work: Work): Promise<Ext
   } catch (error) {
     // Unplugging it ends the service, and so this run: that is the drive's failure.
     if (!(error instanceof BackupError) || !isGone(drive)) throw error
-    const outcome = failed({ ...of, ...driveOf(drive) }, driveError(error, { target, drive }))
-    return { outcomes: [outcome], ends: [] }
+    const open = options.sets.filter((set) => !outcomes.some((outcome) => outcome.set === set))
+    const reason = driveError(error, { target, drive })
+    const rest = open.map((set) => failed({ ...of, set, ...ofDrive(opened) }, reason))
+    return { outcomes: [...outcomes, ...rest], ends: [] }
   }
 }
 
-function driveOf(drive: DriveTarget | undefined): { readonly drive: string | undefined } {
-  return { drive: drive?.plugged.drive.name }
+function ofDrive({
+  drive,
+  repository,
+}: WritableRepository): Pick<ExternalOutcome, 'drive' | 'repository'> {
+  if (drive === undefined) return { drive: undefined, repository: undefined }
+  return { drive: drive.plugged.drive.name, repository: repository.id }
 }
 
-/** Each set, until the drive is gone. */
+/** Each set, until the drive is gone; adds to `outcomes`. */
 async function exportSets(
   options: ExternalOptions,
-  { target, signer, repository, drive }: Work & WritableRepository,
-): Promise<readonly ExternalOutcome[]> {
+  {
+    target,
+    signer,
+    repository,
+    drive,
+    outcomes,
+  }: Work & WritableRepository & { readonly outcomes: ExternalOutcome[] },
+): Promise<void> {
   const { configuration, nowMs, report, signal } = options
-  const outcomes: ExternalOutcome[] = []
   for (const set of options.sets) {
-    const of = { target: target.name, set, ...driveOf(drive) }
+    const of = { target: target.name, set, ...ofDrive({ drive, repository }) }
     // So that no collection of the set comes or goes meanwhile.
     const description = `backup-external to ${target.name}`
     const exportLocked = async (): Promise<ExportOutcome> => {
@@ -152,7 +177,6 @@ async function exportSets(
       if (isGone(drive)) break
     } else outcomes.push({ ...of, exitCode: exitCodeOf(outcome), outcome, error: undefined })
   }
-  return outcomes
 }
 
 /** The set's hooks around its export to one target. */
@@ -185,7 +209,7 @@ async function attempt<Value>(action: () => Promise<Value>): Promise<Value | Bac
 }
 
 function failed(
-  of: Pick<ExternalOutcome, 'target' | 'set' | 'drive'>,
+  of: Pick<ExternalOutcome, 'target' | 'set' | 'drive' | 'repository'>,
   error: BackupError,
 ): ExternalOutcome {
   return { ...of, exitCode: error.exitCode, outcome: undefined, error }

@@ -38,6 +38,8 @@ export interface RunRecord extends PastRun {
   readonly target: string | undefined
   /** Of an export to a target of kind `drive`: which of its drives it was. */
   readonly drive?: string | undefined
+  /** Of an export to a drive: the id of its repository. Another drive may get the name later. */
+  readonly repository?: string | undefined
   /**
    * When the command began, not this phase of this set: the sets before it take longer on one day
    * than on another, and a call once a day must find every set due.
@@ -50,13 +52,18 @@ export interface RunRecord extends PastRun {
   /** Of the error, where it failed. */
   readonly errorCode: string | undefined
   readonly message: string | undefined
+  /** What to do, for whoever is told at once; not kept. */
+  readonly hint?: string | undefined
   /** Of the whole collection or export; what of it had to be copied or written. */
   readonly bytes: number
   readonly writtenBytes: number
 }
 
 /** What is known of a run only once it has ended. */
-export type EndedRun = Omit<RunRecord, 'phase' | 'set' | 'target' | 'drive' | 'startMs' | 'endMs'>
+export type EndedRun = Omit<
+  RunRecord,
+  'phase' | 'set' | 'target' | 'drive' | 'repository' | 'startMs' | 'endMs'
+>
 
 /** Enough for years of daily runs, and read in a moment at every call of `backup`. */
 const MAX_FILE_BYTES = 2 ** 20
@@ -173,8 +180,8 @@ function encodeRun(run: RunRecord): string {
   const start = new Date(startMs).toISOString()
   const end = new Date(endMs).toISOString()
   const message = run.message?.slice(0, MAX_MESSAGE_CHARACTERS)
-  const { bytes, writtenBytes } = run
-  const what = { phase, set, target, drive, start, end, stamp, outcome, exitCode }
+  const { repository, bytes, writtenBytes } = run
+  const what = { phase, set, target, drive, repository, start, end, stamp, outcome, exitCode }
   return JSON.stringify({ ...what, error: errorCode, message, bytes, writtenBytes })
 }
 
@@ -193,6 +200,7 @@ function parseRun(line: string): RunRecord | undefined {
   const outcome = RUN_OUTCOMES.find((name) => name === object['outcome'])
   const set = text('set')
   const drive = text('drive')
+  const repository = text('repository')
   const startMs = Date.parse(text('start') ?? '')
   const endMs = Date.parse(text('end') ?? '')
   const isWhole = Number.isFinite(startMs) && Number.isFinite(endMs)
@@ -202,6 +210,7 @@ function parseRun(line: string): RunRecord | undefined {
     set,
     target: text('target'),
     ...(drive === undefined ? {} : { drive }),
+    ...(repository === undefined ? {} : { repository }),
     startMs,
     endMs,
     stamp: text('stamp'),

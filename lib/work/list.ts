@@ -73,9 +73,7 @@ export async function listExternal({
 }): Promise<ListedExport[]> {
   const directory = stateDirectory({ staging: configuration.staging, id: repository.id })
   const state =
-    machine === configuration.machine
-      ? await loadState(directory, async () => undefined)
-      : undefined
+    machine === configuration.machine ? await loadState(directory, 'unasked') : undefined
   const listed: ListedExport[] = []
   for (const place of exportsOf(await listStamps(repository, machine))) {
     if (set !== undefined && place.set !== set) continue

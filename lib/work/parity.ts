@@ -316,7 +316,14 @@ export function isUnreadable(error: unknown): boolean {
 }
 
 export async function openToRead(path: RawPath): Promise<FileHandle> {
-  return await open(rawPathToBytes(path), constants.O_RDONLY | constants.O_NOFOLLOW)
+  // Not blocking: what lies there may be a pipe.
+  const { O_RDONLY, O_NOFOLLOW, O_NONBLOCK } = constants
+  const handle = await open(rawPathToBytes(path), O_RDONLY | O_NOFOLLOW | O_NONBLOCK)
+  if ((await handle.stat()).isFile()) return handle
+  await handle.close()
+  throw new BackupError('TARGET_FOREIGN', `${displayPath(path)} is no file`, {
+    hint: 'move it away: it is not what this program writes there; nothing was changed',
+  })
 }
 
 /** The file's bytes in the blocks of prove.ts, the last one shorter; valid until the next. */

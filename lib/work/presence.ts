@@ -1,8 +1,8 @@
 // Which targets are there right now, without opening their repositories.
 //
-// `backup` asks before it plans: of a pool, the drive that is plugged in decides what is due, and
-// with `export_to: first` the first target that is there gets the exports. Throws what listing the
-// drives of the machine throws; a target that cannot be judged is left to its export to explain.
+// `backup` asks before it plans: of a pool, the drive that is plugged in decides what is due.
+// Throws what listing the drives of the machine throws; a target that cannot be judged is left to
+// its export to explain.
 
 import { realpathSync } from 'node:fs'
 import { BackupError } from '../errors.ts'
@@ -12,7 +12,6 @@ import type {
   TargetConfiguration,
 } from '../machine/config.ts'
 import { findDrives, type PluggedDrive } from './drive-target.ts'
-import { openTarget } from './target-access.ts'
 
 /** A target of which a drive is plugged in, and the drive's name. */
 export interface PluggedTarget {
@@ -23,12 +22,12 @@ export interface PluggedTarget {
 /** The drive that an export would go to, of each target of kind `drive` that has one plugged in. */
 export async function pluggedDrives(
   targets: readonly TargetConfiguration[],
-  { staging }: Pick<Configuration, 'staging'>,
+  configuration: Pick<Configuration, 'staging' | 'backupSets'>,
 ): Promise<ReadonlyMap<string, string>> {
   const plugged = new Map<string, string>()
   for (const target of targets) {
     if (target.kind !== 'drive') continue
-    const [first] = await drivesOf(target, { staging })
+    const [first] = await drivesOf(target, configuration)
     if (first !== undefined) plugged.set(target.name, first.drive.name)
   }
   return plugged
@@ -41,14 +40,14 @@ export async function pluggedDrives(
  */
 export async function drivesAt(
   device: string,
-  { configuration: { targets, staging } }: { readonly configuration: Configuration },
+  { configuration }: { readonly configuration: Configuration },
 ): Promise<readonly PluggedTarget[]> {
   const path = device === 'any' ? undefined : realPath(device)
   const found: PluggedTarget[] = []
   const unclear: unknown[] = []
-  for (const target of targets) {
+  for (const target of configuration.targets) {
     if (target.kind !== 'drive') continue
-    const drives = await findDrives(target, { staging }).catch((error: unknown) => {
+    const drives = await findDrives(target, configuration).catch((error: unknown) => {
       unclear.push(error)
       return []
     })
@@ -61,40 +60,13 @@ export async function drivesAt(
   return found
 }
 
-/**
- * The first target, by priority, that is there; the very first where none is, so that it is said to
- * be absent.
- */
-export async function firstPresent(
-  targets: readonly TargetConfiguration[],
-  configuration: Pick<Configuration, 'staging'>,
-): Promise<readonly TargetConfiguration[]> {
-  const sorted = [...targets].sort((one, other) => one.priority - other.priority)
-  for (const target of sorted) if (await isPresent(target, configuration)) return [target]
-  return sorted.slice(0, 1)
-}
-
-async function isPresent(
-  target: TargetConfiguration,
-  configuration: Pick<Configuration, 'staging'>,
-): Promise<boolean> {
-  if (target.kind === 'drive') return (await drivesOf(target, configuration)).length > 0
-  try {
-    await openTarget(target, configuration)
-    return true
-  } catch (error) {
-    if (error instanceof BackupError) return false
-    throw error
-  }
-}
-
 /** None where one cannot be told from another: opening the target says why. */
 async function drivesOf(
   target: DriveTargetConfiguration,
-  { staging }: Pick<Configuration, 'staging'>,
+  configuration: Pick<Configuration, 'staging' | 'backupSets'>,
 ): Promise<readonly PluggedDrive[]> {
   try {
-    return await findDrives(target, { staging })
+    return await findDrives(target, configuration)
   } catch (error) {
     if (error instanceof BackupError && error.code === 'TARGET_FOREIGN') return []
     throw error

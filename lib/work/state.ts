@@ -106,19 +106,23 @@ export function stateDirectory({ staging, id }: { staging: string; id: string })
 }
 
 /**
- * The state of a repository; undefined when there is none or it is damaged.
- * `manifestSha256` tells what the target has, to know whether a pending state came true.
+ * The state of a repository; undefined when there is none, it is damaged, or it is of a copy that
+ * went another way: the target does not have the export that it was committed with.
+ * @param manifestSha256 what the target has of an export; `unasked` takes the state as it is, and
+ * leaves a pending one alone
  */
 export async function loadState(
   directory: string,
-  manifestSha256: (of: { set: string; stamp: string }) => Promise<string | undefined>,
+  manifestSha256: 'unasked' | ((of: { set: string; stamp: string }) => Promise<string | undefined>),
 ): Promise<State | undefined> {
-  const pending = readStateFile(join(directory, PENDING))
-  if (pending !== undefined && (await manifestSha256(pending.commit)) === pending.commit.sha256) {
-    adoptPending(directory)
+  const isThere = async ({ commit }: StateFile): Promise<boolean> => {
+    return manifestSha256 !== 'unasked' && (await manifestSha256(commit)) === commit.sha256
   }
+  const pending = readStateFile(join(directory, PENDING))
+  if (pending !== undefined && (await isThere(pending))) adoptPending(directory)
   const file = readStateFile(join(directory, STATE))
   if (file === undefined) return undefined
+  if (manifestSha256 !== 'unasked' && !(await isThere(file))) return undefined
   try {
     return readState(directory, file)
   } catch {

@@ -34,7 +34,7 @@ import { lastOfEachKind, lastOfSet, receiptsOf, standingDamage } from '../model/
 import { rawPathFromText } from '../model/raw-path.ts'
 import type { Receipt } from '../model/receipt.ts'
 import type { Report } from '../model/report.ts'
-import { isOverdue, nextDrive, type RotatedDrive, rotationPeriodMs } from '../model/rotation.ts'
+import { isOverdue, nextDrive, type RotatedDrive } from '../model/rotation.ts'
 import { parseStamp, type Stamp } from '../model/stamp.ts'
 import type {
   CollectionStatus,
@@ -52,7 +52,7 @@ import type {
 } from '../model/status-document.ts'
 import { type NotifierFailure, readNotifierFailures } from './announce.ts'
 import { type KnownDrive, readDrives } from './drive-register.ts'
-import { lastGoodExports } from './drive-target.ts'
+import { everyMsOf, rotatedDrives } from './drive-history.ts'
 import { type Decision, judgeStanding, type Known, planDue, readKnown } from './due.ts'
 import { outcomeOf, type RunRecord } from './history.ts'
 import { readReceipts, receiptName } from './receipts.ts'
@@ -139,34 +139,6 @@ export async function writeMetrics({
     const { code, message } = error
     report({ kind: 'notice', level: 'warning', code, message })
   }
-}
-
-/** How old the last good export to a drive may become; undefined where none is due by itself. */
-export function everyMsOf(
-  { everyMs }: Pick<DriveTargetConfiguration, 'everyMs'>,
-  sets: readonly Pick<SetConfiguration, 'schedule'>[],
-): number | undefined {
-  return rotationPeriodMs({ everyMs, frequencies: sets.map(({ schedule }) => schedule.external) })
-}
-
-/**
- * When each drive of a target was last exported to, as its rotation counts it: by the set that
- * waits longest, of those that are configured and exported without being asked for, if any are.
- */
-export function rotatedDrives(
-  { name: target, drives }: Pick<DriveTargetConfiguration, 'name' | 'drives'>,
-  {
-    sets,
-    history,
-  }: { readonly sets: readonly SetConfiguration[]; readonly history: readonly RunRecord[] },
-): readonly RotatedDrive[] {
-  const scheduled = sets.filter(({ schedule: { external } }) => {
-    return external !== 'manual' && external !== 'never'
-  })
-  const counting = new Set((scheduled.length > 0 ? scheduled : sets).map(({ name }) => name))
-  const runs = history.filter(({ set }) => counting.has(set))
-  const last = lastGoodExports(runs, target)
-  return drives.map(({ name }) => ({ name, lastGoodMs: last.get(name) }))
 }
 
 /**

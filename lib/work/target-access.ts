@@ -25,9 +25,11 @@ import { createRepository, findRepository, isSignedBy, type Repository } from '.
  */
 export async function openTarget(
   configuration: TargetConfiguration,
-  { staging }: Pick<Configuration, 'staging'>,
+  { staging, backupSets }: Pick<Configuration, 'staging' | 'backupSets'>,
 ): Promise<Target> {
-  if (configuration.kind === 'drive') return (await openDrive(configuration, { staging })).target
+  if (configuration.kind === 'drive') {
+    return (await openDrive(configuration, { staging, backupSets })).target
+  }
   const { name, path, mustBeMounted } = configuration
   if (path === staging || path.startsWith(`${staging}/`)) {
     throw new BackupError('CONFIG_INVALID', `target ${name} lies in staging: ${path}`, {
@@ -90,9 +92,10 @@ export async function repositoryToWrite(
 
 async function repositoryOnDrive(
   target: TargetConfiguration & { readonly kind: 'drive' },
-  { configuration: { staging, machine }, publicKey, nowMs, onlyDrive, signal }: WriteOptions,
+  { configuration, publicKey, nowMs, onlyDrive, signal }: WriteOptions,
 ): Promise<WritableRepository> {
-  const drive = await openDrive(target, { staging, only: onlyDrive, signal })
+  const { staging, backupSets, machine } = configuration
+  const drive = await openDrive(target, { staging, backupSets, only: onlyDrive, signal })
   const { plugged } = drive
   const repository = await findRepository(drive.target)
   const name = describeDrive(target, plugged.drive.name)

@@ -9,7 +9,7 @@ import { BackupError } from '../errors.ts'
 import type { Configuration, TargetConfiguration } from '../machine/config.ts'
 import { refuseInterruption } from '../machine/endings.ts'
 import { readIdentityFile } from '../machine/identity.ts'
-import { dirtyHint, powerOff, unmountDrive } from '../machine/drive-mount.ts'
+import { dirtyHint, mustBeUnmounted, powerOff, unmountDrive } from '../machine/drive-mount.ts'
 import { rawPathFromText } from '../model/raw-path.ts'
 import type { Receipt } from '../model/receipt.ts'
 import type { Report } from '../model/report.ts'
@@ -31,8 +31,8 @@ export interface TargetEnd {
   /** Of a drive. */
   readonly totalBytes: number | undefined
   readonly drill: Receipt | undefined
-  /** Only of a drive: whether it is unmounted, and switched off where that was asked. */
-  readonly unplug: 'safe' | 'off' | 'still mounted' | undefined
+  /** Only of a drive: whether it is unmounted, and switched off where that was asked; or pulled. */
+  readonly unplug: 'safe' | 'off' | 'still mounted' | 'gone' | undefined
   readonly problems: readonly BackupError[]
 }
 
@@ -85,7 +85,12 @@ export async function endTarget(options: EndOptions): Promise<TargetEnd> {
     freeBytes,
     totalBytes: drive?.plugged.filesystem.sizeBytes,
     drill,
-    unplug: drive === undefined ? undefined : (unplug ?? 'still mounted'),
+    unplug:
+      drive === undefined
+        ? undefined
+        : isGone(drive) && unplug !== 'off'
+          ? 'gone'
+          : (unplug ?? 'still mounted'),
     problems,
   }
 }
@@ -149,14 +154,20 @@ async function unattendedIdentities({ identity }: Configuration): Promise<readon
 }
 
 /** Unmounts a drive, as the target's `afterwards` wants. */
-async function leave({ target, drive, signal, isPluggedIn }: EndOptions): Promise<TargetEnd['unplug']> {
+async function leave({
+  target,
+  drive,
+  signal,
+  isPluggedIn,
+}: EndOptions): Promise<TargetEnd['unplug']> {
   if (drive === undefined || target.kind !== 'drive') return undefined
   const { mountPoint, isOurs, plugged } = drive
   if (target.afterwards === 'as_found' && !isOurs) return 'still mounted'
   await unmountDrive(mountPoint, { signal })
+  await mustBeUnmounted(plugged.filesystem, { signal })
   if (target.afterwards !== 'power_off') return 'safe'
   if (isPluggedIn) refuseInterruption()
-  return (await powerOff(plugged.filesystem, { signal })) === 'off' ? 'off' : 'safe'
+  return (await powerOff(plugged.filesystem)) === 'off' ? 'off' : 'safe'
 }
 
 /** Whether the device of a drive is gone: it was unplugged. */

@@ -115,7 +115,7 @@ export async function digestsFor({
   for (const id of repositoryIds(staging)) {
     try {
       // A state that is still pending is not ours to adopt: that takes the target.
-      const state = await loadState(stateDirectory({ staging, id }), async () => undefined)
+      const state = await loadState(stateDirectory({ staging, id }), 'unasked')
       const last = state?.sets.get(set)
       if (last?.stamp === stamp) return digestsOf(last.entries)
     } catch {

@@ -16,10 +16,17 @@ import {
 import { setTimeout as sleep } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { cloneDrive, type DriveImage, driveImage, type DriveType } from '../helpers/drive-image.ts'
+import {
+  attachDrive,
+  cloneDrive,
+  detachAll,
+  type DriveImage,
+  driveImage,
+  type DriveType,
+} from '../helpers/drive-image.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'
 import { randomFrom } from '../helpers/random.ts'
-import { MAIN, type Outcome } from '../helpers/run-cli.ts'
+import { MAIN, type Outcome, runCli } from '../helpers/run-cli.ts'
 import {
   assertSameTree,
   configure,
@@ -92,6 +99,8 @@ const restored = async (scenario: Scenario): Promise<string> => {
   await succeed(scenario.restore('--into', into))
   return `${into}${scenario.source}`
 }
+
+drives.after.each(detachAll)
 
 if (canRunAsRoot('drives on loop devices')) {
   drives('a drive is shown, prepared, exported to, read, and left as it was found', async () => {
@@ -328,6 +337,14 @@ if (canRunAsRoot('drives on loop devices')) {
       for (const drive of [blue, red]) assert.is(onDrive(drive, exportsOn).length, 1)
       red.detach()
       assert.is(driveOf(await succeed(scenario.external('--json'))), 'blue')
+      // What one drive has says nothing of the other that is plugged in.
+      writeFileSync(`${scenario.source}/new`, 'new')
+      await succeed(scenario.collect())
+      await succeed(scenario.external())
+      const back = attachDrive(red)
+      await succeed(scenario.run('--plugged-in', back.device))
+      assert.is(onDrive(back, exportsOn).length, 2)
+      await succeed(scenario.run('--plugged-in', back.device))
       const status = await scenario.run('status')
       assert.match(status.stdout, /blue/)
     },
@@ -375,6 +392,110 @@ if (canRunAsRoot('drives on loop devices')) {
     assert.ok(existsSync(`${scenario.target}/repository.json`))
     const again = await succeed(scenario.run('--json'))
     assert.is(jsonLines(again, 'result').at(-1)?.['outcome'], 'nothing due')
+  })
+
+  drives('a drive in place of another has none of its exports', async () => {
+    const label = newLabel()
+    const drive = driveImage({ label })
+    const scenario = await scenarioWith(drive)
+    await add(scenario)
+    await succeed(scenario.run())
+    drive.detach()
+    const other = driveImage({ label })
+    await succeed(scenario.run('drives', 'forget', 't9'))
+    await add(scenario)
+    const status = await scenario.run('status')
+    assert.match(status.stdout, /target t9: drive\n +data +never/)
+    await succeed(scenario.run('--plugged-in', other.device))
+    assert.is(onDrive(other, exportsOn).length, 1)
+  })
+
+  drives('two copies of one drive do not share what is known of one', async () => {
+    const drive = driveImage({ label: newLabel(), sizeMib: 48 })
+    const scenario = await scenarioWith(drive)
+    await add(scenario)
+    const generation = async (text: string): Promise<void> => {
+      writeFileSync(`${scenario.source}/file`, randomFrom(text).bytes(100_000))
+      await succeed(scenario.collect())
+    }
+    await generation('first')
+    await succeed(scenario.external())
+    const copy = cloneDrive(drive)
+    drive.detach()
+    await generation('second')
+    await succeed(scenario.external())
+    copy.detach()
+    const back = attachDrive(drive)
+    await succeed(scenario.external())
+    back.detach()
+    const again = attachDrive(copy)
+    await generation('third')
+    await succeed(scenario.external())
+    const drill = await scenario.run('drill', '--share', '100%')
+    assert.is(drill.status, 0, drill.stdout + drill.stderr)
+    await succeed(scenario.restore('--verify'))
+    assert.is(onDrive(again, exportsOn).length, 3)
+  })
+
+  drives('safe to unplug is said only of what is mounted nowhere', async () => {
+    const drive = driveImage({ label: newLabel() })
+    const scenario = await scenarioWith(drive, { afterwards: 'unmount' })
+    await add(scenario)
+    await succeed(scenario.collect())
+    const path = tempDirectory()
+    assert.is(spawnSync('mount', [drive.device, path]).status, 0)
+    // As a sandboxed service runs: what it unmounts stays mounted for everybody else.
+    const sandbox = ['unshare', '--mount', '--propagation', 'slave', process.execPath, MAIN]
+    const environment = { ...scenario.environment }
+    const inside = await runCli(['external', '--json'], { environment, program: sandbox })
+    assert.is(inside.status, 3, inside.stderr)
+    assert.match(inside.stderr, /is still mounted at/)
+    assert.is(jsonLines(inside, 'result').at(-1)?.['unplug'], 'still mounted')
+    assert.is(exportsOn(path).length, 1, 'the export is there all the same')
+    // A sandbox has what was mounted before it read-only.
+    const lines = 'mount -o remount,bind,ro "$1" && shift && exec "$@"'
+    const readOnly = ['unshare', '--mount', '--propagation', 'slave', 'sh', '-c', lines, 'sh', path]
+    appendFileSync(`${scenario.source}/letter`, ', once more')
+    await succeed(scenario.collect())
+    const program = [...readOnly, process.execPath, MAIN]
+    await runCli(['external'], { environment, program })
+    assert.is(exportsOn(path).length, 2)
+    assert.is(spawnSync('umount', [path]).status, 0)
+  })
+
+  drives('with only the first target, what is no drive of ours is passed over', async () => {
+    const drive = driveImage({ label: newLabel() })
+    const scenario = await scenarioWith(drive, { priority: 1 })
+    configure(scenario, (properties) => {
+      properties['export_to'] = 'first'
+      properties['targets'].push({ name: 'disk', kind: 'directory', path: scenario.target })
+    })
+    const run = await scenario.run()
+    assert.is(run.status, 1, 'the stranger is said')
+    assert.ok(existsSync(`${scenario.target}/repository.json`))
+    assert.equal(onDrive(drive, namesOn), ['lost+found'])
+  })
+
+  drives('what cannot be told apart when it is plugged in is told to the person', async () => {
+    const label = newLabel()
+    const [one, other] = [driveImage({ label }), driveImage({ label })]
+    const scenario = await scenarioWith(one)
+    const log = `${scenario.directory}/log`
+    configure(scenario, (properties) => {
+      properties['notify'] = { desktop: false, log }
+    })
+    const run = await scenario.run('--plugged-in', other.device)
+    assert.is(run.status, 1)
+    assert.match(readFileSync(log, 'utf8'), /several filesystems have the label/i)
+  })
+
+  drives('prepares only the drive that is configured under the name', async () => {
+    const [drive, other] = [driveImage({ label: newLabel() }), driveImage({ label: newLabel() })]
+    const scenario = await scenarioWith(drive)
+    const refused = await scenario.run('drives', 'add', 't9', '--device', other.device, '--yes')
+    assert.is(refused.status, 1)
+    assert.match(refused.stderr, /is not the drive that is configured as t9/)
+    assert.equal(onDrive(other, namesOn), ['lost+found'])
   })
 
   drives('ejects a drive, and forgets one', async () => {

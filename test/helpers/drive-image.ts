@@ -7,6 +7,7 @@ import { spawnSync } from 'node:child_process'
 import { closeSync, copyFileSync, ftruncateSync, openSync, readFileSync } from 'node:fs'
 import { basename } from 'node:path'
 import * as assert from 'uvu/assert'
+import { makeLoopNode } from './loop-device.ts'
 import { tempDirectory } from './temp-dir.ts'
 
 export interface DriveImage {
@@ -62,8 +63,14 @@ export function cloneDrive({ image, label }: DriveImage): DriveImage {
   return attach(copy, label)
 }
 
+/** A drive that was pulled out, plugged in again. */
+export function attachDrive({ image, label }: DriveImage): DriveImage {
+  return attach(image, label)
+}
+
 function attach(image: string, label: string): DriveImage {
   releaseAtExit()
+  makeLoopNode()
   const device = run('losetup', ['--find', '--show', image]).trim()
   attached.add(device)
   const uuid = run('blkid', ['-p', '-o', 'value', '-s', 'UUID', device]).trim().toLowerCase()
@@ -87,6 +94,11 @@ function mountsOf(device: string): string[] {
       String.fromCharCode(Number.parseInt(digits, 8)),
     )
   })
+}
+
+/** Pulls out every drive that a test left plugged in. */
+export function detachAll(): void {
+  for (const device of [...attached]) detach(device)
 }
 
 let prepared = false

@@ -5,7 +5,7 @@
 // removed. Needs root.
 
 import { spawnSync } from 'node:child_process'
-import { closeSync, mkdirSync, openSync, ftruncateSync } from 'node:fs'
+import { closeSync, existsSync, mkdirSync, openSync, ftruncateSync } from 'node:fs'
 import * as assert from 'uvu/assert'
 import { tempDirectory } from './temp-dir.ts'
 
@@ -40,6 +40,7 @@ export function loopDevice({
   const options = type.startsWith('ext') ? ['-q', '-F', '-m', '0', '-b', '4096'] : []
   runProgram(`mkfs.${type}`, [...options, image])
   const mount = (...flags: string[]): void => {
+    makeLoopNode()
     runProgram('mount', ['-o', ['loop', ...flags].join(','), image, path])
     mounted.add(path)
   }
@@ -48,6 +49,14 @@ export function loopDevice({
   }
   mount()
   return { image, path, mount, unmount }
+}
+
+/** Makes the node of the next loop device, where the system does not make it by itself. */
+export function makeLoopNode(): void {
+  const node = spawnSync('losetup', ['--find'], { encoding: 'utf8' }).stdout.trim()
+  const number = /^\/dev\/loop(\d+)$/.exec(node)?.[1]
+  if (number === undefined || existsSync(node)) return
+  spawnSync('mknod', ['-m', '660', node, 'b', '7', number])
 }
 
 let prepared = false

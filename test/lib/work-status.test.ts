@@ -11,10 +11,9 @@ import type { ProblemCode, StatusDocument } from '../../lib/model/status-documen
 import { parseStamp } from '../../lib/model/stamp.ts'
 import type { KnownDrive } from '../../lib/work/drive-register.ts'
 import type { RunRecord } from '../../lib/work/history.ts'
+import { everyMsOf, rotatedDrives } from '../../lib/work/drive-history.ts'
 import {
-  everyMsOf,
   gatherStatus,
-  rotatedDrives,
   type StatusFacts,
   writeMetrics,
   writeMetricsFile,

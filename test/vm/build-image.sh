@@ -102,10 +102,8 @@ cp "$(readlink -f "$root"/initrd.img)" "$work/initrd.img"
 quietly mkfs.ext4 -F -q -d "$root" -L VMROOT "$work/base.img" 3G
 rm -rf "$root" "$log"
 # One image is kept; a machine that runs from an older one still holds its files open.
-for older in "$cache"/*/base.img "$cache"/building.*/; do
-  older=$(dirname "$older/.")
-  older=${older%/base.img}
-  [ "$older" = "$work" ] || rm -rf "$older"
+for older in "$cache"/*; do
+  [[ ${older##*/} =~ ^([0-9a-f]{16}|building\..{6})$ && $older != "$work" ]] && rm -rf "$older"
 done
 chmod 755 "$work"
 mv "$work" "$image"

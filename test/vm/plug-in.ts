@@ -285,7 +285,7 @@ async function checkTold({ toldBefore }: Run, wanted: RegExp, sentence: string):
 
 /** In no process's view, whatever namespace the service had. */
 async function checkUnmounted(when: string): Promise<void> {
-  const { output } = await ask("grep -hE ' /dev/sd| /run/backup/' /proc/[0-9]*/mountinfo || true")
+  const { output } = await ask("grep -hsE ' /dev/sd| /run/backup/' /proc/[0-9]*/mountinfo || true")
   if (output !== '') show(output)
   check(output === '', `no drive is mounted anywhere ${when}`)
   const { output: left } = await ask('ls -A /run/backup 2>/dev/null || true')
@@ -413,9 +413,10 @@ function check(isTrue: boolean, sentence: string): void {
   console.log(`  ${isTrue ? 'ok  ' : 'FAIL'}  ${sentence}`)
 }
 
-// By themselves they end the process without the handlers that remove what it made.
+// By themselves they end the process without the handlers that remove what it made; not once, for
+// `timeout` sends two.
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
-  process.once(signal, () => process.exit(130))
+  process.on(signal, () => process.exit(130))
 }
 try {
   await main(process.argv[2] ?? '')
