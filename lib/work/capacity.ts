@@ -11,6 +11,7 @@ import { createCipheriv, createHash, randomBytes } from 'node:crypto'
 import { closeSync, constants, mkdirSync, openSync, readdirSync, rmSync, statfsSync } from 'node:fs'
 import { type FileHandle, open } from 'node:fs/promises'
 import { BackupError, systemCode } from '../errors.ts'
+import { isRunning } from '../machine/processes.ts'
 import { dropPageCache, ioctl } from '../machine/posix.ts'
 import { runProgram } from '../machine/shell.ts'
 import { formatSize } from '../model/amount.ts'
@@ -104,15 +105,6 @@ function sweepProbes(parent: string): void {
 
 function removeTree(directory: string): void {
   rmSync(rawPathToBytes(rawPathFromText(directory)), { recursive: true, force: true })
-}
-
-function isRunning(pid: number): boolean {
-  try {
-    process.kill(pid, 0)
-    return true
-  } catch (error) {
-    return systemCode(error) !== 'ESRCH'
-  }
 }
 
 /** @throws BackupError INTERRUPTED */

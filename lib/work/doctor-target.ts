@@ -6,6 +6,7 @@
 // knows. What it writes is gone at the end; what a killed one left is swept. Throws only
 // INTERRUPTED and bugs.
 
+import { asFailure, type Check, failure, ok, quoted, warning } from '../model/check.ts'
 import { Buffer } from 'node:buffer'
 import { randomBytes } from 'node:crypto'
 import { accessSync, constants, existsSync, statfsSync } from 'node:fs'
@@ -16,12 +17,11 @@ import { runProgram } from '../machine/shell.ts'
 import { describeSmart, readSmart } from '../machine/smart.ts'
 import { listMounts, type Mount, mountOf } from '../machine/source-snapshot/mounts.ts'
 import { formatSize } from '../model/amount.ts'
-import { displayPath, rawPathFromText, rawPathToText } from '../model/raw-path.ts'
+import { rawPathFromText, rawPathToText } from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
 import { targetError } from '../target/target-error.ts'
 import type { Target } from '../target/target.ts'
 import { type Capacity, probeCapacity, withProbeDirectory } from './capacity.ts'
-import { asFailure, type Check } from './doctor.ts'
 import {
   exportsOf,
   findRepository,
@@ -296,20 +296,4 @@ async function describeCapacity(
 
 function noDrive(mount: Mount | undefined): string {
   return `${mount?.type ?? 'it'} lies on no drive of its own`
-}
-
-function quoted(path: string): string {
-  return `"${displayPath(rawPathFromText(path))}"`
-}
-
-function ok(name: string, message: string): Check {
-  return { name, verdict: 'ok', message }
-}
-
-function warning(name: string, message: string, fix: string): Check {
-  return { name, verdict: 'warning', message, fix }
-}
-
-function failure(name: string, message: string, fix: string): Check {
-  return { name, verdict: 'failure', message, fix }
 }

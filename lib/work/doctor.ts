@@ -6,7 +6,8 @@
 // of that check alone; throws only INTERRUPTED and bugs.
 
 import { mkdirSync, readdirSync, rmSync, type Stats, statfsSync, statSync } from 'node:fs'
-import { BackupError, systemCode } from '../errors.ts'
+import { BackupError } from '../errors.ts'
+import { isRunning } from '../machine/processes.ts'
 import type { Configuration, SetConfiguration } from '../machine/config.ts'
 import { checkRsync } from '../machine/rsync.ts'
 import { findProgram } from '../machine/shell.ts'
@@ -21,21 +22,12 @@ import { zfsProvider } from '../machine/source-snapshot/zfs.ts'
 import { formatSize } from '../model/amount.ts'
 import { isFrozen } from '../model/collection.ts'
 import { displayPath, type RawPath, rawPathFromText, rawPathToBytes } from '../model/raw-path.ts'
+import { asFailure, type Check, failure, ok, quoted, warning } from '../model/check.ts'
 import { formatStamp } from '../model/stamp.ts'
 import { readMarks } from './marks.ts'
 import { LINK_DEST, selfTest } from './self-test.ts'
 import { inspectSources, realPath } from './sources.ts'
 import { listStamps, stateRoot, surveyCollections } from './staging.ts'
-
-export interface Check {
-  /** What was looked at: `rsync`, `staging`. */
-  readonly name: string
-  readonly verdict: 'ok' | 'warning' | 'failure'
-  /** Lower-case start, no final period, paths already through displayPath. */
-  readonly message: string
-  /** What to do about it, a command where there is one. */
-  readonly fix?: string
-}
 
 export interface DoctorOptions {
   readonly configuration: Configuration
@@ -287,15 +279,6 @@ function sweepSelfTests(state: string): void {
   }
 }
 
-function isRunning(pid: number): boolean {
-  try {
-    process.kill(pid, 0)
-    return true
-  } catch (error) {
-    return systemCode(error) !== 'ESRCH'
-  }
-}
-
 function checkClock({ configuration: { staging, backupSets }, nowMs }: Examination): Check[] {
   const name = 'clock'
   const now = formatStamp(nowMs)
@@ -421,30 +404,4 @@ function isTrusted(stat: Stats, uid: number): boolean {
 
 function isThere(path: string): boolean {
   return statSync(path, { throwIfNoEntry: false })?.isDirectory() === true
-}
-
-function quoted(path: string): string {
-  return `"${displayPath(rawPathFromText(path))}"`
-}
-
-function ok(name: string, message: string): Check {
-  return { name, verdict: 'ok', message }
-}
-
-function warning(name: string, message: string, fix: string): Check {
-  return { name, verdict: 'warning', message, fix }
-}
-
-function failure(name: string, message: string, fix: string): Check {
-  return { name, verdict: 'failure', message, fix }
-}
-
-/** A check that cannot be made: the machine's fault, not ours. */
-export function asFailure(name: string, error: unknown): Check {
-  if (error instanceof BackupError && error.code !== 'INTERRUPTED') {
-    const { message, hint } = error
-    return { name, verdict: 'failure', message, ...(hint === undefined ? {} : { fix: hint }) }
-  }
-  if (error instanceof BackupError || systemCode(error) === undefined) throw error
-  return failure(name, `it cannot be examined (${systemCode(error)})`, 'let this user read it')
 }

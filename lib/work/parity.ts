@@ -23,6 +23,7 @@ import { once } from 'node:events'
 import { Worker } from 'node:worker_threads'
 import { crc32 } from 'node:zlib'
 import { BackupError, systemCode, unpackError } from '../errors.ts'
+import { isRunning } from '../machine/processes.ts'
 import { writeAll } from '../machine/durable-file.ts'
 import { createParity, parityBytes, parityShape, readParity } from '../machine/par2.ts'
 import { dropPageCache } from '../machine/posix.ts'
@@ -487,7 +488,8 @@ export function sweepScratch(staging: string): void {
   const above = `${staging}/.state`
   try {
     for (const name of existsSync(above) ? readdirSync(above) : []) {
-      const isDead = name.startsWith(SCRATCH) && !isAlive(Number(name.slice(SCRATCH.length)))
+      const pid = /^parity-([1-9]\d*)$/.exec(name)?.[1]
+      const isDead = pid !== undefined && !isRunning(Number(pid))
       if (isDead) rmSync(`${above}/${name}`, { recursive: true, force: true })
     }
   } catch (error) {
@@ -496,14 +498,6 @@ export function sweepScratch(staging: string): void {
 }
 
 const SCRATCH = 'parity-'
-
-function isAlive(pid: number): boolean {
-  try {
-    return pid > 0 && process.kill(pid, 0)
-  } catch (error) {
-    return systemCode(error) === 'EPERM'
-  }
-}
 
 /** Makes it if need be. */
 export function emptyDirectory(path: RawPath): void {

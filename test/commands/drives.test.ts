@@ -293,24 +293,27 @@ if (canRunAsRoot('drives on loop devices')) {
     })
   }
 
-  drives('exFAT as it comes from the factory, through FUSE', async () => {
-    const drive = driveImage({ label: newLabel(), type: 'exfat', sizeMib: 64 })
-    const scenario = await scenarioWith(drive, { afterwards: 'unmount' })
-    await add(scenario)
-    configure(scenario, (properties) => {
-      properties['retention'] = { external: 1 }
+  // exFAT as it comes from the factory, and NTFS, are mounted through FUSE here.
+  for (const type of ['exfat', 'ntfs', 'btrfs'] satisfies DriveType[]) {
+    drives(`a drive with ${type}, as it is`, async () => {
+      const drive = driveImage({ label: newLabel(), type, sizeMib: 64 })
+      const scenario = await scenarioWith(drive, { afterwards: 'unmount' })
+      await add(scenario)
+      configure(scenario, (properties) => {
+        properties['retention'] = { external: 1 }
+      })
+      symlinkSync('letter', `${scenario.source}/a link: with "odd" <characters>?`)
+      await succeed(scenario.collect())
+      await succeed(scenario.external())
+      appendFileSync(`${scenario.source}/letter`, ', again')
+      await succeed(scenario.collect())
+      const second = await succeed(scenario.external('--json'))
+      assert.is(jsonLines(second, 'result')[0]?.['pruned'].removedExports.length, 1)
+      await succeed(scenario.restore('--verify'))
+      assertSameTree(await restored(scenario), scenario.source)
+      assert.not.ok(isMounted(drive))
     })
-    symlinkSync('letter', `${scenario.source}/a link: with "odd" <characters>?`)
-    await succeed(scenario.collect())
-    await succeed(scenario.external())
-    appendFileSync(`${scenario.source}/letter`, ', again')
-    await succeed(scenario.collect())
-    const second = await succeed(scenario.external('--json'))
-    assert.is(jsonLines(second, 'result')[0]?.['pruned'].removedExports.length, 1)
-    await succeed(scenario.restore('--verify'))
-    assertSameTree(await restored(scenario), scenario.source)
-    assert.not.ok(isMounted(drive))
-  })
+  }
 
   drives(
     'of a pool the drive that waits longest is taken, and each has its own history',
