@@ -15,6 +15,7 @@ import { isFrozen } from '../lib/model/collection.ts'
 import { type RawPath, rawPathFromText } from '../lib/model/raw-path.ts'
 import { ExportReader } from '../lib/work/export-reader.ts'
 import { findExports, pickExports } from '../lib/work/find-exports.ts'
+import { noteDamage } from '../lib/work/known-damage.ts'
 import { listExternal, listLocal } from '../lib/work/list.ts'
 import { readMarks } from '../lib/work/marks.ts'
 import { type ExportPlace, type Repository, readManifest } from '../lib/work/repository.ts'
@@ -239,6 +240,9 @@ async function keepReceipt(
   try {
     const receipt = receiptOfVerification({ ...of, configuration, endMs: context.now() })
     await writeReceipt({ staging, receipt, signer: await openSigner(configuration) })
+    // The next export does not refer to what is damaged.
+    const { damagedFiles: damaged, wholeFiles: whole } = of.outcome
+    noteDamage({ staging, id: of.repository.id }, { damaged, whole })
   } catch (error) {
     if (!(error instanceof BackupError)) throw error
     const message = `no receipt was written: ${error.message}`

@@ -10,7 +10,14 @@ import type { Configuration, TargetConfiguration } from '../lib/machine/config.t
 import type { IdentityFile } from '../lib/machine/identity.ts'
 import { formatSize } from '../lib/model/amount.ts'
 import type { Receipt } from '../lib/model/receipt.ts'
-import { type DrillOptions, type DrillPlan, drillTarget, planDrill } from '../lib/work/drill.ts'
+import {
+  bundlesIn,
+  type DrillOptions,
+  type DrillPlan,
+  drillTarget,
+  planDrill,
+} from '../lib/work/drill.ts'
+import { noteDamage } from '../lib/work/known-damage.ts'
 import { poolDrive, receiptName, writeReceipt } from '../lib/work/receipts.ts'
 import type { Repository } from '../lib/work/repository.ts'
 import { type Signer, openSigner, trustedKeys } from '../lib/work/signing.ts'
@@ -140,7 +147,10 @@ async function drillOne(
   if (isGiven(values, 'dry-run')) return tellPlan(await planDrill(options), { options, reporter })
   const { configuration, signer } = options
   const drilled = await drillTarget(options)
-  const receipt = await writeReceipt({ staging: configuration.staging, receipt: drilled, signer })
+  const { staging } = configuration
+  const damaged = bundlesIn(drilled)
+  noteDamage({ staging, id: drilled.repository }, { damaged, whole: [] })
+  const receipt = await writeReceipt({ staging, receipt: drilled, signer })
   return tellDrill(receipt, reporter)
 }
 
@@ -227,7 +237,7 @@ async function identityFor(
   context: CommandContext,
   configuration: Configuration,
 ): Promise<IdentityFile | undefined> {
-  let why = 'there is none here'
+  let why = 'there is none here, or it is protected and nobody can be asked'
   try {
     const identity = await loadIdentity(context, configuration)
     if (identity !== undefined) return identity

@@ -66,7 +66,8 @@ its place; what is on it stays.
   },
   run: async (context) => {
     const [verb, name, ...rest] = context.positionals
-    if (verb === undefined) return await list(context)
+    const isList = verb === undefined || (verb === 'list' && name === undefined)
+    if (isList) return await list(context)
     if (name === undefined || rest.length > 0) throw wrongWords()
     if (verb === 'add') return await add(context, name)
     if (verb === 'eject') return await eject(context, name)
@@ -94,6 +95,14 @@ async function list(context: CommandContext): Promise<ExitCode> {
   for (const { filesystem, matches, known } of plugged) {
     reporter.print(describe(filesystem))
     for (const match of matches) {
+      const other = isOther(filesystem, readDrives(configuration.staging), match)
+      if (other) {
+        const name = nameOf(match)
+        reporter.print(
+          `  has the label of ${name}, but is not that drive: nothing is exported to it`,
+        )
+        continue
+      }
       const isKnown = known?.target === match.target && known.drive === match.drive
       const name = nameOf(match)
       const todo = isKnown ? '' : `; not prepared yet: backup drives add ${name}`
@@ -108,6 +117,16 @@ async function list(context: CommandContext): Promise<ExitCode> {
   }
   reporter.report({ kind: 'result', command: command.name, outcome: 'listed', plugged, absent })
   return 0
+}
+
+/** Whether the drive that is known by that name is another filesystem. */
+function isOther(
+  { uuid }: BlockFilesystem,
+  register: readonly KnownDrive[],
+  { target, drive }: { readonly target: string; readonly drive: string },
+): boolean {
+  const known = register.find((one) => one.target === target && one.drive === drive)
+  return known?.uuid !== undefined && known.uuid !== uuid
 }
 
 function strangerSentence({ device }: BlockFilesystem, known: KnownDrive | undefined): string {
@@ -211,9 +230,7 @@ async function add(context: CommandContext, name: string): Promise<ExitCode> {
     const all = { target, plugged, contents, signer, nowMs, again }
     const repository = await prepareDrive(changed, all)
     if (change !== undefined) saveConfiguration(configuration.path, change.text)
-    reporter.tell(
-      `${name} is ready: ${contents.mountPoint}; backup external --target ${target.name}`,
-    )
+    reporter.tell(`${name} is ready; export to it: backup external --target ${target.name}`)
     return tellAdded(context, { name, outcome: 'prepared', repository: repository.id })
   })
 }

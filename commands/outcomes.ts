@@ -126,6 +126,9 @@ export function tellEnd(
   }
   if (drill !== undefined) codes.push(tellDrill(drill, { name, reporter }))
   if (unplug === 'safe') reporter.tell(`${name}: unmounted; it is safe to unplug it`)
+  if (unplug === 'still mounted') {
+    reporter.tell(`${name}: still mounted; before you unplug it: backup drives eject ${name}`)
+  }
   if (unplug === 'off') reporter.tell(`${name}: unmounted and switched off; unplug it`)
   const exitCode = worstExitCode(codes)
   if (drill === undefined && unplug === undefined && problems.length === 0) return exitCode

@@ -8,6 +8,7 @@
 import { BackupError, type ExitCode, worstExitCode } from '../lib/errors.ts'
 import type { Configuration, TargetConfiguration } from '../lib/machine/config.ts'
 import { formatSize } from '../lib/model/amount.ts'
+import { noteDamage } from '../lib/work/known-damage.ts'
 import { type ParityOutcome, addParity } from '../lib/work/parity.ts'
 import {
   type DamagedFile,
@@ -102,6 +103,8 @@ async function repair(job: Job, sets: ReadonlySet<string> | undefined): Promise<
   if (isGiven(context.values, 'dry-run')) return tell(job, plan, NOTHING_DONE, NO_PARITY)
   await ask(job, plan)
   const done = await repairFiles(repository, plan, { staging, report, signal })
+  const whole = done.repaired.map(({ path }) => path)
+  noteDamage({ staging, id: repository.id }, { damaged: [], whole })
   const parity = await renewParity(job, plan)
   return tell(job, plan, done, parity)
 }

@@ -65,6 +65,7 @@ async function tell(
     configuration,
     ...ledger,
     error,
+    isGood: exitCode === 0 || exitCode === 75,
     history: currentHistory(staging),
     nowMs,
   })

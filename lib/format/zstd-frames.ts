@@ -8,11 +8,13 @@ import { Buffer } from 'node:buffer'
 import assert from 'node:assert/strict'
 import { createRequire } from 'node:module'
 import { BackupError } from '../errors.ts'
+import { undisturbed } from './native.ts'
 
 // CommonJS without named exports that an import could see.
-const zstd: typeof import('zstd-napi/binding.js') = createRequire(import.meta.url)(
-  'zstd-napi/binding.js',
-)
+const zstd = undisturbed(() => {
+  return createRequire(import.meta.url)('zstd-napi/binding.js') as Zstd
+})
+type Zstd = typeof import('zstd-napi/binding.js')
 type CCtx = import('zstd-napi/binding.js').CCtx
 type DCtx = import('zstd-napi/binding.js').DCtx
 const { CParameter, DParameter, compressBound } = zstd

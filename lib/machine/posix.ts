@@ -13,6 +13,7 @@ import { getSystemErrorName } from 'node:util'
 import type koffiModule from 'koffi'
 import type { TimeNs } from '../model/entry.ts'
 import { type RawPath, rawPathToBytes } from '../model/raw-path.ts'
+import { undisturbed } from '../format/native.ts'
 
 type Koffi = typeof koffiModule
 type NativeFunction = (...args: readonly unknown[]) => unknown
@@ -305,7 +306,10 @@ function declare(signature: string): NativeFunction {
   const [, result = '', name = '', types = ''] = /^(\w+) (\w+)\((.*)\)$/.exec(signature) ?? []
   const native = (type: string): string => NATIVE_TYPES[type] ?? type
   const parameters = types === '' ? [] : types.split(', ').map(native)
-  const declared = library().func(name, native(result), parameters) as NativeFunction
+  const bare = undisturbed(() => {
+    return library().func(name, native(result), parameters) as NativeFunction
+  })
+  const declared: NativeFunction = (...given) => undisturbed(() => bare(...given))
   functions.set(signature, declared)
   return declared
 }
@@ -330,7 +334,7 @@ interface SystemError extends Error {
 }
 
 function failure(syscall: string): SystemError {
-  return systemError(loaded?.koffi.errno() ?? 0, syscall)
+  return systemError(undisturbed(() => loaded?.koffi.errno()) ?? 0, syscall)
 }
 
 function systemError(errno: number, syscall: string): SystemError {

@@ -6,6 +6,7 @@
 
 import { Buffer } from 'node:buffer'
 import { Worker } from 'node:worker_threads'
+import { endWorkers } from './threads.ts'
 
 export interface Stretch {
   readonly passphrase: string
@@ -22,6 +23,6 @@ export async function argon2idApart(of: Stretch): Promise<Buffer> {
       worker.once('error', reject)
     })
   } finally {
-    await worker.terminate()
+    await endWorkers([worker])
   }
 }

@@ -28,7 +28,7 @@ export interface AnnounceOptions {
   readonly nowMs: number
   /** What this machine is called. */
   readonly machine: string
-  /** Gets a notice ANNOUNCED for each that is no repeat, for programs, and NOTIFY_FAILED. */
+  /** Gets a notice ANNOUNCED for each, for programs, and NOTIFY_FAILED. */
   readonly report: Report
   readonly signal?: AbortSignal | undefined
   /** Ours: it leads to the desktop. */
@@ -56,16 +56,17 @@ const TROUBLE = ['failed', 'doubtful', 'missing', 'overdue'] as const
 const NEVER_REPEATS: readonly Announcement['kind'][] = ['succeeded', 'safe to unplug']
 
 /**
- * Tells what is due to be told. Records (log, syslog, JSON) get everything that is no repeat,
- * people what the configuration wants; the two are remembered apart.
+ * Tells what is due to be told. Records (log, syslog, JSON) get everything,
+ * people what the configuration wants and they were not told of late.
  */
 export async function announce(options: AnnounceOptions): Promise<void> {
   const { announcements, notify, staging } = options
   const memory = readMemory(staging)
   const told = announcements.reduce(withoutEnded, memory.told)
   const due = { ...options, told }
-  const forRecords = withoutRepeats(due, 'records')
-  const forPeople = withoutRepeats(due, 'people')
+  // A log tells of every run; only people are spared what they know.
+  const forRecords = announcements
+  const forPeople = withoutRepeats(due)
     .filter(({ isRecord }) => isRecord !== true)
     .filter((one) => isWanted(one, notify))
   for (const announcement of forRecords) reportAnnounced(options, announcement)
@@ -77,17 +78,12 @@ export async function announce(options: AnnounceOptions): Promise<void> {
       return await sendAll(channel, due, options)
     }),
   )
-  const newlyTold = (audience: Audience, due: readonly Announcement[]): readonly Told[] => {
-    const heard = outcomes.filter(({ channel }) => channel.audience === audience)
-    // JSON is a record too, and always there.
-    const isEnough = audience === 'records' && heard.length === 0
-    return due
-      .filter((one) => isEnough || heard.some(({ delivered }) => delivered.has(one)))
-      .filter(({ kind }) => !NEVER_REPEATS.includes(kind))
-      .map(({ kind, subject }) => ({ kind, subject, audience, atMs: options.nowMs }))
-  }
+  const heard = outcomes.filter(({ channel }) => channel.audience === 'people')
   const recent = told.filter((one) => isWithinRepeat(one, options))
-  const added = [...newlyTold('people', forPeople), ...newlyTold('records', forRecords)]
+  const added = forPeople
+    .filter((one) => heard.some(({ delivered }) => delivered.has(one)))
+    .filter(({ kind }) => !NEVER_REPEATS.includes(kind))
+    .map(({ kind, subject }) => ({ kind, subject, atMs: options.nowMs }))
   let failures: readonly NotifierFailure[] = memory.failures.filter(({ channel }) => {
     // What is configured no more can neither fail nor recover.
     const isPing = channel === 'ping' && notify.ping !== undefined
@@ -219,14 +215,11 @@ function isWanted({ kind }: Announcement, notify: NotifyConfiguration): boolean 
   return kind === 'missing' ? notify.onMissing : true
 }
 
-/** Each kind about each subject once, and none that this audience was told of late. */
+/** Each kind about each subject once, and none that people were told of late. */
 function withoutRepeats(
   options: AnnounceOptions & { readonly told: readonly Told[] },
-  audience: Audience,
 ): readonly Announcement[] {
-  const told = options.told.filter((one) => {
-    return one.audience === audience && isWithinRepeat(one, options)
-  })
+  const told = options.told.filter((one) => isWithinRepeat(one, options))
   const seen = new Set(told.map(keyOf))
   return options.announcements.filter((announcement) => {
     if (NEVER_REPEATS.includes(announcement.kind)) return true
@@ -300,7 +293,6 @@ function reportFailure(
 interface Told {
   readonly kind: string
   readonly subject: string
-  readonly audience: Audience
   readonly atMs: number
 }
 
@@ -325,7 +317,7 @@ function listOf<Value>(value: unknown, is: (one: unknown) => one is Value): read
 }
 
 function isTold(value: unknown): value is Told {
-  return hasTexts(value, ['kind', 'subject', 'audience'])
+  return hasTexts(value, ['kind', 'subject'])
 }
 
 function isNotifierFailure(value: unknown): value is NotifierFailure {

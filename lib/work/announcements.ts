@@ -26,13 +26,16 @@ export interface EndedWork {
   readonly error: BackupError | undefined
   readonly history: readonly RunRecord[]
   readonly nowMs: number
+  /** Whether the whole run was good. */
+  readonly isGood: boolean
 }
 
 /** Everything there is to tell, repeats included. */
 export function announcementsOf(work: EndedWork): readonly Announcement[] {
   const { error, configuration } = work
   return [
-    ...(error === undefined ? summary(work) : [failedRun(error)]),
+    ...(error === undefined ? [] : [failedRun(error)]),
+    ...(work.isGood ? summary(work) : []),
     ...work.runs.flatMap(ofRun),
     ...work.absent.map((outcome) => ofAbsent(outcome, work)),
     ...work.ends.flatMap((end) => ofEnd(end, configuration.notify.lowSpace)),
@@ -109,7 +112,14 @@ function ofEnd(end: TargetEnd, lowSpace: AmountFree): readonly Announcement[] {
   const isHere = [`target ${target}`, ...(drive === undefined ? [] : [`drive ${name}`])]
   const seen = isHere.map((subject): Announcement => {
     const title = `Backup: ${name} is there`
-    return { kind: 'succeeded', isRecord: true, subject, title, body: '', facts }
+    return {
+      kind: 'succeeded',
+      isRecord: true,
+      subject,
+      title,
+      body: 'It was exported to, or looked at.',
+      facts,
+    }
   })
   const told: Announcement[] = problems.map(({ code, message, hint }) => {
     const subject = `after ${target} ${code}`

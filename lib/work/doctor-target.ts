@@ -32,7 +32,8 @@ import {
 import { realPath } from './sources.ts'
 import { surveyCollections } from './staging.ts'
 import { stateDirectory } from './state.ts'
-import { openTarget } from './target-access.ts'
+import { openSigner } from './signing.ts'
+import { openTarget, repositoryToWrite } from './target-access.ts'
 
 export interface TargetDoctorOptions {
   readonly configuration: Configuration
@@ -67,10 +68,10 @@ const FILESYSTEMS: Readonly<Record<string, string>> = {
 
 /** Makes every check. @throws BackupError INTERRUPTED */
 export async function examineTarget(options: TargetDoctorOptions): Promise<void> {
-  const { configuration, target: targetConfiguration, onCheck } = options
+  const { target: targetConfiguration, onCheck } = options
   let examination: Examination
   try {
-    const target = await openTarget(targetConfiguration, configuration)
+    const target = await openAsOurs(options)
     examination = { ...options, opened: target, ...(await findMounts(options, target)) }
   } catch (error) {
     onCheck(asFailure('target', error))
@@ -90,6 +91,14 @@ export async function examineTarget(options: TargetDoctorOptions): Promise<void>
       onCheck(asFailure(name, targetError({ error, path })))
     }
   }
+}
+
+/** A drive has to be the one that exports would go to: nothing is tried on a stranger's. */
+async function openAsOurs({ configuration, target, signal }: TargetDoctorOptions): Promise<Target> {
+  if (target.kind === 'directory') return await openTarget(target, configuration)
+  const { publicKey } = await openSigner(configuration)
+  const look = { configuration, publicKey, nowMs: 0, isLook: true, signal }
+  return (await repositoryToWrite(target, look)).repository.target
 }
 
 interface Examination extends TargetDoctorOptions {

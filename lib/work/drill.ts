@@ -107,6 +107,11 @@ interface WholeBundle {
   readonly sha256: string
 }
 
+/** The damaged bundles that a receipt names; a drill that restores names files instead. */
+export function bundlesIn({ damaged }: Pick<Receipt, 'damaged'>): readonly string[] {
+  return damaged.filter((name) => /^machines\/\S+\.tar\.zst\.age$/.test(name))
+}
+
 /** What a drill would read. */
 export interface DrillPlan {
   readonly exports: readonly string[]

@@ -207,6 +207,8 @@ export function recogniseDrive(
     readonly freeBytes: number | undefined
     readonly nowMs: number
     readonly again?: boolean
+    /** Only looks: nothing is remembered. */
+    readonly isLook?: boolean
   },
 ): void {
   const { staging, plugged, repository, freeBytes, nowMs, again = false } = options
@@ -215,12 +217,18 @@ export function recogniseDrive(
   const name = describeDrive(configuration, drive.name)
   const self = known.find((one) => one.target === configuration.name && one.drive === drive.name)
   const other = known.find((one) => one !== self && one.repository === repository.id)
+  if (other !== undefined && other.uuid !== undefined && other.uuid === filesystem.uuid) {
+    const whose = describeKnown(other)
+    throw foreign(`${filesystem.device} is ${whose} already, not ${name}`, {
+      hint: `plug in the drive for ${name}, or use this one as ${whose}; nothing was written`,
+    })
+  }
   if (other !== undefined) {
-    const whose = other.drive === other.target ? other.target : `${other.target}/${other.drive}`
+    const whose = describeKnown(other)
     throw foreign(`target ${name}: ${filesystem.device} has a copy of the repository of ${whose}`, {
       hint:
-        'two drives with one repository would both lose exports: empty this one and prepare it '
-        + `with \`backup drives add ${name}\`; nothing was written`,
+        'two drives with one repository would both lose exports; if nobody needs this copy, remove '
+        + `its repository by hand and prepare it: backup drives add ${name}; nothing was written`,
     })
   }
   const strange = self === undefined || again ? undefined : strangeness(self, options)
@@ -231,6 +239,7 @@ export function recogniseDrive(
         + `backup drives add ${name} --again; nothing was written`,
     })
   }
+  if (options.isLook === true) return
   rememberDrive(staging, {
     target: configuration.name,
     drive: drive.name,
@@ -244,6 +253,10 @@ export function recogniseDrive(
     lastSeenMs: nowMs,
     freeBytes,
   })
+}
+
+function describeKnown({ target, drive }: KnownDrive): string {
+  return drive === target ? target : `${target}/${drive}`
 }
 
 /** How a drive differs from what is known of it. */

@@ -103,15 +103,21 @@ export async function filesystemFor(
     return device === undefined ? matchesDrive(one, drive) : isAt(one, device)
   }
   const [found, ...others] = filesystems.filter(isAsked)
-  const what = displayText(device ?? drive.label ?? drive.uuid ?? 'the drive')
+  const by = drive.uuid === undefined ? `label ${drive.label}` : `UUID ${drive.uuid}`
+  const what = displayText(device ?? `the ${by}`)
+  if (found === undefined && device === undefined) {
+    throw new BackupError('TARGET_ABSENT', `the drive with ${what} is not plugged in`, {
+      hint: '`backup drives` lists what is plugged in',
+    })
+  }
   if (found === undefined) {
     throw new BackupError('TARGET_ABSENT', `there is no filesystem at ${what}`, {
-      hint: '`backup drives` lists what is plugged in; a new drive may have to be formatted first',
+      hint: '`backup drives` lists what is plugged in; nothing was changed',
     })
   }
   if (others.length === 0) return found
   const devices = [found, ...others].map((one) => one.device).join(', ')
-  throw new BackupError('TARGET_FOREIGN', `several filesystems are ${what}: ${devices}`, {
+  throw new BackupError('TARGET_FOREIGN', `several filesystems have ${what}: ${devices}`, {
     hint: 'name one with --device',
   })
 }

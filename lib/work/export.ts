@@ -35,6 +35,7 @@ import { type PlannedEntry, planExport, usageOf } from './export-plan.ts'
 import { checkSpace } from './export-space.ts'
 import { type Packed, packAll } from './pack-pool.ts'
 import { dataBundleFile } from './pack-worker.ts'
+import { readKnownDamage } from './known-damage.ts'
 import { finishEntries, pieceIndexFor } from './packed-entries.ts'
 import type { PieceIndex } from './piece-index.ts'
 import { prove } from './prove.ts'
@@ -203,11 +204,15 @@ class Export {
     return directoryOf(this.#place)
   }
 
-  /** Sizes on the target of everything that is a bundle of ours, by bundle name. */
+  /** Sizes on the target of every bundle of ours that is not known to be damaged, by name. */
   #sizes(): ReadonlyMap<string, number> {
     const sizes = new Map<string, number>()
-    for (const { set, stamp, files } of this.#stamps) {
+    const { configuration, repository } = this.#options
+    const damaged = readKnownDamage({ staging: configuration.staging, id: repository.id })
+    for (const place of this.#stamps) {
+      const { set, stamp, files } = place
       for (const [name, sizeBytes] of files) {
+        if (damaged.has(`${directoryOf(place)}/${name}`)) continue
         if (/^(data|catalog)-\d+\.tar\.zst\.age$/.test(name)) {
           sizes.set(`${set}/${stamp}/${name.replace(/\.tar\.zst\.age$/, '')}`, sizeBytes)
         }

@@ -21,6 +21,7 @@ import type {
 } from './pack-worker.ts'
 import type { ProveReply, ProveRequest } from './prove-worker.ts'
 import { WORKER_LIMITS } from './worker-pool.ts'
+import { endWorkers } from '../machine/threads.ts'
 
 /**
  * Small enough to end together, large enough that neighbours in the catalog stay neighbours in a
@@ -72,7 +73,7 @@ export async function packAll(options: {
   try {
     return await new Pool(options, { batches, workers, prover }).run()
   } finally {
-    await Promise.all([...workers, prover].map((worker) => worker.terminate()))
+    await endWorkers([...workers, prover])
   }
 }
 

@@ -51,6 +51,7 @@ import {
 } from './repository.ts'
 import { stagingError } from './staging.ts'
 import { WORKER_LIMITS } from './worker-pool.ts'
+import { endWorkers } from '../machine/threads.ts'
 
 /** The parity file of `<bundle>` is `<bundle>.par2` (docs/format.md §2). */
 export const PARITY_SUFFIX = '.par2'
@@ -439,7 +440,7 @@ async function proveInThread(file: WrittenFile, signal: AbortSignal): Promise<vo
   } catch (error) {
     throw signal.aborted ? interrupted() : error
   } finally {
-    await worker.terminate()
+    await endWorkers([worker])
   }
 }
 

@@ -72,6 +72,8 @@ export interface WriteOptions {
   /** Of this machine's signing key. */
   readonly publicKey: string
   readonly nowMs: number
+  /** Only looks: nothing is remembered of a drive. */
+  readonly isLook?: boolean
   /** Of a pool: this drive and no other. */
   readonly onlyDrive?: string | undefined
   readonly signal?: AbortSignal | undefined
@@ -92,7 +94,7 @@ export async function repositoryToWrite(
 
 async function repositoryOnDrive(
   target: TargetConfiguration & { readonly kind: 'drive' },
-  { configuration, publicKey, nowMs, onlyDrive, signal }: WriteOptions,
+  { configuration, publicKey, nowMs, onlyDrive, isLook = false, signal }: WriteOptions,
 ): Promise<WritableRepository> {
   const { staging, backupSets, machine } = configuration
   const drive = await openDrive(target, { staging, backupSets, only: onlyDrive, signal })
@@ -118,7 +120,7 @@ async function repositoryOnDrive(
     )
   }
   const freeBytes = await drive.target.freeBytes()
-  recogniseDrive(target, { staging, plugged, repository, freeBytes, nowMs })
+  recogniseDrive(target, { staging, plugged, repository, freeBytes, nowMs, isLook })
   return { repository, drive }
 }
 

@@ -13,8 +13,10 @@ import { dirtyHint, mustBeUnmounted, powerOff, unmountDrive } from '../machine/d
 import { rawPathFromText } from '../model/raw-path.ts'
 import type { Receipt } from '../model/receipt.ts'
 import type { Report } from '../model/report.ts'
-import { drillTarget } from './drill.ts'
+import { bundlesIn, drillTarget } from './drill.ts'
+import { readDrives, rememberDrive } from './drive-register.ts'
 import { describeDrive, type DriveTarget } from './drive-target.ts'
+import { noteDamage } from './known-damage.ts'
 import { addParity } from './parity.ts'
 import { writeReceipt } from './receipts.ts'
 import type { Repository } from './repository.ts'
@@ -71,11 +73,13 @@ export async function endTarget(options: EndOptions): Promise<TargetEnd> {
     await attempt(async () => {
       const parity = { machine, publicKeys, percent, staging, report, signal }
       const { damaged } = await addParity(repository, parity)
+      noteDamage({ staging, id: repository.id }, { damaged, whole: [] })
       if (damaged.length > 0) throw damagedOnTarget(damaged)
     })
   }
   const drill = wantsDrill(options) ? await attempt(async () => await runDrill(options)) : undefined
   const freeBytes = await attempt(async () => await repository.target.freeBytes())
+  await attempt(async () => rememberSpace(options, freeBytes))
   const unplug = drive === undefined ? undefined : await attempt(async () => await leave(options))
   return {
     target: target.name,
@@ -93,6 +97,16 @@ export async function endTarget(options: EndOptions): Promise<TargetEnd> {
           : (unplug ?? 'still mounted'),
     problems,
   }
+}
+
+/** What is free now that the exports are there. */
+function rememberSpace(
+  { configuration: { staging }, target, drive, nowMs }: EndOptions,
+  freeBytes: number | undefined,
+): void {
+  const name = drive?.plugged.drive.name
+  const known = readDrives(staging).find((one) => one.target === target.name && one.drive === name)
+  if (known !== undefined) rememberDrive(staging, { ...known, lastSeenMs: nowMs, freeBytes })
 }
 
 function damagedOnTarget(damaged: readonly string[]): BackupError {
@@ -136,7 +150,9 @@ async function drillNow(options: EndOptions): Promise<Receipt> {
     report,
     signal,
   })
-  return await writeReceipt({ staging: configuration.staging, receipt, signer })
+  const { staging } = configuration
+  noteDamage({ staging, id: repository.id }, { damaged: bundlesIn(receipt), whole: [] })
+  return await writeReceipt({ staging, receipt, signer })
 }
 
 /** What whoever configured an identity without a passphrase left here for this; else none. */

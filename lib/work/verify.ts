@@ -55,6 +55,8 @@ export interface VerifyOutcome {
   readonly deep: boolean
   /** Bundles and manifests that are not what was signed: their paths in the repository. */
   readonly damagedFiles: readonly string[]
+  /** Bundles that are: theirs. */
+  readonly wholeFiles: readonly string[]
 }
 
 /** @throws BackupError IDENTITY_WRONG when the identity opens nothing, INTERRUPTED */
@@ -81,7 +83,10 @@ export async function verifyExports(options: VerifyOptions): Promise<VerifyOutco
       .filter(({ problems }) => problems.some(({ code }) => code === 'MANIFEST_DAMAGED'))
       .map(({ place }) => `${directoryOf(place)}/${MANIFEST}`),
   ]
-  return { exports, bundles: replies.size, bytesRead, deep, damagedFiles }
+  const wholeFiles = [...replies].flatMap(([key, { problems }]) => {
+    return problems.length === 0 ? [`machines/${key}.tar.zst.age`] : []
+  })
+  return { exports, bundles: replies.size, bytesRead, deep, damagedFiles, wholeFiles }
 }
 
 /** What all exports together expect of one bundle. */

@@ -6,6 +6,7 @@
 
 import { Worker } from 'node:worker_threads'
 import { BackupError } from '../errors.ts'
+import { endWorkers } from '../machine/threads.ts'
 
 /**
  * Workers live on reused buffers; a small young generation makes what garbage there is go early.
@@ -64,6 +65,6 @@ export async function runWorkers<Request, Reply>(options: {
     })
   } finally {
     signal.removeEventListener('abort', abort)
-    await Promise.all(workers.map((worker) => worker.terminate()))
+    await endWorkers(workers)
   }
 }

@@ -182,6 +182,10 @@ if (canRunAsRoot('drives on loop devices')) {
     const foreign = await scenario.external()
     assert.is(foreign.status, 1)
     assert.match(foreign.stderr, /another repository/)
+    const examined = await scenario.run('doctor', '--target', 't9')
+    assert.is(examined.status, 1)
+    assert.match(examined.stdout, /^FAIL {2}target: .*another repository/m)
+    assert.match((await scenario.run('drives')).stdout, /is not that drive/)
     const asked = await scenario.run('drives', 'add', 't9', '--yes', '--again')
     assert.is(asked.status, 1, asked.stderr)
     assert.match(asked.stderr, /machine named tester, with another key|stranger's repository/)
@@ -499,6 +503,30 @@ if (canRunAsRoot('drives on loop devices')) {
     assert.is(refused.status, 1)
     assert.match(refused.stderr, /is not the drive that is configured as t9/)
     assert.equal(onDrive(other, namesOn), ['lost+found'])
+  })
+
+  drives('no export is built upon a bundle that is known to be damaged', async () => {
+    const drive = driveImage({ label: newLabel(), sizeMib: 48 })
+    const scenario = await scenarioWith(drive)
+    await add(scenario)
+    writeFileSync(`${scenario.source}/photo`, randomFrom('photo').bytes(300_000))
+    await succeed(scenario.collect())
+    await succeed(scenario.external())
+    onDrive(drive, (path) => {
+      const [stamp] = exportsOn(path)
+      const bundle = `${path}/backup/machines/tester/data/${stamp}/data-0001.tar.zst.age`
+      const bytes = readFileSync(bundle)
+      bytes.fill(0, 100_000, 150_000)
+      writeFileSync(bundle, bytes)
+    })
+    assert.is((await scenario.run('drill', '--share', '100%')).status, 13)
+    assert.is((await scenario.restore('--verify')).status, 13)
+    appendFileSync(`${scenario.source}/letter`, ', more')
+    await succeed(scenario.collect())
+    const run = await scenario.external()
+    assert.match(run.stderr + run.stdout, /exported/)
+    await succeed(scenario.restore('--verify', '--date', 'latest'))
+    assertSameTree(await restored(scenario), scenario.source)
   })
 
   drives('ejects a drive, and forgets one', async () => {

@@ -329,7 +329,14 @@ receipts('a verification becomes a receipt, with what it found', () => {
     problems: [],
     damaged: [],
   }
-  const outcome = { exports: [one], bundles: 4, bytesRead: 900, deep: true, damagedFiles: [] }
+  const outcome = {
+    exports: [one],
+    bundles: 4,
+    bytesRead: 900,
+    deep: true,
+    damagedFiles: [],
+    wholeFiles: [],
+  }
   const of = { configuration, repository, startMs: 0, endMs: 1500 }
   const good = receiptOfVerification({ ...of, outcome })
   assert.equal(good, {

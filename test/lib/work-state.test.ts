@@ -140,23 +140,21 @@ states('what was adopted is loaded, all of it', async () => {
   const directory = fresh()
   adopted(directory, stateOf(FIRST), FIRST)
   assert.equal(await load(directory, having(FIRST)), stateOf(FIRST))
-  assert.equal(
-    await load(directory, having()),
-    stateOf(FIRST),
-    'no question is asked without a pending state',
-  )
+  assert.equal(await load(directory, 'unasked'), stateOf(FIRST))
+  assert.is(await load(directory, having()), undefined, 'the target is a copy that lacks it')
+  assert.is(await load(directory, async () => sha('another')), undefined, 'it went another way')
 })
 
 states('an empty state and large ones are kept too', async () => {
   const directory = fresh()
   adopted(directory, EMPTY_STATE, FIRST)
-  assert.equal(await load(directory, having()), EMPTY_STATE)
+  assert.equal(await load(directory, having(FIRST)), EMPTY_STATE)
   const large = {
     ...stateOf(SECOND),
     pieces: randomFrom('state').bytes(PIECE_RECORD_BYTES * Math.ceil((2.5 * FRAME_MAX_BYTES) / 48)),
   }
   adopted(directory, large, SECOND)
-  const loaded = await load(directory, having())
+  const loaded = await load(directory, having(SECOND))
   assert.ok(loaded?.pieces.equals(large.pieces))
 })
 
@@ -170,7 +168,7 @@ states('a pending state counts only when the target has its manifest', async () 
   writeState(directory, stateOf(SECOND), SECOND)
   assert.equal(await load(directory, having(FIRST)), stateOf(FIRST), 'killed before the manifest')
   assert.equal(
-    await load(directory, async () => sha('another')),
+    await load(directory, async ({ stamp }) => sha(stamp === FIRST ? FIRST : 'another')),
     stateOf(FIRST),
     'another manifest',
   )
@@ -179,7 +177,7 @@ states('a pending state counts only when the target has its manifest', async () 
     stateOf(SECOND),
     'killed after the manifest',
   )
-  assert.equal(await load(directory, having(FIRST)), stateOf(SECOND), 'and it stays')
+  assert.equal(await load(directory, having(SECOND)), stateOf(SECOND), 'and it stays')
 })
 
 states('a first state that is pending is none until its manifest is there', async () => {
@@ -215,7 +213,7 @@ states('a set that was not exported keeps its files', async () => {
     readdirSync(directory).filter((name) => name.startsWith('etc-')),
     before,
   )
-  assert.equal(await load(directory, having()), next)
+  assert.equal(await load(directory, having(SECOND)), next)
 })
 
 states(
@@ -236,7 +234,7 @@ states(
     entries.push(strange)
     const state = { ...stateOf(FIRST), sets: new Map([['home', setOf(FIRST, entries)]]) }
     adopted(directory, state, FIRST)
-    assert.equal((await load(directory, having()))?.sets.get('home')?.entries, entries)
+    assert.equal((await load(directory, having(FIRST)))?.sets.get('home')?.entries, entries)
   },
 )
 
@@ -250,7 +248,7 @@ states('what lies in a bundle that left is nowhere, and keeps its set', async ()
     shardBytes,
   })
   adoptPending(directory)
-  const [found] = (await load(directory, having()))!.sets.get('home')!.entries
+  const [found] = (await load(directory, having(FIRST)))!.sets.get('home')!.entries
   assert.is(found?.inode, entry.inode)
   for (const bundle of [found!.header![0], found!.pieces![0]![1]])
     assert.ok(bundle >= 2 ** 31, `${bundle}`)
