@@ -14,7 +14,7 @@ import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 /** Long enough for a loop device and a few hundred megabytes, short enough to notice a hang. */
-const LIMIT_MS = 5 * 60 * 1000
+const LIMIT_MS = 10 * 60 * 1000
 
 /** Time for the exit handlers of a test file that was told to stop. */
 const GRACE_MS = 5000
