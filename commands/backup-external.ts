@@ -49,7 +49,7 @@ go that retention no longer keeps. An incomplete collection is exported as incom
       })
     }
     throw new BackupError('CONFIG_INVALID', `no targets are configured in ${configuration.path}`, {
-      hint: '`backup drives add t9` makes a plugged-in drive one; docs/drives.md says more',
+      hint: '`backup drives add t9 --device /dev/…` makes a drive one; docs/drives.md says more',
     })
   },
 }

@@ -216,7 +216,7 @@ async function add(context: CommandContext, name: string): Promise<ExitCode> {
   const signer = await openSigner(changed)
   const { target } = chosen
   const contents = await lookAtDrive(changed, { target, filesystem, signer, signal })
-  show(context, { contents, target, change: change?.text })
+  show(context, { name, contents, target, change: change?.text })
   if (isGiven(values, 'dry-run')) return tellAdded(context, { name, outcome: 'planned' })
   if (!isGiven(values, 'yes') && !(await context.confirm(`Prepare it as ${name}?`))) {
     throw new BackupError('NOT_CONFIRMED', `${name} was not prepared`, {
@@ -264,10 +264,12 @@ function saveConfiguration(path: string, text: string): void {
 function show(
   { reporter }: CommandContext,
   {
+    name,
     contents,
     target,
     change,
   }: {
+    readonly name: string
     readonly contents: DriveContents
     readonly target: DriveTargetConfiguration
     readonly change: string | undefined
@@ -286,7 +288,7 @@ function show(
       ? `  would make a repository in ${place}; nothing is formatted or deleted`
       : `  ${place} has ${exists}: it is used as it is`,
   )
-  if (change !== undefined) reporter.print(`  would add target ${target.name} to the configuration`)
+  if (change !== undefined) reporter.print(`  would add ${name} to the configuration`)
 }
 
 function tellAdded(
@@ -303,7 +305,11 @@ async function eject(context: CommandContext, name: string): Promise<ExitCode> {
   const chosen = required(configuration, name)
   const filesystem = await filesystemFor({ device: undefined, drive: chosen.drive }, { signal })
   return await withRunLock(context, { configuration, command: command.name }, async () => {
-    if (isGiven(values, 'dry-run')) return tellAdded(context, { name, outcome: 'planned' })
+    if (isGiven(values, 'dry-run')) {
+      const where = filesystem.mountPoints.map((path) => displayText(path)).join(', ')
+      reporter.tell(where === '' ? `${name} is not mounted` : `${name}: would unmount ${where}`)
+      return tellAdded(context, { name, outcome: 'planned' })
+    }
     for (const path of filesystem.mountPoints) await unmountDrive(path, { signal })
     await mustBeUnmounted(filesystem, { signal })
     const isOff = isGiven(values, 'off') && (await powerOff(filesystem, { signal })) === 'off'
@@ -325,7 +331,11 @@ async function forget(context: CommandContext, name: string): Promise<ExitCode> 
     })
   }
   return await withRunLock(context, { configuration, command: command.name }, async () => {
-    if (!isGiven(context.values, 'dry-run')) forgetDrive(staging, known)
+    if (isGiven(context.values, 'dry-run')) {
+      context.reporter.tell(`would forget ${name}; what is on the drive stays`)
+      return tellAdded(context, { name, outcome: 'planned' })
+    }
+    forgetDrive(staging, known)
     context.reporter.tell(`${name} is forgotten; what is on the drive stays`)
     return tellAdded(context, { name, outcome: 'forgotten' })
   })

@@ -9,6 +9,7 @@
 
 import {
   chmodSync,
+  closeSync,
   existsSync,
   mkdirSync,
   readdirSync,
@@ -118,8 +119,9 @@ export async function mountDrive(
 }
 
 /**
- * Writes out what is pending, unmounts, and removes the place where it is ours. Nothing happens
- * where nothing is mounted.
+ * Writes out what is pending, unmounts, and removes the place where it is ours. The caller has
+ * ended its work there: what of it is still open is closed. Nothing happens where nothing is
+ * mounted.
  * @throws BackupError TARGET_FAILED while it is in use, does not answer, or could not be written;
  * with the fact `unplugged` where its device is gone
  */
@@ -146,6 +148,7 @@ export async function unmountDrive(
   if (device !== undefined) {
     const state = await probe(path, { timeoutMs: answerTimeoutMs })
     if (state === 'hangs') throw hangs(path)
+    closeOwnFiles(path)
     const said = await flush(path, { signal })
     await unmount({ path, device, signal })
     letGo(path)
@@ -477,6 +480,23 @@ function deviceAt(path: string): string | undefined {
   const point = rawPathFromText(path)
   const mount = readMounts().findLast((one) => one.point === point)
   return mount === undefined ? undefined : rawPathToText(mount.device)
+}
+
+/**
+ * Closes what this program still has open below a mount: a worker thread that was ended in the
+ * middle leaves its files open, and nobody else knows of them. Where the system does not say what
+ * is open, nothing.
+ */
+function closeOwnFiles(path: string): void {
+  if (!existsSync('/proc/self/fd')) return
+  for (const fd of readdirSync('/proc/self/fd')) {
+    try {
+      if (readlinkSync(`/proc/self/fd/${fd}`).startsWith(`${path}/`)) closeSync(Number(fd))
+    } catch (error) {
+      // The one that the list itself was read by is closed already.
+      if (!['ENOENT', 'EBADF'].includes(systemCode(error) ?? '')) throw error
+    }
+  }
 }
 
 function unplugged(path: string): BackupError {

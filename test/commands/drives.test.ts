@@ -505,6 +505,40 @@ if (canRunAsRoot('drives on loop devices')) {
     assert.equal(onDrive(other, namesOn), ['lost+found'])
   })
 
+  drives('interrupted, it unmounts the drive, and the next run needs no help', async () => {
+    const drive = driveImage({ label: newLabel(), sizeMib: 300 })
+    const scenario = await scenarioWith(drive)
+    await add(scenario)
+    for (let i = 0; i < 40; i++) {
+      writeFileSync(`${scenario.source}/${i}`, randomFrom(`${i}`).bytes(3 * 2 ** 20))
+    }
+    await succeed(scenario.collect())
+    for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
+      const environment = { PATH: process.env['PATH'] ?? '', ...scenario.environment }
+      const child = spawn(process.execPath, [MAIN, 'external'], { env: environment })
+      let stderr = ''
+      child.stderr.on('data', (text: Buffer) => (stderr += text.toString()))
+      const place = `/run/backup/${drive.uuid}`
+      const isPacking = (): boolean =>
+        spawnSync('find', [place, '-name', 'data-*.partial']).stdout.length > 0
+      for (let wait = 0; wait < 500 && !isPacking(); wait++) await sleep(10)
+      child.kill(signal)
+      const status = await new Promise((resolve) => child.once('close', resolve))
+      if (signal === 'SIGKILL') continue
+      assert.is(status, 130, stderr)
+      assert.match(stderr, /earlier exports are unharmed/)
+      assert.not.match(stderr, /still in use/)
+      assert.not.ok(isMounted(drive))
+      assert.equal(onDrive(drive, exportsOn), [])
+    }
+    await succeed(scenario.external())
+    assert.not.ok(isMounted(drive), 'what the killed run mounted as well')
+    assert.is(onDrive(drive, exportsOn).length, 1)
+    const dry = await succeed(scenario.run('drives', 'forget', 't9', '--dry-run'))
+    assert.match(dry.stdout, /would forget t9/)
+    await succeed(scenario.external())
+  })
+
   drives('no export is built upon a bundle that is known to be damaged', async () => {
     const drive = driveImage({ label: newLabel(), sizeMib: 48 })
     const scenario = await scenarioWith(drive)

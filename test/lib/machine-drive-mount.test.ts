@@ -5,6 +5,7 @@ import { spawn, spawnSync } from 'node:child_process'
 import {
   chmodSync,
   existsSync,
+  fstatSync,
   mkdirSync,
   openSync,
   readdirSync,
@@ -12,7 +13,6 @@ import {
   rmSync,
   statSync,
   writeFileSync,
-  closeSync,
 } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { suite } from 'uvu'
@@ -265,19 +265,31 @@ if (canRunAsRoot('drives that are mounted')) {
   test('does not unmount what is in use, names who uses it, and does so later', async () => {
     const one = drive({ label: 'busy' })
     const { path } = await mountDrive(await found(one))
-    const fd = openSync(`${path}/open`, 'w')
+    const user = spawn('sleep', ['60'], { cwd: path, stdio: 'ignore' })
     const error = await failure(unmountDrive(path))
     assert.is(error.code, 'TARGET_FAILED')
     assert.match(error.message, `${path} is still in use by `)
-    assert.match(error.message, `(${process.pid})`)
+    assert.match(error.message, `(${user.pid})`)
     assert.is(deviceMounts(one.device).length, 1)
     const [failed, ...others] = await releaseDrives()
     assert.is(failed?.code, 'TARGET_FAILED')
     assert.equal(others, [])
-    closeSync(fd)
+    const ended = new Promise((resolve) => user.once('close', resolve))
+    user.kill('SIGKILL')
+    await ended
     assert.equal(await releaseDrives(), [])
     assert.equal(deviceMounts(one.device), [])
     assert.not(existsSync(path))
+    one.detach()
+  })
+
+  test('what a worker that was ended left open does not keep it mounted', async () => {
+    const one = drive({ label: 'left open' })
+    const { path } = await mountDrive(await found(one))
+    const fd = openSync(`${path}/open`, 'w')
+    await unmountDrive(path)
+    assert.equal(deviceMounts(one.device), [])
+    assert.throws(() => fstatSync(fd), /EBADF/)
     one.detach()
   })
 
