@@ -390,7 +390,8 @@ async function directoryFor({ context, words, configuration }: Job): Promise<Raw
 
 /** @throws BackupError USAGE below staging or a target, where nothing may be changed */
 function refuseOurOwn(into: string, { staging, targets }: Configuration): void {
-  const ours = [staging, ...targets.map(({ path }) => path)]
+  const directories = targets.flatMap((one) => (one.kind === 'directory' ? [one.path] : []))
+  const ours = [staging, ...directories]
   const place = ours.find((one) => into === one || into.startsWith(`${one}/`))
   if (place === undefined) return
   throw new BackupError('USAGE', `${into} is in ${place}, where nothing may be changed`, {

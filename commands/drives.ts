@@ -169,7 +169,7 @@ function configuredDrive(configuration: Configuration, name: string): Chosen | u
   const target = configuration.targets.find((one) => one.name === words.target)
   if (target === undefined) return undefined
   if (target.kind !== 'drive') {
-    throw new BackupError('USAGE', `target ${target.name} is a directory, not a drive`, {
+    throw new BackupError('USAGE', `target ${target.name} is of kind ${target.kind}, not a drive`, {
       hint: 'give the drive another name, or change the kind of the target',
     })
   }

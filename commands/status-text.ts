@@ -111,7 +111,7 @@ function phaseCells({ lastGood, lastRun, healthy, due, reason, next, phase }: Ph
 
 function targetLines(target: TargetStatus): readonly string[] {
   const { name, kind, path, isPool, exports, proofs, drives, next } = target
-  const place = kind === 'directory' ? `directory ${safeText(path ?? '')}` : 'drive'
+  const place = path === undefined ? 'drive' : `${kind} ${safeText(path)}`
   const isVerified = proofs.some((proof) => proof.kind === 'verification')
   const what = isPool ? `pool of ${counted(drives.length, 'drive')}` : place
   return [

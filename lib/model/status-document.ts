@@ -117,7 +117,7 @@ export interface ExportStatus extends PhaseStatus {
 
 export interface TargetStatus {
   readonly name: string
-  readonly kind: 'directory' | 'drive'
+  readonly kind: 'directory' | 'drive' | 's3' | 'sftp'
   /** Of a directory. */
   readonly path: string | undefined
   readonly isPool: boolean

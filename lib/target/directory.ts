@@ -30,7 +30,7 @@ import {
 } from '../model/raw-path.ts'
 import { bareMountPoint } from '../machine/mounted.ts'
 import { targetError } from './target-error.ts'
-import { type Target, type TargetFile, asideName } from './target.ts'
+import { type ByteRange, type Target, type TargetFile, asideName } from './target.ts'
 
 export interface DirectoryTargetOptions {
   readonly name: string
@@ -80,6 +80,8 @@ class DirectoryTarget implements Target {
   readonly name: string
   readonly drive: string | undefined
   readonly place: string
+  readonly access = 'files'
+  readonly bucket = undefined
   readonly #root: RawPath
 
   constructor({ name, drive, path }: { name: string; drive: string | undefined; path: string }) {
@@ -106,19 +108,49 @@ class DirectoryTarget implements Target {
     })
   }
 
-  async read(path: string, maxBytes: number): Promise<Buffer | undefined> {
+  async listTree(directory: string): Promise<readonly TargetFile[]> {
+    const found: TargetFile[] = []
+    const walk = async (below: string): Promise<void> => {
+      const path = [directory, below].filter((part) => part !== '').join('/')
+      for (const file of (await this.list(path)) ?? []) {
+        const name = below === '' ? file.name : `${below}/${file.name}`
+        if (file.kind === 'directory') await walk(name)
+        else found.push({ ...file, name })
+      }
+    }
+    await walk('')
+    return found.sort((one, other) => (one.name < other.name ? -1 : 1))
+  }
+
+  async readRange(path: string, { offset, length }: ByteRange): Promise<Buffer | undefined> {
+    const full = this.localPath(path)
+    return this.#guard(full, () => {
+      const fd = this.#open(full)
+      if (fd === undefined) return undefined
+      try {
+        return readSome(fd, { offset, length })
+      } finally {
+        closeSync(fd)
+      }
+    })
+  }
+
+  async fileSize(path: string): Promise<number | undefined> {
     const full = this.localPath(path)
     return this.#guard(full, () => {
       this.#followNothing(full)
-      const { O_RDONLY, O_NOFOLLOW, O_NONBLOCK } = constants
-      let fd: number
-      try {
-        // Not blocking: what lies there may be a pipe.
-        fd = openSync(rawPathToBytes(full), O_RDONLY | O_NOFOLLOW | O_NONBLOCK)
-      } catch (error) {
-        if (systemCode(error) === 'ENOENT' || systemCode(error) === 'ENOTDIR') return undefined
-        throw error
-      }
+      const stat = lstatSync(rawPathToBytes(full), { throwIfNoEntry: false })
+      return stat?.isFile() === true ? stat.size : undefined
+    })
+  }
+
+  async close(): Promise<void> {}
+
+  async read(path: string, maxBytes: number): Promise<Buffer | undefined> {
+    const full = this.localPath(path)
+    return this.#guard(full, () => {
+      const fd = this.#open(full)
+      if (fd === undefined) return undefined
       try {
         return readWhole(fd, { path: full, maxBytes })
       } finally {
@@ -217,6 +249,19 @@ class DirectoryTarget implements Target {
     })
   }
 
+  /** For reading; undefined where there is nothing. */
+  #open(path: RawPath): number | undefined {
+    this.#followNothing(path)
+    const { O_RDONLY, O_NOFOLLOW, O_NONBLOCK } = constants
+    try {
+      // Not blocking: what lies there may be a pipe.
+      return openSync(rawPathToBytes(path), O_RDONLY | O_NOFOLLOW | O_NONBLOCK)
+    } catch (error) {
+      if (systemCode(error) === 'ENOENT' || systemCode(error) === 'ENOTDIR') return undefined
+      throw error
+    }
+  }
+
   /** Makes the directories that are missing, one by one, so that each is synced into its parent. */
   #makeDirectory(path: RawPath): void {
     if (path === this.#root) return
@@ -271,10 +316,15 @@ function readWhole(fd: number, { path, maxBytes }: { path: RawPath; maxBytes: nu
       { hint: 'it was not written by this program; nothing was changed' },
     )
   }
-  const out = Buffer.allocUnsafe(size)
+  return readSome(fd, { offset: 0, length: size })
+}
+
+/** Fewer bytes where the file ends. */
+function readSome(fd: number, { offset, length }: ByteRange): Buffer {
+  const out = Buffer.allocUnsafe(length)
   let done = 0
-  while (done < size) {
-    const read = readSync(fd, out, done, size - done, done)
+  while (done < length) {
+    const read = readSync(fd, out, done, length - done, offset + done)
     if (read === 0) break
     done += read
   }

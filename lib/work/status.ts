@@ -28,6 +28,7 @@ import type {
   SetConfiguration,
   TargetConfiguration,
 } from '../machine/config.ts'
+import { placeOf } from '../machine/config-targets.ts'
 import type { CollectionHeader } from '../model/collection.ts'
 import { encodeMetrics } from '../model/metrics.ts'
 import { lastOfEachKind, lastOfSet, receiptsOf, standingDamage } from '../model/proofs.ts'
@@ -387,7 +388,7 @@ function targetStatus(view: View, target: TargetConfiguration): TargetStatus {
   return {
     name,
     kind,
-    path: isDrive ? undefined : target.path,
+    path: isDrive ? undefined : placeOf(target),
     isPool: isDrive && target.isPool,
     exports,
     proofs: lastOfEachKind(receipts).map((receipt) => proofStatus(view, receipt)),
@@ -397,7 +398,7 @@ function targetStatus(view: View, target: TargetConfiguration): TargetStatus {
 
 /** Of all its drives, oldest first. */
 function targetReceipts(view: View, target: TargetConfiguration): readonly Receipt[] {
-  if (target.kind === 'directory') {
+  if (target.kind !== 'drive') {
     const place = { target: target.name, drive: undefined, repository: undefined }
     return receiptsOf(view.receipts, place)
   }
@@ -570,7 +571,7 @@ function damageOf(view: View): readonly { readonly receipt: Receipt; readonly na
     return there !== undefined && !there.includes(withoutMachine(exportName))
   }
   const places = configuration.targets.flatMap((target) => {
-    if (target.kind === 'directory') return [targetReceipts(view, target)]
+    if (target.kind !== 'drive') return [targetReceipts(view, target)]
     return target.drives.map(({ name }) => driveReceipts(view, { target, name }))
   })
   return places.flatMap((receipts) => {

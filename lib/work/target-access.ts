@@ -10,9 +10,12 @@ import { mkdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { BackupError } from '../errors.ts'
 import type { Configuration, TargetConfiguration } from '../machine/config.ts'
+import type { S3TargetConfiguration, SftpTargetConfiguration } from '../machine/config-targets.ts'
 import { writeDurably } from '../machine/durable-file.ts'
 import { rawPathFromText } from '../model/raw-path.ts'
 import { openDirectoryTarget } from '../target/directory.ts'
+import { openS3Target } from '../target/s3.ts'
+import { openSftpTarget } from '../target/sftp.ts'
 import type { Target } from '../target/target.ts'
 import { describeDrive, type DriveTarget, openDrive, recogniseDrive } from './drive-target.ts'
 import { readDrives } from './drive-register.ts'
@@ -26,9 +29,13 @@ import { createRepository, findRepository, isSignedBy, type Repository } from '.
 export async function openTarget(
   configuration: TargetConfiguration,
   { staging, backupSets }: Pick<Configuration, 'staging' | 'backupSets'>,
+  { as = 'backup' }: { readonly as?: 'backup' | 'admin' } = {},
 ): Promise<Target> {
   if (configuration.kind === 'drive') {
     return (await openDrive(configuration, { staging, backupSets })).target
+  }
+  if (configuration.kind === 's3' || configuration.kind === 'sftp') {
+    return await openRemote(configuration, { staging, as })
   }
   const { name, path, mustBeMounted } = configuration
   if (path === staging || path.startsWith(`${staging}/`)) {
@@ -37,6 +44,27 @@ export async function openTarget(
     })
   }
   return openDirectoryTarget({ name, path, mustBeMounted })
+}
+
+/**
+ * What waits to be sent lies in staging, so that an interrupted upload goes on where it was. As
+ * `admin` a bucket is spoken to with the credentials of whoever may delete.
+ */
+async function openRemote(
+  configuration: S3TargetConfiguration | SftpTargetConfiguration,
+  { staging, as }: { readonly staging: string; readonly as: 'backup' | 'admin' },
+): Promise<Target> {
+  const spool = rawPathFromText(spoolDirectory({ staging, target: configuration.name }))
+  if (configuration.kind === 'sftp') return await openSftpTarget({ configuration, spool })
+  const capabilitiesFile = rawPathFromText(
+    join(staging, '.state', 'capabilities', `${configuration.name}.json`),
+  )
+  return await openS3Target({ configuration, spool, capabilitiesFile, as })
+}
+
+/** Where files wait to be sent to a remote target. */
+export function spoolDirectory(of: { readonly staging: string; readonly target: string }): string {
+  return join(of.staging, '.state', 'spool', of.target)
 }
 
 /** The configured target of that name. @throws BackupError USAGE */

@@ -400,8 +400,8 @@ const GOLDEN: readonly (readonly [string, string])[] = [
   ],
   [withTarget('kind: x'), '2:49: map keys must be unique'],
   [
-    `${SET}targets: [{ name: t, kind: s3, path: /t }]`,
-    '2:22: targets[0].kind: expected one of directory, drive, found "s3"',
+    `${SET}targets: [{ name: t, kind: ftp, path: /t }]`,
+    '2:22: targets[0].kind: expected one of directory, drive, s3, sftp, found "ftp"',
   ],
   [
     `${SET}targets: [{ name: t, kind: directory }]`,
