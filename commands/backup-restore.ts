@@ -326,7 +326,7 @@ async function restoreFromTarget(job: Job): Promise<ExitCode> {
     const manifest = await readManifest(repository, place, { publicKeys, identities })
     const reader = new ExportReader({ repository, manifest, identities })
     try {
-      const selected = selectEntries(reader, words.paths)
+      const selected = await selectEntries(reader, words.paths)
       const outcome = await restoreEntries(
         {
           reader,

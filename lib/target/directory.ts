@@ -110,13 +110,15 @@ class DirectoryTarget implements Target {
 
   async listTree(directory: string): Promise<readonly TargetFile[]> {
     const found: TargetFile[] = []
-    const walk = async (below: string): Promise<void> => {
+    const walk = async (below: string): Promise<number> => {
       const path = [directory, below].filter((part) => part !== '').join('/')
-      for (const file of (await this.list(path)) ?? []) {
+      const files = (await this.list(path)) ?? []
+      for (const file of files) {
         const name = below === '' ? file.name : `${below}/${file.name}`
-        if (file.kind === 'directory') await walk(name)
-        else found.push({ ...file, name })
+        const isEmpty = file.kind === 'directory' && (await walk(name)) === 0
+        if (file.kind !== 'directory' || isEmpty) found.push({ ...file, name })
       }
+      return files.length
     }
     await walk('')
     return found.sort((one, other) => (one.name < other.name ? -1 : 1))

@@ -42,8 +42,8 @@ export interface Target {
   /** What is in a directory, sorted by name; undefined where it does not exist. */
   list(directory: string): Promise<readonly TargetFile[] | undefined>
   /**
-   * Every file below a directory, by its path relative to it, sorted by that; links are `other` and
-   * not followed. Empty where there is none.
+   * Every file below a directory, and every directory that has nothing in it, by its path relative
+   * to the first, sorted by that; links are `other` and not followed. Empty where there is none.
    */
   listTree(directory: string): Promise<readonly TargetFile[]>
   /** A small file, whole. @throws BackupError TARGET_FAILED when it is larger than `maxBytes` */

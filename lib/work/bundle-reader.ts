@@ -7,8 +7,7 @@
 // AGE_HEADER, AGE_PAYLOAD, ZSTD_DAMAGED, IDENTITY_WRONG.
 
 import { Buffer } from 'node:buffer'
-import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs'
-import { BackupError, systemCode } from '../errors.ts'
+import { BackupError } from '../errors.ts'
 import {
   CHUNK_BYTES,
   MAX_HEAD_BYTES,
@@ -19,8 +18,9 @@ import {
 } from '../format/age.ts'
 import { FRAME_MAX_BYTES, decompressFrameInto, parseSeekTable } from '../format/zstd-frames.ts'
 import type { FrameRange } from '../model/entry.ts'
-import { type RawPath, displayPath, rawPathToBytes } from '../model/raw-path.ts'
 import { framesOf } from '../model/shard.ts'
+import type { ByteRange } from '../target/target.ts'
+import { type BundleAddress, type BundleSource, damaged, openSource } from './bundle-source.ts'
 
 /** Frames kept decompressed: neighbours in a catalog mostly share one. */
 const CACHED_FRAMES = 2
@@ -34,23 +34,20 @@ const SEEK_TABLE_GUESS_BYTES = 60 * 1024
 const scratch = { ciphertext: Buffer.alloc(0), payload: Buffer.alloc(0) }
 
 export class BundleReader {
-  readonly path: RawPath
+  readonly path: BundleAddress
   readonly payloadBytes: number
-  readonly #fd: number
+  readonly #source: BundleSource
   readonly #headBytes: number
   readonly #payloadKey: Buffer
   /** Decompressed frames by their place in the payload, the latest used last. */
   readonly #cache = new Map<number, Buffer>()
 
-  constructor({ path, identities }: { path: RawPath; identities: readonly string[] }) {
+  /** @param of.source where it is read from; by default what its address says */
+  constructor({ path, identities, source }: BundleOptions) {
     this.path = path
-    // Not blocking: what lies there may be a pipe.
-    const flags = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK
-    this.#fd = guarded(path, () => openSync(rawPathToBytes(path), flags))
+    this.#source = source ?? openSource(path)
     try {
-      const stat = guarded(path, () => fstatSync(this.#fd))
-      if (!stat.isFile()) throw damaged(path, 'is no file')
-      const sizeBytes = stat.size
+      const { sizeBytes } = this.#source
       const { headBytes, payloadKey } = this.#openHead(sizeBytes, identities)
       this.#headBytes = headBytes
       this.#payloadKey = payloadKey
@@ -62,7 +59,24 @@ export class BundleReader {
   }
 
   close(): void {
-    closeSync(this.#fd)
+    this.#source.close()
+  }
+
+  /** Which bytes of the file are read for a frame. */
+  bytesOf([, , offset, length]: FrameRange): ByteRange {
+    return this.#ciphertextOf(offset, Math.max(1, length))
+  }
+
+  #ciphertextOf(offset: number, length: number): ByteRange {
+    if (offset + length > this.payloadBytes)
+      throw damaged(this.path, 'is shorter than its catalog says')
+    const first = Math.floor(offset / CHUNK_BYTES)
+    const last = Math.floor((offset + length - 1) / CHUNK_BYTES)
+    const plainBytes = Math.min((last + 1) * CHUNK_BYTES, this.payloadBytes) - first * CHUNK_BYTES
+    return {
+      offset: ageLengths.chunkOffset({ headBytes: this.#headBytes, index: first }),
+      length: plainBytes + (last - first + 1) * TAG_BYTES,
+    }
   }
 
   /** Bytes of the payload, decrypted and authenticated; good until the next call. */
@@ -205,13 +219,17 @@ export class BundleReader {
   #readInto(out: Buffer, position: number): void {
     let done = 0
     while (done < out.length) {
-      const read = guarded(this.path, () =>
-        readSync(this.#fd, out, done, out.length - done, position + done),
-      )
+      const read = this.#source.read(out.subarray(done), position + done)
       if (read === 0) throw damaged(this.path, 'is cut short')
       done += read
     }
   }
+}
+
+export interface BundleOptions {
+  readonly path: BundleAddress
+  readonly identities: readonly string[]
+  readonly source?: BundleSource | undefined
 }
 
 /**
@@ -219,10 +237,7 @@ export class BundleReader {
  * damaged.
  * @throws BackupError BUNDLE_DAMAGED, and what the constructor throws
  */
-export function openBundle(of: {
-  readonly path: RawPath
-  readonly identities: readonly string[]
-}): BundleReader {
+export function openBundle(of: BundleOptions): BundleReader {
   try {
     return new BundleReader(of)
   } catch (error) {
@@ -250,29 +265,4 @@ function frameRanges(
     throw damaged(reader.path, 'has a seek table that does not fit it')
   }
   return frames
-}
-
-function guarded<T>(path: RawPath, action: () => T): T {
-  try {
-    return action()
-  } catch (cause) {
-    if (cause instanceof BackupError) throw cause
-    if (systemCode(cause) === 'ENOENT') {
-      throw new BackupError('BUNDLE_MISSING', `a bundle is missing: ${displayPath(path)}`, {
-        hint: 'files with content in it cannot be read from this target; use another target',
-        cause,
-      })
-    }
-    throw new BackupError('BUNDLE_DAMAGED', `a bundle cannot be read: ${displayPath(path)}`, {
-      hint: 'check the drive; everything outside this bundle is unaffected',
-      cause,
-      facts: { path: displayPath(path) },
-    })
-  }
-}
-
-function damaged(path: RawPath, what: string): BackupError {
-  return new BackupError('BUNDLE_DAMAGED', `a bundle ${what}: ${displayPath(path)}`, {
-    facts: { path: displayPath(path) },
-  })
 }

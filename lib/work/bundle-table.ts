@@ -74,10 +74,15 @@ export class BundleTable {
    * Takes data bundles out of use of which the last exports of all sets (`usages`, bytes of tar by
    * bundle name) together need less than half: so that they can go with the exports that need them
    * (design §3).
+   * @param fresh of an export that was not finished: no export can need them yet
    */
-  retireLittleNeeded(usages: readonly Readonly<Record<string, number>>[]): void {
+  retireLittleNeeded(
+    usages: readonly Readonly<Record<string, number>>[],
+    fresh: ReadonlySet<string> = new Set(),
+  ): void {
     for (const [number, bundle] of this.#bundles.entries()) {
       if (bundle === undefined || !bundle.name.includes('/data-')) continue
+      if (fresh.has(bundle.name)) continue
       const needed = usages.reduce((sum, usage) => sum + (usage[bundle.name] ?? 0), 0)
       const isWaste = bundle.tarBytes - needed > MIN_WASTE_BYTES
       if (isWaste && needed * 2 < bundle.tarBytes) this.#usable[number] = false

@@ -359,7 +359,7 @@ async function drawRuns(
     minItems: LEAST_FILES,
     maxItems: isLimited ? Math.max(LEAST_FILES, DRILL_BUDGET_FILES * ofTotal) : Infinity,
   }
-  const shards = shardsOf(plan, reader).map((place) => {
+  const shards = (await shardsOf(plan, reader)).map((place) => {
     return { place, key: `${exportName(manifest)}: ${place.digest}`, bytes: place.entries }
   })
   const maxItems = isLimited ? SHARDS_READ : Infinity
@@ -371,7 +371,7 @@ async function drawRuns(
     maxItems,
   })) {
     // A sample of samples is the sample of all, and memory holds no more than one shard besides.
-    runs = chooseSample([...runs, ...runsOf(plan, { reader, place })], limits)
+    runs = chooseSample([...runs, ...(await runsOf(plan, { reader, place }))], limits)
     // Reading is synchronous: whoever wants to interrupt it has to be heard.
     await setImmediate()
     if (options.signal.aborted) throw interrupted()
@@ -379,26 +379,26 @@ async function drawRuns(
   return runs
 }
 
-function shardsOf(plan: Planning, reader: ExportReader): readonly ShardPlace[] {
+async function shardsOf(plan: Planning, reader: ExportReader): Promise<readonly ShardPlace[]> {
   const { machine, index } = reader.manifest
-  return orDamagedPart(plan, {
+  return await orDamagedPart(plan, {
     path: bundlePath(machine, index.bundle),
-    read: () => reader.index(),
+    read: async () => await reader.index(),
   })
 }
 
-function runsOf(
+async function runsOf(
   plan: Planning,
   { reader, place }: { readonly reader: ExportReader; readonly place: ShardPlace },
-): readonly FileRun[] {
+): Promise<readonly FileRun[]> {
   const { manifest } = reader
   const path = bundlePath(manifest.machine, place.bundle)
-  const read = () => {
-    const { bundles, entries } = reader.shard(place)
+  const read = async () => {
+    const { bundles, entries } = await reader.shard(place)
     const files = entries.filter(({ type }) => type === 'file')
     return files.flatMap((entry) => runsOfFile({ manifest, entry, bundles }))
   }
-  return orDamagedPart(plan, { path, read })
+  return await orDamagedPart(plan, { path, read })
 }
 
 function runsOfFile({
@@ -438,12 +438,12 @@ async function orDamaged(
 }
 
 /** Notes as damage that a part of a catalog cannot be read. */
-function orDamagedPart<Item>(
+async function orDamagedPart<Item>(
   { damaged }: Planning,
-  { path, read }: { readonly path: string; readonly read: () => readonly Item[] },
-): readonly Item[] {
+  { path, read }: { readonly path: string; readonly read: () => Promise<readonly Item[]> },
+): Promise<readonly Item[]> {
   try {
-    return read()
+    return await read()
   } catch (error) {
     if (!isDamage(error)) throw error
     damaged.set(path, error.message)

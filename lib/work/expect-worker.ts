@@ -9,14 +9,14 @@ import { Buffer } from 'node:buffer'
 import { parentPort, workerData } from 'node:worker_threads'
 import { BackupError, type PlainError, packError } from '../errors.ts'
 import { DIGEST_BYTES, digestBytes } from '../format/chunker.ts'
-import type { RawPath } from '../model/raw-path.ts'
 import { type ShardPlace, parseShard } from '../model/shard.ts'
+import type { BundleAddress } from './bundle-source.ts'
 import { CatalogParts } from './catalog-parts.ts'
 import { entryHeader } from './entry-header.ts'
 import type { ExpectedRanges } from './verify-worker.ts'
 
 export interface ExpectSettings {
-  readonly machineDirectory: RawPath
+  readonly machineDirectory: BundleAddress
   readonly identities: readonly string[]
 }
 
@@ -60,7 +60,7 @@ function expectShards(places: readonly ShardPlace[], parts: CatalogParts): Expec
   for (const place of places) {
     try {
       of(place.bundle).add(place.tar, Buffer.from(place.digest, 'hex'))
-      expectShard(parseShard(parts.read(place)), of)
+      expectShard(parseShard(parts.readSync(place)), of)
     } catch (error) {
       if (!(error instanceof BackupError)) throw error
       problems.push(packError(error))

@@ -9,13 +9,19 @@ import type { Manifest } from '../model/manifest.ts'
 import { type RawPath, comparePaths } from '../model/raw-path.ts'
 import { type Shard, type ShardPlace, parseIndex, parseShard } from '../model/shard.ts'
 import { bundleFile } from '../model/verification.ts'
+import type { Target } from '../target/target.ts'
+import { type BundleAddress, addressOf } from './bundle-source.ts'
 import { CatalogParts } from './catalog-parts.ts'
 import type { Repository } from './repository.ts'
+
+/** Shards that are fetched together over a network: about 8 MiB. */
+const SHARDS_AHEAD = 256
 
 export class ExportReader {
   readonly manifest: Manifest
   /** Where the machine's sets lie. */
-  readonly machineDirectory: RawPath
+  readonly machineDirectory: BundleAddress
+  readonly target: Target
   readonly #parts: CatalogParts
   #index: readonly ShardPlace[] | undefined
 
@@ -28,23 +34,42 @@ export class ExportReader {
     manifest: Manifest
     identities: readonly string[]
   }) {
+    const { target } = repository
     this.manifest = manifest
-    this.machineDirectory = repository.target.localPath(`machines/${manifest.machine}`)
-    this.#parts = new CatalogParts({ machineDirectory: this.machineDirectory, identities })
+    this.target = target
+    this.machineDirectory = addressOf(target, `machines/${manifest.machine}`)
+    const sizes = new Map(manifest.bundles.map(({ name, sizeBytes }) => [name, sizeBytes]))
+    this.#parts = new CatalogParts({
+      machineDirectory: this.machineDirectory,
+      identities,
+      network:
+        target.access === 'network' ? { target, sizeOf: (name) => sizes.get(name) } : undefined,
+    })
   }
 
   /** All shards, in catalog order. */
-  index(): readonly ShardPlace[] {
-    return (this.#index ??= parseIndex(this.#parts.read(this.manifest.index)))
+  async index(): Promise<readonly ShardPlace[]> {
+    return (this.#index ??= parseIndex(await this.#parts.read(this.manifest.index)))
   }
 
-  shard(place: ShardPlace): Shard {
-    return parseShard(this.#parts.read(place))
+  async shard(place: ShardPlace): Promise<Shard> {
+    return parseShard(await this.#parts.read(place))
+  }
+
+  /** The same for many, a few in memory at a time. */
+  async *shards(
+    places: readonly ShardPlace[],
+  ): AsyncGenerator<{ readonly place: ShardPlace; readonly shard: Shard }> {
+    for (let at = 0; at < places.length; at += SHARDS_AHEAD) {
+      const together = places.slice(at, at + SHARDS_AHEAD)
+      await this.#parts.prepare(together)
+      for (const place of together) yield { place, shard: await this.shard(place) }
+    }
   }
 
   /** The shards that may hold `path` or something below it. */
-  shardsOf(path: RawPath): readonly ShardPlace[] {
-    const index = this.index()
+  async shardsOf(path: RawPath): Promise<readonly ShardPlace[]> {
+    const index = await this.index()
     return index.filter(({ first }, i) => {
       const next = index[i + 1]?.first
       const beginsAfter =
@@ -54,9 +79,17 @@ export class ExportReader {
     })
   }
 
-  /** A local path to read a bundle from, by bundle name. */
-  bundlePath(name: string): RawPath {
+  /** Where a bundle is read from, by its name. */
+  bundleAddress(name: string): BundleAddress {
     return `${this.machineDirectory}/${bundleFile(name)}`
+  }
+
+  /** The lengths of all bundles, by path in the repository. */
+  bundleSizes(): ReadonlyMap<string, number> {
+    const { machine, bundles } = this.manifest
+    return new Map(
+      bundles.map(({ name, sizeBytes }) => [`machines/${machine}/${bundleFile(name)}`, sizeBytes]),
+    )
   }
 
   close(): void {

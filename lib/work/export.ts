@@ -7,9 +7,12 @@
 // READ_BACK, STAGING_FAILED, SIGNER_UNKNOWN, INTERRUPTED; nothing exists then that did not before.
 
 import { Buffer } from 'node:buffer'
+import { createHash } from 'node:crypto'
+import { existsSync, readFileSync, rmSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import { encodePlainHeader, tarPadding } from '../format/tar.ts'
 import type { Configuration, TargetConfiguration } from '../machine/config.ts'
+import { writeDurably } from '../machine/durable-file.ts'
 import { type CollectionHeader, isFrozen, type MissingPath } from '../model/collection.ts'
 import type { Entry } from '../model/entry.ts'
 import {
@@ -18,7 +21,7 @@ import {
   encodeManifest,
   exportName,
 } from '../model/manifest.ts'
-import { type RawPath, rawPathFromText } from '../model/raw-path.ts'
+import { type RawPath, baseOf, rawPathFromText, rawPathToBytes } from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
 import type { Doubt } from '../model/sanity.ts'
 import { isAhead } from '../model/stamp.ts'
@@ -26,8 +29,11 @@ import {
   MANIFEST,
   VERIFICATION,
   VERIFICATION_SIGNATURE,
+  bundleFile,
   encodeVerification,
+  parseVerification,
 } from '../model/verification.ts'
+import type { Target } from '../target/target.ts'
 import { BundleTable } from './bundle-table.ts'
 import { BundleWriter } from './bundle-writer.ts'
 import { type WrittenCatalog, writeCatalog } from './export-catalog.ts'
@@ -64,9 +70,17 @@ import {
   adoptPending,
   encodePieces,
   loadState,
+  pendingCommit,
   stateDirectory,
   writePending,
 } from './state.ts'
+import {
+  type UnfinishedBundle,
+  forgetUnfinished,
+  noteUnfinished,
+  readUnfinished,
+  withUnfinished,
+} from './unfinished.ts'
 
 export interface ExportOptions {
   readonly configuration: Configuration
@@ -106,6 +120,7 @@ export async function exportSet(options: ExportOptions): Promise<ExportOutcome> 
   const newest = surveyCollections({ staging, set }).collections.at(-1)
   if (newest === undefined) return { kind: 'nothing collected' }
   if (isFrozen(newest)) return { kind: 'suspect', stamp: newest.stamp, doubts: newest.suspect }
+  if (repository.target.access === 'network') await finishCommit(options)
   const stamps = await listStamps(repository, machine)
   const lastThere = exportsOf(stamps)
     .filter((place) => place.set === set)
@@ -114,8 +129,97 @@ export async function exportSet(options: ExportOptions): Promise<ExportOutcome> 
     await repairLatest(options, { stamp: lastThere.stamp })
     return { kind: 'already there', stamp: lastThere.stamp }
   }
-  await sweepUnfinished(repository, { stamps, set, after: lastThere?.stamp })
-  return await new Export(options, { stamp: newest.stamp, stamps, previous: lastThere }).run()
+  const unfinished = await finishSending(options, stamps)
+  const spare = new Set(unfinished.map(({ name }) => bundlePath(machine, name)))
+  await sweepUnfinished(repository, { stamps, set, after: lastThere?.stamp, spare })
+  return await new Export(options, {
+    ...{ stamp: newest.stamp, stamps, previous: lastThere, unfinished },
+  }).run()
+}
+
+function bundlePath(machine: string, name: string): string {
+  return `machines/${machine}/${bundleFile(name)}`
+}
+
+/**
+ * An export over the network that lacked nothing but its manifest when it was killed: the manifest
+ * still waits in the spool, and is sent now. Nothing else of it can have changed meanwhile, or it
+ * is left alone.
+ */
+async function finishCommit({ configuration, repository, set }: ExportOptions): Promise<void> {
+  const { staging, machine } = configuration
+  const { target } = repository
+  const directory = stateDirectory({ staging, id: repository.id })
+  const commit = pendingCommit(directory)
+  if (commit === undefined || commit.set !== set) return
+  const place = { machine, set, stamp: commit.stamp }
+  const path = `${directoryOf(place)}/${MANIFEST}`
+  const spool = await target.workDirectory(directoryOf(place))
+  const [manifest, verification, signature] = [
+    readSpooled(`${spool}/${MANIFEST}.partial`),
+    readSpooled(`${spool}/${VERIFICATION}`),
+    readSpooled(`${spool}/${VERIFICATION_SIGNATURE}`),
+  ]
+  if (manifest === undefined || verification === undefined || signature === undefined) return
+  if (createHash('sha256').update(manifest).digest('hex') !== commit.sha256) return
+  const { bundles } = parseVerification(verification.toString(), place)
+  const there = new Set((await target.listTree(`machines/${machine}`)).map(({ name }) => name))
+  if (![...bundles.keys()].every((name) => there.has(bundleFile(name)))) return
+  await target.write(`${directoryOf(place)}/${VERIFICATION}`, verification)
+  await target.write(`${directoryOf(place)}/${VERIFICATION_SIGNATURE}`, signature)
+  await target.publish(path)
+  adoptPending(directory)
+  await forgetSent(repository, { staging, ...place })
+}
+
+/** Once the manifest is there: nothing of the set waits to be sent any more. */
+async function forgetSent(
+  { target, id }: Repository,
+  { staging, machine, set }: { readonly staging: string; readonly machine: string; set: string },
+): Promise<void> {
+  forgetUnfinished({ staging, id, set })
+  if (target.access === 'files') return
+  const spool = await target.workDirectory(`machines/${machine}/${set}`)
+  rmSync(rawPathToBytes(spool), { recursive: true, force: true })
+}
+
+function readSpooled(path: RawPath): Buffer | undefined {
+  try {
+    return readFileSync(rawPathToBytes(path))
+  } catch {
+    return undefined
+  }
+}
+
+/**
+ * Bundles of a killed export over the network: what waits in the spool is sent, and what is there
+ * is told. What is neither is packed again.
+ */
+async function finishSending(
+  { configuration, repository, set, report }: ExportOptions,
+  stamps: readonly StampDirectory[],
+): Promise<readonly UnfinishedBundle[]> {
+  const { target, id } = repository
+  if (target.access !== 'network') return []
+  const { machine, staging } = configuration
+  const sizes = new Map<string, number>(
+    stamps.flatMap(({ stamp, files, set: of }) =>
+      [...files].map(([name, sizeBytes]) => [`${of}/${stamp}/${name}`, sizeBytes] as const),
+    ),
+  )
+  const unfinished: UnfinishedBundle[] = []
+  for (const bundle of readUnfinished({ staging, id, set })) {
+    const path = bundlePath(machine, bundle.name)
+    if (sizes.get(bundleFile(bundle.name)) !== bundle.sizeBytes) {
+      const directory = await target.workDirectory(path.slice(0, path.lastIndexOf('/')))
+      const spooled = `${directory}/${path.slice(path.lastIndexOf('/') + 1)}.partial`
+      if (!existsSync(rawPathToBytes(spooled))) continue
+      report({ kind: 'phase', name: `going on with ${bundle.name}` })
+      await target.publish(path)
+    }
+    unfinished.push(bundle)
+  }
+  return unfinished
 }
 
 /** Moves `latest` where a run that was killed after its manifest could not. */
@@ -124,6 +228,8 @@ async function repairLatest(
   { stamp }: { stamp: string },
 ): Promise<void> {
   const { machine, staging } = configuration
+  // In a bucket there is none.
+  if (repository.target.bucket !== undefined) return
   const path = `machines/${machine}/${set}/latest`
   const bytes = Buffer.from(`${stamp}\n`)
   if ((await repository.target.read(path, MAX_LATEST_BYTES))?.equals(bytes) === true) return
@@ -147,6 +253,9 @@ class Export {
   readonly #place: ExportPlace
   readonly #stamps: readonly StampDirectory[]
   readonly #previous: StampDirectory | undefined
+  readonly #unfinished: readonly UnfinishedBundle[]
+  /** The numbers in names that its first bundles get: others of its stamp may be there. */
+  readonly #firstFile: { readonly data: number; readonly catalog: number }
 
   constructor(
     options: ExportOptions,
@@ -154,19 +263,45 @@ class Export {
       stamp,
       stamps,
       previous,
-    }: { stamp: string; stamps: readonly StampDirectory[]; previous: StampDirectory | undefined },
+      unfinished,
+    }: {
+      stamp: string
+      stamps: readonly StampDirectory[]
+      previous: StampDirectory | undefined
+      unfinished: readonly UnfinishedBundle[]
+    },
   ) {
+    this.#unfinished = unfinished
     this.#options = options
     this.#place = { machine: options.configuration.machine, set: options.set, stamp }
     this.#stamps = stamps
     this.#previous = previous
+    this.#firstFile = { data: this.#freeNumber('data'), catalog: this.#freeNumber('catalog') }
+  }
+
+  /** Locally leftovers were swept; over a network they may stay, or be of use. */
+  #freeNumber(kind: 'data' | 'catalog'): number {
+    if (this.#target.access === 'files') return 1
+    const { set, stamp } = this.#place
+    const there = this.#stamps.find((place) => place.set === set && place.stamp === stamp)
+    const names = [
+      ...(there?.files.keys() ?? []),
+      ...this.#unfinished.map(({ name }) => baseOf(name)),
+    ]
+    const numbers = names.map((name) => Number(name.match(/^([a-z]+)-(\d+)/)?.[2] ?? 0))
+    const own = numbers.filter((_, i) => names[i]!.startsWith(`${kind}-`))
+    return Math.max(0, ...own) + 1
+  }
+
+  get #target(): Target {
+    return this.#options.repository.target
   }
 
   async run(): Promise<ExportOutcome & { kind: 'exported' }> {
     const { configuration, set, report } = this.#options
     const { staging } = configuration
     const { header, entries } = readCollection({ staging, set, stamp: this.#place.stamp })
-    const state = await this.#loadState()
+    const state = withUnfinished(await this.#loadState(), this.#unfinished)
     const bundles = new BundleTable(state, this.#sizes())
     report({ kind: 'phase', name: `exporting ${set}` })
     const packed = await this.#packEntries(
@@ -249,7 +384,9 @@ class Export {
     { header, entries }: Collection,
     { state, bundles }: { state: State; bundles: BundleTable },
   ): PlannedEntry[] {
-    bundles.retireLittleNeeded([...state.sets.values()].map(({ usage }) => usage))
+    const fresh = new Set(this.#unfinished.map(({ name }) => name))
+    const usages = [...state.sets.values()].map(({ usage }) => usage)
+    bundles.retireLittleNeeded(usages, fresh)
     const last = state.sets.get(this.#options.set)?.entries ?? []
     return planExport({
       collected: entries,
@@ -303,11 +440,20 @@ class Export {
         pieceIndex: index.memory,
         bundlesBegun: new SharedArrayBuffer(4),
         firstBundle: bundles.first,
+        firstFile: this.#firstFile.data,
+        withPieces: this.#target.access === 'network',
       },
-      publish: (bundle) =>
-        repository.target.publish(
-          `${this.#directory}/${dataBundleFile(bundle.bundle - bundles.first + 1)}`,
-        ),
+      unpublishedLimitBytes:
+        'spoolLimitBytes' in targetConfiguration ? targetConfiguration.spoolLimitBytes : Infinity,
+      publish: async (bundle) => {
+        const facts = this.#bundleOf(bundle.bundle, bundles, bundle)
+        if (this.#target.access === 'network') {
+          const { staging } = configuration
+          const pieces = Buffer.from(bundle.pieces)
+          noteUnfinished({ staging, id: repository.id, set }, { ...facts, pieces })
+        }
+        await this.#target.publish(bundlePath(configuration.machine, facts.name))
+      },
       onProgress: ({ filesDone, bytesDone, bytesWritten, current }) =>
         report({
           kind: 'progress',
@@ -325,7 +471,8 @@ class Export {
 
   #bundleOf(number: number, bundles: BundleTable, facts: Omit<StateBundle, 'name'>): StateBundle {
     const { sizeBytes, sha256, tarBytes, frames } = facts
-    const file = dataBundleFile(number - bundles.first + 1).replace(/\.tar\.zst\.age$/, '')
+    const fileNumber = number - bundles.first + this.#firstFile.data
+    const file = dataBundleFile(fileNumber).replace(/\.tar\.zst\.age$/, '')
     return {
       name: `${this.#place.set}/${this.#place.stamp}/${file}`,
       sizeBytes,
@@ -348,7 +495,8 @@ class Export {
     { state, bundles }: { state: State | undefined; bundles: BundleTable },
   ): Promise<WrittenCatalog> {
     const { repository } = this.#options
-    const name = `${this.#place.set}/${this.#place.stamp}/catalog-0001`
+    const file = `catalog-${String(this.#firstFile.catalog).padStart(4, '0')}`
+    const name = `${this.#place.set}/${this.#place.stamp}/${file}`
     const directory = await repository.target.workDirectory(this.#directory)
     const catalog = writeCatalog({
       entries,
@@ -356,10 +504,10 @@ class Export {
       last: state?.sets.get(this.#place.set),
       usableTarBytes: (bundle) => bundles.usableTarBytes(bundle),
       writer: this.#writer(),
-      bundle: { name, partial: `${directory}/catalog-0001.tar.zst.age.partial` },
+      bundle: { name, partial: `${directory}/${file}.tar.zst.age.partial` },
     })
     if (catalog.bundle !== undefined) {
-      await repository.target.publish(`${this.#directory}/catalog-0001.tar.zst.age`)
+      await repository.target.publish(`${this.#directory}/${file}.tar.zst.age`)
       bundles.add(bundles.next, { name, ...catalog.bundle })
     }
     return catalog
@@ -395,10 +543,23 @@ class Export {
     )
     const file = `${exportName(this.#place)}/${VERIFICATION}`
     const signature = await signer.sign(verification, { file, repository: id })
-    await target.write(`${this.#directory}/${VERIFICATION}`, verification)
-    await target.write(`${this.#directory}/${VERIFICATION_SIGNATURE}`, Buffer.from(signature))
-    await this.#commitState(done, { manifestSha256: written.sha256, complete, statistics })
-    if (complete) await this.#moveLatest()
+    const signed = [
+      [VERIFICATION, verification],
+      [VERIFICATION_SIGNATURE, Buffer.from(signature)],
+    ] as const
+    // So that an export which is killed now lacks nothing that it could not send (finishCommit).
+    if (target.access === 'network') {
+      const spool = await target.workDirectory(this.#directory)
+      for (const [name, bytes] of signed) {
+        writeDurably({ path: `${spool}/${name}`, bytes, mode: 0o600, replace: true })
+      }
+    }
+    const sendSigned = async (): Promise<void> => {
+      for (const [name, bytes] of signed) await target.write(`${this.#directory}/${name}`, bytes)
+    }
+    const facts = { manifestSha256: written.sha256, complete, statistics, sendSigned }
+    await this.#commitState(done, facts)
+    if (complete && target.bucket === undefined) await this.#moveLatest()
     const pruned = await this.#prune(done, complete)
     const ours = (kind: string) =>
       needed
@@ -414,9 +575,12 @@ class Export {
       catalogBytes: ours('catalog-'),
       manifestBytes: written.sizeBytes,
       full: done.state === undefined,
-      readBack: done.newBundles.some(({ readBack }) => readBack === 'advised')
-        ? 'advised'
-        : written.readBack,
+      readBack:
+        target.access === 'network'
+          ? 'sent'
+          : done.newBundles.some(({ readBack }) => readBack === 'advised')
+            ? 'advised'
+            : written.readBack,
       pruned,
     }
   }
@@ -459,7 +623,8 @@ class Export {
   }
 
   /**
-   * The state is pending, the manifest makes the export exist, the state is adopted: in this order.
+   * The state is pending, what is signed is there, the manifest makes the export exist, the state
+   * is adopted: in this order.
    */
   async #commitState(
     done: FinishedExport,
@@ -467,7 +632,14 @@ class Export {
       manifestSha256,
       complete,
       statistics,
-    }: { manifestSha256: string; complete: boolean; statistics: ExportStatistics },
+      sendSigned,
+    }: {
+      manifestSha256: string
+      complete: boolean
+      statistics: ExportStatistics
+      /** Writes the verification file and its signature. */
+      sendSigned: () => Promise<void>
+    },
   ): Promise<void> {
     const { configuration, repository } = this.#options
     const { set, stamp } = this.#place
@@ -489,8 +661,10 @@ class Export {
     } catch (error) {
       throw stagingError({ error, staging: configuration.staging, doing: 'written' })
     }
+    await sendSigned()
     await repository.target.publish(`${this.#directory}/${MANIFEST}`)
     adoptPending(directory)
+    await forgetSent(repository, { staging: configuration.staging, ...this.#place })
   }
 
   async #moveLatest(): Promise<void> {
@@ -504,7 +678,9 @@ class Export {
   /** Retention belongs to a proven, complete run; an incomplete one freezes it (invariant 5). */
   async #prune({ state }: FinishedExport, complete: boolean): Promise<PruneOutcome> {
     const { configuration, repository, set, signer, report } = this.#options
-    if (!complete || isAhead(this.#place.stamp, this.#options.nowMs))
+    // In a bucket nothing is deleted but by `backup prune`, with the credentials that may.
+    const isAppendOnly = repository.target.bucket !== undefined
+    if (isAppendOnly || !complete || isAhead(this.#place.stamp, this.#options.nowMs))
       return { removedExports: [], removedBundles: 0, freedBytes: 0 }
     const retention = configuration.backupSets.find(({ name }) => name === set)?.retention
     if (retention === undefined) throw new Error('only configured sets are exported')

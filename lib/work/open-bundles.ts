@@ -5,21 +5,21 @@
 // bundle that the identities do not open is damaged (bundle-reader.ts, openBundle). Throws what
 // that throws.
 
-import type { RawPath } from '../model/raw-path.ts'
 import { type BundleReader, openBundle } from './bundle-reader.ts'
+import type { BundleAddress } from './bundle-source.ts'
 
 /** Each keeps two frames of at most 4 MiB decompressed. */
 const OPEN_BUNDLES = 4
 
 export class OpenBundles {
   readonly #identities: readonly string[]
-  readonly #open = new Map<RawPath, BundleReader>()
+  readonly #open = new Map<BundleAddress, BundleReader>()
 
   constructor(identities: readonly string[]) {
     this.#identities = identities
   }
 
-  reader(path: RawPath): BundleReader {
+  reader(path: BundleAddress): BundleReader {
     const open = this.#open.get(path)
     if (open !== undefined) return open
     if (this.#open.size >= OPEN_BUNDLES) {

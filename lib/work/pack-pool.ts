@@ -50,11 +50,14 @@ export interface Packed {
 /** A bundle that was read back from the medium. */
 export interface ProvenBundle extends BundleFacts {
   readonly bundle: number
+  /** As the state keeps them; empty where they were not asked for. */
+  readonly pieces: Uint8Array
   readonly readBack: 'direct' | 'advised'
 }
 
 /**
  * Packs all items.
+ * @param options.unpublishedLimitBytes packing waits while more than this is being published
  * @param options.publish gives a proven bundle its name on the target; it is awaited before this
  * returns
  */
@@ -62,6 +65,7 @@ export async function packAll(options: {
   readonly items: readonly PackItem[]
   readonly settings: PackSettings
   readonly cores: number
+  readonly unpublishedLimitBytes: number
   readonly publish: (bundle: ProvenBundle) => Promise<void>
   readonly onProgress: (progress: PackProgress) => void
   readonly signal: AbortSignal
@@ -141,6 +145,9 @@ class Pool {
   readonly #written = new Map<number, PackedBundle>()
   readonly #bundles: ProvenBundle[] = []
   readonly #publishing: Promise<void>[] = []
+  /** Workers that get nothing more before something is published. */
+  readonly #waiting: Worker[] = []
+  #unpublishedBytes = 0
   #next = 0
   #finished = 0
   #filesDone = 0
@@ -222,7 +229,11 @@ class Pool {
     this.#written.delete(bundle)
     this.#bundles.push(proven)
     this.#bytesWritten += proven.sizeBytes
-    const publishing = this.#options.publish(proven)
+    this.#unpublishedBytes += proven.sizeBytes
+    const publishing = this.#options.publish(proven).then(() => {
+      this.#unpublishedBytes -= proven.sizeBytes
+      while (this.#waiting.length > 0 && !this.#isFull()) this.#deal(this.#waiting.shift()!)
+    })
     publishing.catch(reject)
     this.#publishing.push(publishing)
     this.#tell()
@@ -237,7 +248,15 @@ class Pool {
     })
   }
 
+  #isFull(): boolean {
+    return this.#unpublishedBytes > this.#options.unpublishedLimitBytes
+  }
+
   #deal(worker: Worker): void {
+    if (this.#isFull()) {
+      this.#waiting.push(worker)
+      return
+    }
     const batch = this.#batches[this.#next++]
     const request: PackRequest =
       batch === undefined ? { kind: 'finish' } : { kind: 'batch', items: batch }

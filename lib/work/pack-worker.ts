@@ -17,7 +17,8 @@ import { type EntryMetadata, type Range, putPath } from '../model/entry.ts'
 import { type RawPath, rawPathFromText } from '../model/raw-path.ts'
 import { BundleWriter, type WrittenBundle } from './bundle-writer.ts'
 import { entryHeader } from './entry-header.ts'
-import { PieceIndex } from './piece-index.ts'
+import { PieceIndex, type PieceLocation } from './piece-index.ts'
+import { encodePiece } from './state.ts'
 import { StagedFile } from './staged-file.ts'
 
 export interface PackSettings {
@@ -31,8 +32,12 @@ export interface PackSettings {
   readonly pieceIndex: SharedArrayBuffer
   /** How many bundles this export has begun, over all workers. */
   readonly bundlesBegun: SharedArrayBuffer
-  /** The number, in the export's bundle table, of data-0001. */
+  /** The number, in the export's bundle table, of the first of them. */
   readonly firstBundle: number
+  /** Its number in its file name. */
+  readonly firstFile: number
+  /** Whether each bundle comes with its pieces, so that it is of use without its export. */
+  readonly withPieces: boolean
 }
 
 /**
@@ -79,6 +84,8 @@ export interface PackFailure {
 /** A bundle of this worker's, written and not proven yet. */
 export interface PackedBundle extends WrittenBundle {
   readonly bundle: number
+  /** As the state keeps them, where they were asked for. */
+  readonly pieces: Uint8Array
 }
 
 export type PackRequest =
@@ -145,6 +152,8 @@ class Packer {
   readonly #pieceIndex: PieceIndex
   readonly #begun: Int32Array
   readonly #segment = Buffer.allocUnsafeSlow(SEGMENT_BYTES)
+  /** Of the open bundle, as the state keeps them. */
+  readonly #located: Buffer[] = []
   #number = 0
 
   constructor(settings: PackSettings, onBundle: (bundle: PackedBundle) => void) {
@@ -172,7 +181,9 @@ class Packer {
   endBundle(): void {
     if (!this.#writer.isOpen) return
     const facts = this.#writer.finish()
-    this.#onBundle({ ...facts, bundle: this.#bundle })
+    const pieces = Buffer.concat(this.#located)
+    this.#located.length = 0
+    this.#onBundle({ ...facts, bundle: this.#bundle, pieces })
   }
 
   abort(): void {
@@ -180,7 +191,8 @@ class Packer {
   }
 
   get #path(): string {
-    return `${this.#settings.outputDirectory}/${dataBundleFile(this.#number)}`
+    const { outputDirectory, firstFile } = this.#settings
+    return `${outputDirectory}/${dataBundleFile(firstFile + this.#number - 1)}`
   }
 
   /** The number of the open bundle in the export's bundle table. */
@@ -276,7 +288,7 @@ class Packer {
     this.#forEachPiece({ file, cut }, (bytes, i) => {
       const location = { bundle: this.#bundle, offset: this.#writer.tarBytes, length: bytes.length }
       this.#writer.append(bytes)
-      this.#pieceIndex.locate(cut.ids[i]!, location)
+      this.#locate(cut.ids[i]!, location)
       pieces.push([cut.ids[i]!.toString('hex'), location.bundle, location.offset, location.length])
     })
     this.#pad(file.dataBytes)
@@ -302,11 +314,16 @@ class Packer {
       const location = { bundle: this.#bundle, offset: this.#writer.tarBytes, length: bytes.length }
       this.#writer.append(bytes)
       this.#pad(bytes.length)
-      this.#pieceIndex.locate(cut.ids[i]!, location)
+      this.#locate(cut.ids[i]!, location)
       pieces[i] = [id, location.bundle, location.offset, location.length]
     })
     const list = pieces.map(([id, , , length]) => [id, length] as const)
     return { index: item.index, header: this.#appendEntry(item, list), pieces }
+  }
+
+  #locate(id: Buffer, location: PieceLocation): void {
+    this.#pieceIndex.locate(id, location)
+    if (this.#settings.withPieces) this.#located.push(encodePiece(id, location))
   }
 
   #forEachPiece({ file, cut }: OpenFile, visit: (bytes: Buffer, index: number) => void): void {

@@ -210,8 +210,17 @@ export async function sweepUnfinished(
     stamps,
     set,
     after,
-  }: { stamps: readonly StampDirectory[]; set: string; after: string | undefined },
+    spare = new Set(),
+  }: {
+    stamps: readonly StampDirectory[]
+    set: string
+    after: string | undefined
+    /** Bundles that are still of use: their paths. */
+    spare?: ReadonlySet<string>
+  },
 ): Promise<void> {
+  // In a bucket nothing is deleted but by `backup prune`, which finds these too.
+  if (repository.target.bucket !== undefined) return
   for (const place of stamps) {
     if (place.set !== set || place.exists) continue
     const isNewer = after === undefined || place.stamp > after
@@ -221,7 +230,8 @@ export async function sweepUnfinished(
         || name.endsWith('.partial')
         || name === VERIFICATION
         || name === VERIFICATION_SIGNATURE
-      if (isLeft) await repository.target.remove(`${directoryOf(place)}/${name}`)
+      const path = `${directoryOf(place)}/${name}`
+      if (isLeft && !spare.has(path)) await repository.target.remove(path)
     }
     if (isNewer) await repository.target.removeDirectory(directoryOf(place))
   }

@@ -28,6 +28,7 @@ import {
 } from '../model/verification.ts'
 import type { Target } from '../target/target.ts'
 import { BundleReader } from './bundle-reader.ts'
+import { MemorySource } from './bundle-source.ts'
 import { RECOVERY_FILES } from './recovery-files.ts'
 import { type Signer, verifySigned } from './signing.ts'
 
@@ -86,6 +87,8 @@ const IGNORED: ReadonlySet<string> = new Set([
   '.Spotlight-V100',
   '.fseventsd',
   'System Volume Information',
+  // What a probe of a bucket could not remove.
+  '.probe',
 ])
 
 /** What a run that was killed while it made the repository leaves. */
@@ -117,11 +120,11 @@ export async function createRepository(
   { nowMs }: { nowMs: number },
 ): Promise<Repository> {
   for (const { name, bytes } of RECOVERY_FILES) {
-    await target.remove(`${name}.partial`)
+    if (target.access === 'files') await target.remove(`${name}.partial`)
     const there = await target.read(name, MAX_SMALL_FILE_BYTES)
     if (there === undefined) await target.write(name, bytes)
   }
-  await target.remove(`${REPOSITORY}.partial`)
+  if (target.access === 'files') await target.remove(`${REPOSITORY}.partial`)
   const id = randomBytes(16).toString('hex')
   const created = formatStamp(nowMs)
   const bytes = Buffer.from(`${JSON.stringify({ format: 1, id, created })}\n`)
@@ -142,8 +145,18 @@ export async function enterMachine(
   if (there === undefined) {
     const json = { format: 1, machine, repository: id, signing_keys: [signer.publicKey] }
     const bytes = Buffer.from(`${JSON.stringify(json)}\n`)
-    const signature = await signer.sign(bytes, { file: `${machine}/machine.json`, repository: id })
-    for (const name of [`${path}.partial`, `${path}.minisig.partial`, `${path}.minisig`]) {
+    // One that was signed before, by a run that was killed then, will do.
+    const before = await target.read(`${path}.minisig`, MAX_SMALL_FILE_BYTES)
+    const isSigned =
+      before !== undefined
+      && (await signs(before, { bytes, machine, id, publicKey: signer.publicKey }))
+    const signature = isSigned
+      ? before.toString()
+      : await signer.sign(bytes, { file: `${machine}/machine.json`, repository: id })
+    const isLocal = target.access === 'files'
+    for (const name of isLocal
+      ? [`${path}.partial`, `${path}.minisig.partial`, `${path}.minisig`]
+      : []) {
       await target.remove(name)
     }
     await target.write(`${path}.minisig`, Buffer.from(signature))
@@ -159,15 +172,12 @@ export async function enterMachine(
   )
 }
 
-/** Whether the machine's entry in the repository was signed with this key, for this repository. */
-export async function isSignedBy(
-  { target, id }: Repository,
-  { machine, publicKey }: { machine: string; publicKey: string },
+/** Whether a signature is this machine's of its machine.json. */
+async function signs(
+  signature: Buffer,
+  of: { bytes: Buffer; machine: string; id: string; publicKey: string },
 ): Promise<boolean> {
-  const path = `machines/${machine}/machine.json`
-  const bytes = await target.read(path, MAX_SMALL_FILE_BYTES)
-  const signature = await target.read(`${path}.minisig`, MAX_SMALL_FILE_BYTES)
-  if (bytes === undefined || signature === undefined) return false
+  const { bytes, machine, id, publicKey } = of
   const file = `${machine}/machine.json`
   const publicKeys = [publicKey]
   try {
@@ -178,6 +188,18 @@ export async function isSignedBy(
     if (error instanceof BackupError) return false
     throw error
   }
+}
+
+/** Whether the machine's entry in the repository was signed with this key, for this repository. */
+export async function isSignedBy(
+  { target, id }: Repository,
+  { machine, publicKey }: { machine: string; publicKey: string },
+): Promise<boolean> {
+  const path = `machines/${machine}/machine.json`
+  const bytes = await target.read(path, MAX_SMALL_FILE_BYTES)
+  const signature = await target.read(`${path}.minisig`, MAX_SMALL_FILE_BYTES)
+  if (bytes === undefined || signature === undefined) return false
+  return await signs(signature, { bytes, machine, id, publicKey })
 }
 
 /** The machines that have exports here. */
@@ -196,21 +218,21 @@ export async function listStamps(
   { target }: Repository,
   machine: string,
 ): Promise<readonly StampDirectory[]> {
-  const stamps: StampDirectory[] = []
-  for (const set of (await target.list(`machines/${machine}`)) ?? []) {
-    if (set.kind !== 'directory' || !isValidName(set.name)) continue
-    for (const stamp of (await target.list(`machines/${machine}/${set.name}`)) ?? []) {
-      if (stamp.kind !== 'directory' || parseStamp(stamp.name) === undefined) continue
-      const place = { machine, set: set.name, stamp: stamp.name }
-      const files = new Map(
-        ((await target.list(directoryOf(place))) ?? [])
-          .filter(({ name, kind }) => kind === 'file' && OUR_FILE.test(name))
-          .map(({ name, sizeBytes }) => [name, sizeBytes]),
-      )
-      stamps.push({ ...place, exists: files.has(MANIFEST), files })
+  const stamps = new Map<string, { place: ExportPlace; files: Map<string, number> }>()
+  for (const file of await target.listTree(`machines/${machine}`)) {
+    const [set = '', stamp = '', name = '', ...below] = file.name.split('/')
+    if (!isValidName(set) || parseStamp(stamp) === undefined || below.length > 0) continue
+    if (name === '' && file.kind !== 'directory') continue
+    const found = stamps.get(`${set}/${stamp}`) ?? {
+      place: { machine, set, stamp },
+      files: new Map<string, number>(),
     }
+    stamps.set(`${set}/${stamp}`, found)
+    if (file.kind === 'file' && OUR_FILE.test(name)) found.files.set(name, file.sizeBytes)
   }
-  return stamps
+  return [...stamps.values()].map(({ place, files }) => {
+    return { ...place, exists: files.has(MANIFEST), files }
+  })
 }
 
 const BUNDLE_OR_MANIFEST = String.raw`((data|catalog)-\d{4,9}|manifest)\.tar\.zst\.age`
@@ -252,30 +274,51 @@ export async function readVerification(
 export async function readManifest(
   repository: Repository,
   place: ExportPlace,
-  { publicKeys, identities }: { publicKeys: readonly string[]; identities: readonly string[] },
+  keys: ReadingKeys,
 ): Promise<Manifest> {
+  const members = await readManifestMembers(repository, place, keys)
+  return parseManifest(members.get(MANIFEST_JSON)!)
+}
+
+/** What reading takes: whose signatures count, and what decrypts. */
+export interface ReadingKeys {
+  readonly publicKeys: readonly string[]
+  readonly identities: readonly string[]
+}
+
+const MANIFEST_JSON = 'manifest.json'
+
+/**
+ * All members of an export's manifest, by name: its `manifest.json` is signed, and is this
+ * export's.
+ */
+export async function readManifestMembers(
+  repository: Repository,
+  place: ExportPlace,
+  { publicKeys, identities }: ReadingKeys,
+): Promise<ReadonlyMap<string, Buffer>> {
   const { target, id } = repository
   const { manifestSha256 } = await readVerification(repository, place, publicKeys)
   const path = `${directoryOf(place)}/${MANIFEST}`
-  const sha256 = await sha256OfFile(target, path)
+  const bytes = await required(target, { path, maxBytes: MAX_MANIFEST_BYTES })
+  const sha256 = createHash('sha256').update(bytes).digest('hex')
   if (sha256 !== manifestSha256) throw manifestDamaged(place, 'does not have the signed checksum')
-  const members = readMembers(target.localPath(path), identities)
-  const json = members.get('manifest.json')
-  const signature = members.get('manifest.json.minisig')
+  const members = readMembers(bytes, { path, identities })
+  const json = members.get(MANIFEST_JSON)
+  const signature = members.get(`${MANIFEST_JSON}.minisig`)
   if (json === undefined || signature === undefined) throw manifestDamaged(place, 'lacks a member')
-  const file = `${exportName(place)}/manifest.json`
   await verifySigned({
     bytes: json,
     signature: signature.toString(),
     publicKeys,
-    file,
+    file: `${exportName(place)}/${MANIFEST_JSON}`,
     repository: id,
   })
   const manifest = parseManifest(json)
   if (manifest.repository !== id || exportName(manifest) !== exportName(place)) {
     throw manifestDamaged(place, 'belongs to another export')
   }
-  return manifest
+  return members
 }
 
 /** SHA-256 of a small file on the target, in hex. */
@@ -284,8 +327,11 @@ export async function sha256OfFile(target: Target, path: string): Promise<string
   return createHash('sha256').update(bytes).digest('hex')
 }
 
-function readMembers(path: string, identities: readonly string[]): ReadonlyMap<string, Buffer> {
-  const reader = new BundleReader({ path, identities })
+function readMembers(
+  bytes: Buffer,
+  { path, identities }: { readonly path: string; readonly identities: readonly string[] },
+): ReadonlyMap<string, Buffer> {
+  const reader = new BundleReader({ path, identities, source: new MemorySource(bytes) })
   try {
     const frames = reader.readFrames()
     const tarBytes = frames.reduce((sum, [, length]) => sum + length, 0)

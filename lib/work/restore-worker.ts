@@ -23,13 +23,14 @@ import { digestBytes } from '../format/chunker.ts'
 import { applyMetadata } from '../machine/metadata.ts'
 import { type Entry, type FrameRange, dataBytes } from '../model/entry.ts'
 import { type RawPath, displayPath, parentOf, rawPathToBytes } from '../model/raw-path.ts'
+import type { BundleAddress } from './bundle-source.ts'
 import { OpenBundles } from './open-bundles.ts'
 import { StagedFile, StagedFileChanged } from './staged-file.ts'
 
 export interface RestoreSettings {
   readonly identities: readonly string[]
   /** What the pieces of entries name by number. */
-  readonly bundles: readonly { readonly path: RawPath; readonly frames: readonly FrameRange[] }[]
+  readonly bundles: readonly { readonly path: BundleAddress; readonly frames: readonly FrameRange[] }[]
   readonly overwrite: boolean
 }
 

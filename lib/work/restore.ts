@@ -33,6 +33,7 @@ import {
 } from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
 import { checkSafePath } from '../model/safe-path.ts'
+import type { ShardPlace } from '../model/shard.ts'
 import type { ExportReader } from './export-reader.ts'
 import {
   type FileOutcome,
@@ -86,15 +87,20 @@ export interface Selection {
 }
 
 /** What would be restored. @throws BackupError NOTHING_FOUND when a path matches nothing */
-export function selectEntries(reader: ExportReader, paths: readonly RawPath[]): Selection {
+export async function selectEntries(
+  reader: ExportReader,
+  paths: readonly RawPath[],
+): Promise<Selection> {
   const table = new BundleNumbers(reader)
   const wanted = paths.length === 0 ? [''] : paths
-  const candidates = new Set(wanted.flatMap((path) => reader.shardsOf(path)))
-  const places = reader.index().filter((place) => candidates.has(place))
+  const candidates = new Set<ShardPlace>()
+  for (const path of wanted) {
+    for (const place of await reader.shardsOf(path)) candidates.add(place)
+  }
+  const places = (await reader.index()).filter((place) => candidates.has(place))
   const entries: Entry[] = []
-  const parents = findParents(reader, paths)
-  for (const place of places) {
-    const shard = reader.shard(place)
+  const parents = await findParents(reader, paths)
+  for await (const { shard } of reader.shards(places)) {
     for (const entry of shard.entries) {
       const isWanted = wanted.some((directory) => isWithin({ path: entry.path, directory }))
       if (isWanted) entries.push(table.renumber(entry, shard.bundles))
@@ -108,21 +114,31 @@ export function selectEntries(reader: ExportReader, paths: readonly RawPath[]): 
   }
   const selected = new Set(entries.map(({ path }) => path))
   const standIns = new Map<RawPath, RawPath>()
-  const resolved = entries.map((entry) => resolveLink(entry, { selected, standIns, reader, table }))
+  const resolved: Entry[] = []
+  for (const entry of entries) {
+    const isWhole = entry.type !== 'link' || selected.has(entry.target!)
+    const context = { standIns, reader, table }
+    resolved.push(isWhole ? entry : await resolveLink(entry, context))
+  }
   return { entries: resolved, parents, bundles: table.bundles() }
 }
 
-function findParents(reader: ExportReader, paths: readonly RawPath[]): readonly Entry[] {
+async function findParents(
+  reader: ExportReader,
+  paths: readonly RawPath[],
+): Promise<readonly Entry[]> {
   const wanted = new Set<RawPath>()
   for (const path of paths) {
     for (let parent = parentOf(path); parent !== ''; parent = parentOf(parent)) wanted.add(parent)
   }
-  return [...wanted].sort(comparePaths).flatMap((path) => {
-    const [place] = reader.shardsOf(path)
-    const entry =
-      place === undefined ? undefined : reader.shard(place).entries.find((one) => one.path === path)
-    return entry?.type === 'directory' ? [entry] : []
-  })
+  const parents: Entry[] = []
+  for (const path of [...wanted].sort(comparePaths)) {
+    const [place] = await reader.shardsOf(path)
+    if (place === undefined) continue
+    const entry = (await reader.shard(place)).entries.find((one) => one.path === path)
+    if (entry?.type === 'directory') parents.push(entry)
+  }
+  return parents
 }
 
 /** Bundles of several shards under one numbering. */
@@ -150,7 +166,7 @@ class BundleNumbers {
 
   bundles(): RestoreSettings['bundles'] {
     return [...this.#numbers].map(([name, number]) => ({
-      path: this.#reader.bundlePath(name),
+      path: this.#reader.bundleAddress(name),
       frames: [...this.#frames[number]!.values()].sort((a, b) => a[0] - b[0]),
     }))
   }
@@ -175,23 +191,21 @@ class BundleNumbers {
  * A hard link whose first path is not restored becomes the file itself, and the first of those that
  * follow.
  */
-function resolveLink(
+async function resolveLink(
   entry: Entry,
   context: {
-    readonly selected: ReadonlySet<RawPath>
     /** By the path that is not restored: which one is the file instead. */
     readonly standIns: Map<RawPath, RawPath>
     readonly reader: ExportReader
     readonly table: BundleNumbers
   },
-): Entry {
-  const { selected, standIns, reader, table } = context
-  if (entry.type !== 'link' || selected.has(entry.target!)) return entry
+): Promise<Entry> {
+  const { standIns, reader, table } = context
   const target = entry.target!
   const standIn = standIns.get(target)
   if (standIn !== undefined) return { ...entry, target: standIn }
-  for (const place of reader.shardsOf(target)) {
-    const shard = reader.shard(place)
+  for (const place of await reader.shardsOf(target)) {
+    const shard = await reader.shard(place)
     const file = shard.entries.find(({ path }) => path === target)
     if (file === undefined) continue
     standIns.set(target, entry.path)
@@ -372,12 +386,14 @@ class Restore {
       isFresh: this.#directories.get(parentOf(entry.path)) === 'made',
     }))
     const bytesTotal = files.reduce((sum, entry) => sum + dataBytes(entry), 0)
-    const { identities, overwrite, cores, report, signal } = this.#options
+    const { reader, identities, overwrite, cores, report, signal } = this.#options
     const settings: RestoreSettings = { identities, bundles, overwrite }
     await runWorkers<readonly RestoreItem[], RestoreReply>({
       script: './restore-worker.js',
       ahead: 2,
       workerData: settings,
+      target: reader.target,
+      sizes: reader.bundleSizes(),
       requests: makeBatches(items),
       workers: cores,
       signal,

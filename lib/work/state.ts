@@ -24,7 +24,7 @@ import { type Entry, type FrameRange, parseEntry } from '../model/entry.ts'
 import type { ExportStatistics, IndexPlace } from '../model/manifest.ts'
 import { rawPathFromText } from '../model/raw-path.ts'
 import { type ShardPlace, encodeIndex, parseIndex } from '../model/shard.ts'
-import type { PieceIndex } from './piece-index.ts'
+import type { PieceIndex, PieceLocation } from './piece-index.ts'
 
 /** A bundle of the repository; its number is its place in State.bundles, and never changes. */
 export interface StateBundle {
@@ -342,14 +342,33 @@ export function encodePieces(index: PieceIndex): Buffer {
   })
   const records = Buffer.allocUnsafe(count * PIECE_RECORD_BYTES)
   let at = 0
-  index.forEach((id, { bundle, offset, length }) => {
-    id.copy(records, at)
-    records.writeUInt32LE(bundle, at + DIGEST_BYTES)
-    records.writeUInt32LE(length, at + DIGEST_BYTES + 4)
-    records.writeDoubleLE(offset, at + DIGEST_BYTES + 8)
+  index.forEach((id, location) => {
+    putPiece(records, { at, id, ...location })
     at += PIECE_RECORD_BYTES
   })
   return records
+}
+
+/** One located piece as the state keeps it. */
+export function encodePiece(id: Buffer, { bundle, offset, length }: PieceLocation): Buffer {
+  const record = Buffer.allocUnsafe(PIECE_RECORD_BYTES)
+  putPiece(record, { at: 0, id, bundle, offset, length })
+  return record
+}
+
+function putPiece(
+  records: Buffer,
+  { at, id, bundle, offset, length }: PieceLocation & { readonly at: number; readonly id: Buffer },
+): void {
+  id.copy(records, at)
+  records.writeUInt32LE(bundle, at + DIGEST_BYTES)
+  records.writeUInt32LE(length, at + DIGEST_BYTES + 4)
+  records.writeDoubleLE(offset, at + DIGEST_BYTES + 8)
+}
+
+/** What is pending, if the manifest that it waits for may still come. */
+export function pendingCommit(directory: string): StateFile['commit'] | undefined {
+  return readStateFile(join(directory, PENDING))?.commit
 }
 
 /** Puts the pieces of usable bundles into an index. */

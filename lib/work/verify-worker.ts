@@ -12,10 +12,9 @@ import { BackupError, type PlainError, packError } from '../errors.ts'
 import { CHUNK_BYTES, TAG_BYTES } from '../format/age.ts'
 import { DIGEST_BYTES, digestBytes } from '../format/chunker.ts'
 import { FRAME_MAX_BYTES, decompressFrameInto } from '../format/zstd-frames.ts'
-import { readBack } from '../machine/durable-file.ts'
 import type { FrameRange } from '../model/entry.ts'
-import type { RawPath } from '../model/raw-path.ts'
 import { BundleReader } from './bundle-reader.ts'
+import { type BundleAddress, readWhole } from './bundle-source.ts'
 
 /** Runs of a bundle's tar with the digests they have to have: ascending, without overlap. */
 export interface ExpectedRanges {
@@ -29,7 +28,7 @@ export interface VerifyRequest {
   /** Comes back with the reply. */
   readonly key: string
   readonly name: string
-  readonly path: RawPath
+  readonly path: BundleAddress
   readonly sizeBytes: number | undefined
   readonly sha256: string
   /** Undefined: checksums only, there is no identity. */
@@ -53,13 +52,10 @@ export function verifyBundle(request: VerifyRequest, identities: readonly string
   const hash = createHash('sha256')
   let bytesRead = 0
   try {
-    readBack({
-      path: request.path,
-      onBlock: (block) => {
-        hash.update(block)
-        bytesRead += block.length
-        checker?.update(block)
-      },
+    readWhole(request.path, (block) => {
+      hash.update(block)
+      bytesRead += block.length
+      checker?.update(block)
     })
     const sha256 = hash.digest('hex')
     if (sha256 !== request.sha256) {

@@ -15,6 +15,7 @@ import type { Report } from '../model/report.ts'
 import type { ShardPlace } from '../model/shard.ts'
 import { MANIFEST, bundleFile } from '../model/verification.ts'
 import type { ExpectReply, ExpectSettings } from './expect-worker.ts'
+import { addressOf } from './bundle-source.ts'
 import { ExportReader } from './export-reader.ts'
 import {
   type ExportPlace,
@@ -73,7 +74,8 @@ export async function verifyExports(options: VerifyOptions): Promise<VerifyOutco
     )
   }
   const replies = await verifyBundles(options, expectations)
-  const exports = examined.map((one) => judge(one, { expectations, replies, options }))
+  const exports: VerifiedExport[] = []
+  for (const one of examined) exports.push(await judge(one, { expectations, replies, options }))
   const bytesRead = [...replies.values()].reduce((sum, reply) => sum + reply.bytesRead, 0)
   const damagedFiles = [
     ...[...replies].flatMap(([key, { problems }]) => {
@@ -233,7 +235,7 @@ async function expectCatalog(
   }
   const [offset, length] = index.tar
   rangesOf(index.bundle).set(offset, { length, digest: Buffer.from(index.digest, 'hex') })
-  const shards = reader.index()
+  const shards = await reader.index()
   const settings: ExpectSettings = {
     machineDirectory: reader.machineDirectory,
     identities: options.identities,
@@ -244,6 +246,8 @@ async function expectCatalog(
     workerData: settings,
     workers: options.cores,
     signal: options.signal,
+    target: options.repository.target,
+    sizes: reader.bundleSizes(),
     requests: Array.from({ length: Math.ceil(shards.length / SHARDS_A_REQUEST) }, (_, i) =>
       shards.slice(i * SHARDS_A_REQUEST, (i + 1) * SHARDS_A_REQUEST),
     ),
@@ -280,6 +284,8 @@ async function verifyBundles(
     ahead: 1,
     workerData: { identities },
     workers: cores,
+    target: options.repository.target,
+    sizes: sizesOf(expectations),
     signal,
     requests: queue.map(([key, expectation]) =>
       requestFor(options.repository, { key, expectation }),
@@ -301,12 +307,21 @@ async function verifyBundles(
   return replies
 }
 
+/** What manifests say of the lengths of bundles, by path in the repository. */
+function sizesOf(expectations: Expectations): ReadonlyMap<string, number> {
+  return new Map(
+    [...expectations.values()].flatMap(({ machine, name, sizeBytes }) =>
+      sizeBytes === undefined ? [] : [[`machines/${machine}/${bundleFile(name)}`, sizeBytes]],
+    ),
+  )
+}
+
 function requestFor(
   { target }: Repository,
   { key, expectation }: { key: string; expectation: BundleExpectation },
 ): VerifyRequest {
   const { name, machine, sizeBytes, sha256, ranges } = expectation
-  const path = target.localPath(`machines/${machine}/${bundleFile(name)}`)
+  const path = addressOf(target, `machines/${machine}/${bundleFile(name)}`)
   return {
     key,
     name,
@@ -332,7 +347,7 @@ function packRanges(ranges: NonNullable<BundleExpectation['ranges']>): VerifyReq
  * What the replies mean for one export: problems of its bundles, and the paths that lie in damaged
  * ranges.
  */
-function judge(
+async function judge(
   examined: Examined,
   {
     expectations,
@@ -343,13 +358,15 @@ function judge(
     replies: ReadonlyMap<string, VerifyReply>
     options: VerifyOptions
   },
-): VerifiedExport {
+): Promise<VerifiedExport> {
   const { place, reader, bundles, complete, files, bytes } = examined
   const own = bundles.map((name) => keyOf(place.machine, name))
   const problems = [...examined.problems, ...own.flatMap((key) => replies.get(key)?.problems ?? [])]
   const damagedRanges = new Set(own.flatMap((key) => damagedOf(key, { expectations, replies })))
   const damaged =
-    reader === undefined || damagedRanges.size === 0 ? [] : damagedPaths(reader, damagedRanges)
+    reader === undefined || damagedRanges.size === 0
+      ? []
+      : await damagedPaths(reader, damagedRanges)
   reader?.close()
   if (damaged.length > 0 && problems.length === 0) {
     problems.push(
@@ -382,12 +399,15 @@ function damagedOf(
   return damaged.map((i) => `${name}:${offsets[i]}`)
 }
 
-function damagedPaths(reader: ExportReader, damagedRanges: ReadonlySet<string>): RawPath[] {
+async function damagedPaths(
+  reader: ExportReader,
+  damagedRanges: ReadonlySet<string>,
+): Promise<RawPath[]> {
   const paths: RawPath[] = []
-  for (const place of reader.index()) {
+  for (const place of await reader.index()) {
     let shard
     try {
-      shard = reader.shard(place)
+      shard = await reader.shard(place)
     } catch (error) {
       // Told as a problem of the export already: its paths cannot be named, only where they begin.
       if (!(error instanceof BackupError)) throw error

@@ -7,11 +7,16 @@
 import { Worker } from 'node:worker_threads'
 import { BackupError } from '../errors.ts'
 import { endWorkers } from '../machine/threads.ts'
+import type { Target } from '../target/target.ts'
+import { serveNetwork } from './network-source.ts'
 
 /**
  * Workers live on reused buffers; a small young generation makes what garbage there is go early.
  */
 export const WORKER_LIMITS = { maxYoungGenerationSizeMb: 4 } as const
+
+/** They mostly wait, each for a request of its own. */
+const NETWORK_WORKERS = 6
 
 /**
  * Sends every request to some worker and hands every reply to `onReply`, in the order they come.
@@ -19,7 +24,11 @@ export const WORKER_LIMITS = { maxYoungGenerationSizeMb: 4 } as const
  */
 export async function runWorkers<Request, Reply>(options: {
   readonly script: string
-  readonly workerData: unknown
+  readonly workerData: object
+  /** What workers read from, where that is over the network. */
+  readonly target?: Target | undefined
+  /** What is known of the lengths of files there, by path in the repository. */
+  readonly sizes?: ReadonlyMap<string, number>
   readonly requests: readonly Request[]
   readonly workers: number
   /** How many requests a worker has at hand: 1 for long ones, so that all workers end together. */
@@ -30,12 +39,20 @@ export async function runWorkers<Request, Reply>(options: {
   readonly interruptedHint: string
 }): Promise<void> {
   const { script, workerData, requests, signal, interruptedHint } = options
-  const count = Math.min(options.workers, requests.length)
-  const workers = Array.from(
-    { length: count },
-    () =>
-      new Worker(new URL(script, import.meta.url), { workerData, resourceLimits: WORKER_LIMITS }),
-  )
+  const isRemote = options.target?.access === 'network'
+  const wanted = isRemote ? Math.max(options.workers, NETWORK_WORKERS) : options.workers
+  const count = Math.min(wanted, requests.length)
+  const links = Array.from({ length: isRemote ? count : 0 }, () => {
+    return serveNetwork(options.target!, options.sizes)
+  })
+  const workers = Array.from({ length: count }, (_, i) => {
+    const link = links[i]
+    return new Worker(new URL(script, import.meta.url), {
+      workerData: link === undefined ? workerData : { ...workerData, network: link.network },
+      transferList: [...(link?.transfer ?? [])],
+      resourceLimits: WORKER_LIMITS,
+    })
+  })
   let next = 0
   let done = 0
   let abort = () => {}
@@ -66,5 +83,6 @@ export async function runWorkers<Request, Reply>(options: {
   } finally {
     signal.removeEventListener('abort', abort)
     await endWorkers(workers)
+    for (const link of links) link.close()
   }
 }
