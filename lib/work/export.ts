@@ -178,7 +178,13 @@ async function forgetSent(
   { staging, machine, set }: { readonly staging: string; readonly machine: string; set: string },
 ): Promise<void> {
   forgetUnfinished({ staging, id, set })
-  if (target.access === 'files') return
+  if (target.access === 'network') await clearSpool(target, { machine, set })
+}
+
+async function clearSpool(
+  target: Target,
+  { machine, set }: { readonly machine: string; readonly set: string },
+): Promise<void> {
   const spool = await target.workDirectory(`machines/${machine}/${set}`)
   rmSync(rawPathToBytes(spool), { recursive: true, force: true })
 }
@@ -219,6 +225,8 @@ async function finishSending(
     }
     unfinished.push(bundle)
   }
+  // Whatever else is there was being packed when the run was killed.
+  await clearSpool(target, { machine, set })
   return unfinished
 }
 

@@ -169,9 +169,10 @@ class Pool {
   }
 
   async run(): Promise<Packed> {
-    await new Promise<void>((resolve, reject) => {
-      const { signal } = this.#options
-      const onAbort = () =>
+    const { signal } = this.#options
+    let onAbort = () => {}
+    const packing = new Promise<void>((resolve, reject) => {
+      onAbort = () =>
         reject(
           new BackupError('INTERRUPTED', 'the export was interrupted', {
             hint: 'earlier exports are unharmed; the next run starts this one again',
@@ -195,6 +196,7 @@ class Pool {
         for (let ahead = 0; ahead < BATCHES_AHEAD; ahead++) this.#deal(worker)
       }
     })
+    await packing.finally(() => signal.removeEventListener('abort', onAbort))
     await Promise.all(this.#publishing)
     return { entries: this.#entries, failures: this.#failures, bundles: this.#bundles }
   }
