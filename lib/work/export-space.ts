@@ -107,6 +107,16 @@ export async function checkSpace(options: SpaceOptions): Promise<void> {
   })
 }
 
+/** How many bytes an export will write, by a sample of what is new in it. */
+export function estimateExport(options: SpaceOptions): number {
+  const { plan } = options
+  const items = plan.flatMap(({ item }) => (item?.kind === 'file' ? [item] : []))
+  const newBytes = items.reduce((sum, { metadata }) => sum + dataBytes(metadata), 0)
+  const changed = plan.reduce((count, { item }) => count + (item === undefined ? 0 : 1), 0)
+  const { share } = sampleShare(options, { items, newBytes })
+  return withMargin(options, newBytes * share + catalogBytes(rewrittenEntries(plan), changed))
+}
+
 function withMargin({ parityPercent }: SpaceOptions, bytes: number): number {
   return Math.ceil(bytes * MARGIN * (1 + parityPercent / 100))
 }

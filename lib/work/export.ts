@@ -10,6 +10,7 @@ import { Buffer } from 'node:buffer'
 import { createHash } from 'node:crypto'
 import { existsSync, readFileSync, rmSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
+import { BackupError } from '../errors.ts'
 import { encodePlainHeader, tarPadding } from '../format/tar.ts'
 import type { Configuration, TargetConfiguration } from '../machine/config.ts'
 import { writeDurably } from '../machine/durable-file.ts'
@@ -21,7 +22,13 @@ import {
   encodeManifest,
   exportName,
 } from '../model/manifest.ts'
-import { type RawPath, baseOf, rawPathFromText, rawPathToBytes } from '../model/raw-path.ts'
+import {
+  type RawPath,
+  baseOf,
+  displayPath,
+  rawPathFromText,
+  rawPathToBytes,
+} from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
 import type { Doubt } from '../model/sanity.ts'
 import { isAhead } from '../model/stamp.ts'
@@ -38,7 +45,7 @@ import { BundleTable } from './bundle-table.ts'
 import { BundleWriter } from './bundle-writer.ts'
 import { type WrittenCatalog, writeCatalog } from './export-catalog.ts'
 import { type PlannedEntry, planExport, usageOf } from './export-plan.ts'
-import { checkSpace } from './export-space.ts'
+import { checkSpace, estimateExport } from './export-space.ts'
 import { type Packed, packAll } from './pack-pool.ts'
 import { dataBundleFile } from './pack-worker.ts'
 import { readKnownDamage } from './known-damage.ts'
@@ -90,6 +97,8 @@ export interface ExportOptions {
   readonly signer: Signer
   /** Milliseconds since 1970. */
   readonly nowMs: number
+  /** Asked before anything is written, where writing costs money; throws to prevent it. */
+  readonly approve?: ((estimate: { set: string; bytes: number }) => Promise<void>) | undefined
   readonly report: Report
   readonly signal: AbortSignal
 }
@@ -306,6 +315,29 @@ class Export {
   }
 
   async run(): Promise<ExportOutcome & { kind: 'exported' }> {
+    try {
+      return await this.#run()
+    } catch (error) {
+      throw this.#asSpoolFailure(error)
+    }
+  }
+
+  /** The spool lies in staging: what cannot be written there is not the target's failure. */
+  #asSpoolFailure(error: unknown): unknown {
+    if (this.#target.access === 'files' || !(error instanceof BackupError)) return error
+    const { staging } = this.#options.configuration
+    const { path, system } = error.facts
+    if (typeof path !== 'string' || typeof system !== 'string') return error
+    if (!path.startsWith(displayPath(rawPathFromText(staging)))) return error
+    const code = error.code === 'TARGET_FULL' ? 'STAGING_FULL' : 'STAGING_FAILED'
+    return new BackupError(code, `what waits to be sent cannot be written (${system}): ${path}`, {
+      hint: 'free some space there, or lower spool_limit; what was sent is not sent again',
+      facts: error.facts,
+      cause: error,
+    })
+  }
+
+  async #run(): Promise<ExportOutcome & { kind: 'exported' }> {
     const { configuration, set, report } = this.#options
     const { staging } = configuration
     const { header, entries } = readCollection({ staging, set, stamp: this.#place.stamp })
@@ -411,11 +443,13 @@ class Export {
     const { targetConfiguration, repository, set, report } = this.#options
     const { compressionLevel: level, parityPercent } = targetConfiguration
     const { stamp } = this.#place
-    await checkSpace({
+    const space = {
       target: repository.target,
       ...{ set, stamp, plan, level, parityPercent, index, knowsPieces, report },
       tree: this.#tree,
-    })
+    }
+    await checkSpace(space)
+    await this.#options.approve?.({ set, bytes: estimateExport(space) })
   }
 
   get #tree(): RawPath {
