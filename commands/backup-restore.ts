@@ -8,13 +8,14 @@ import { existsSync, mkdirSync, readdirSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import { dirname } from 'node:path'
 import { BackupError, type ExitCode, systemCode, worstExitCode } from '../lib/errors.ts'
-import type { Configuration } from '../lib/machine/config.ts'
+import type { Configuration, TargetConfiguration } from '../lib/machine/config.ts'
 import type { Target } from '../lib/target/target.ts'
 import { formatSize } from '../lib/model/amount.ts'
 import { isFrozen } from '../lib/model/collection.ts'
 import { type RawPath, rawPathFromText } from '../lib/model/raw-path.ts'
 import { ExportReader } from '../lib/work/export-reader.ts'
 import { findExports, pickExports } from '../lib/work/find-exports.ts'
+import { describeHidden, findHidden, hiddenError } from '../lib/work/hidden-objects.ts'
 import { noteDamage } from '../lib/work/known-damage.ts'
 import { listExternal, listLocal } from '../lib/work/list.ts'
 import { readMarks } from '../lib/work/marks.ts'
@@ -36,6 +37,7 @@ import {
   tellVerifiedCollection,
   warnOfDamaged,
 } from './restore-telling.ts'
+import { beforeVerifying, makeReadable, readingOf } from './restore-bucket.ts'
 import { type RestoreWords, loadIdentity, readWords, requireIdentity } from './restore-options.ts'
 
 export const command: Command = {
@@ -56,6 +58,10 @@ export const command: Command = {
   --path P            this file or directory, by its original path (again for more)
   --into DIR          restore below this directory (made if need be); without it
                       everything goes to its original place, after a confirmation
+  --thaw TIER         ask for what is in cold storage: bulk, standard or expedited; without
+                      it a plan says what that costs and how long it takes
+  --wait              wait until it can be read (hours)
+  --resume            the same restore again, once it can
   --overwrite         replace files that are there and differ
   --yes               do not ask before restoring to the original place
   --list              what there is: stamp, set, files, size, cost on the target
@@ -74,6 +80,9 @@ export const command: Command = {
     path: { type: 'string', multiple: true },
     into: { type: 'string' },
     overwrite: { type: 'boolean' },
+    thaw: { type: 'string' },
+    wait: { type: 'boolean' },
+    resume: { type: 'boolean' },
     yes: { type: 'boolean' },
     list: { type: 'boolean' },
     verify: { type: 'boolean' },
@@ -151,14 +160,18 @@ async function keysOf(
 
 /** The first configured target that is there, or the one that was named. */
 async function openRepository({ words, configuration, context }: Job): Promise<Repository> {
-  if (words.target !== undefined)
-    return await repositoryToRead(
-      await openTarget(targetNamed(configuration, words.target), configuration),
-    )
+  const open = async (target: TargetConfiguration): Promise<Target> => {
+    // Backups need not be allowed to read back what they wrote; whoever restores has to be.
+    const as = target.kind === 's3' && target.adminProfile !== undefined ? 'admin' : 'backup'
+    return await openTarget(target, configuration, { as })
+  }
+  if (words.target !== undefined) {
+    return await repositoryToRead(await open(targetNamed(configuration, words.target)))
+  }
   let last: BackupError | undefined
   for (const target of configuration.targets) {
     try {
-      const opened = await openTarget(target, configuration)
+      const opened = await open(target)
       const repository = await repositoryToRead(opened)
       context.reporter.report({
         kind: 'notice',
@@ -193,22 +206,29 @@ async function verifyTarget(job: Job): Promise<ExitCode> {
   const places = words.date === undefined ? found : pickExports(found, words.date)
   const publicKeys = await keysOf(job, identity?.signingKeys ?? [])
   const startMs = context.now()
+  const { target } = repository
+  const reading = readingOf(context, {
+    target,
+    configuration: targetNamed(configuration, target.name),
+  })
   const outcome = await verifyExports({
     repository,
     places,
     publicKeys: async () => publicKeys,
     identities: identity?.identities ?? [],
     cores: availableParallelism(),
+    beforeReading:
+      reading === undefined ? undefined : async (all) => await beforeVerifying(reading, all),
     report: context.reporter.report,
     signal: context.signal,
   })
   const { exports, bundles, bytesRead, deep } = outcome
   for (const one of exports) tellVerified(one, context.reporter)
   const { reporter } = context
-  const { target } = repository
   const paths = outcome.damagedFiles
   const advise = { paths, staging: configuration.staging, signal: context.signal }
-  if (existsSync(configuration.staging)) {
+  const isHidden = reading !== undefined && (await tellHidden(job, { repository, publicKeys }))
+  if (existsSync(configuration.staging) && target.access === 'files') {
     for (const line of await repairAdvice(target, advise)) reporter.print(line)
   }
   await keepReceipt(job, { outcome, repository, startMs })
@@ -219,11 +239,34 @@ async function verifyTarget(job: Job): Promise<ExitCode> {
     reporter.print(
       'only checksums and signatures were checked: without the identity nothing can be decrypted',
     )
-  return worstExitCode(
-    exports.map(({ problems, complete }) =>
-      problems.length > 0 ? 13 : complete === false ? 3 : 0,
-    ),
-  )
+  const codes = exports.map(({ problems, complete, unread }): ExitCode => {
+    return problems.length > 0 ? 13 : complete === false || unread > 0 ? 3 : 0
+  })
+  return worstExitCode([...codes, isHidden ? 13 : 0])
+}
+
+/** What was deleted or overwritten in a bucket that keeps versions. */
+async function tellHidden(
+  { context, configuration, words }: Job,
+  {
+    repository,
+    publicKeys,
+  }: { readonly repository: Repository; readonly publicKeys: readonly string[] },
+): Promise<boolean> {
+  const machine = words.machine ?? configuration.machine
+  const { signal, reporter } = context
+  const findings = await findHidden(repository, { machine, publicKeys, signal })
+  if (!findings.isKnowable) {
+    const message = `whether anything was deleted or overwritten cannot be known: ${findings.why}`
+    reporter.report({ kind: 'notice', level: 'info', code: 'VERSIONS_UNKNOWN', message })
+  }
+  const error = hiddenError(repository, findings)
+  if (error === undefined) return false
+  const { code, message, hint } = error
+  for (const one of findings.hidden) reporter.print(describeHidden(one))
+  const text = `${message}${hint === undefined ? '' : ` (${hint})`}`
+  reporter.report({ kind: 'notice', level: 'warning', code, message: text })
+  return true
 }
 
 /** What `status` calls proven. A machine that has no key or staging of its own keeps none. */
@@ -237,6 +280,8 @@ async function keepReceipt(
 ): Promise<void> {
   const { staging } = configuration
   if (of.outcome.exports.length === 0 || !existsSync(staging)) return
+  // What was not read is not proven.
+  if (of.outcome.exports.some(({ unread }) => unread > 0)) return
   try {
     const receipt = receiptOfVerification({ ...of, configuration, endMs: context.now() })
     await writeReceipt({ staging, receipt, signer: await openSigner(configuration) })
@@ -322,11 +367,19 @@ async function restoreFromTarget(job: Job): Promise<ExitCode> {
   const found = await findExports(repository, { machine, set: words.set })
   const publicKeys = await keysOf(job, identity.signingKeys)
   const into = await directoryFor(job)
+  const { target } = repository
+  const reading = readingOf(context, {
+    target,
+    configuration: targetNamed(configuration, target.name),
+  })
   return await restoreEach(job, pickExports(found, words.date), async (place) => {
     const manifest = await readManifest(repository, place, { publicKeys, identities })
     const reader = new ExportReader({ repository, manifest, identities })
     try {
       const selected = await selectEntries(reader, words.paths)
+      if (reading !== undefined && !words.dryRun) {
+        await makeReadable(reading, { reader, selection: selected })
+      }
       const outcome = await restoreEntries(
         {
           reader,

@@ -8,8 +8,10 @@ import { existsSync } from 'node:fs'
 import process from 'node:process'
 import { BackupError, type ExitCode } from '../lib/errors.ts'
 import type { Configuration } from '../lib/machine/config.ts'
+import { POLICY_KINDS } from '../lib/model/bucket-policy.ts'
 import { asFailure, type Check } from '../lib/model/check.ts'
 import { examineMachine, examineRsync } from '../lib/work/doctor.ts'
+import { bucketPolicy, examineBucket } from '../lib/work/doctor-bucket.ts'
 import { examineTarget } from '../lib/work/doctor-target.ts'
 import { targetNamed } from '../lib/work/target-access.ts'
 import { type Command, type CommandContext, isGiven, textOption } from './command.ts'
@@ -21,6 +23,7 @@ export const command: Command = {
   name: 'backup doctor',
   summary: 'what is wrong with this machine, with the fix',
   usage: `Usage: backup doctor [--target NAME [--no-capacity]] [--dry-run] [--json]
+       backup doctor --target BUCKET --policy backup|admin|lifecycle|bucket
 
 Looks whether this machine can back up what the configuration says: which rsync, the programs,
 staging, its space, the clock, keys, hooks, sources and the snapshots they get. Copies a small
@@ -32,12 +35,22 @@ filesystem, repository and space, what SMART says of the drive, and whether the 
 much as it says. For that it reserves nearly all free space for a moment, writes blocks all over
 it and reads them back. See docs/drive-health.md before you try a drive that has data on it.
 
+Of a bucket it tells whether it is private, what versioning, object lock and lifecycle rules do to
+backups, and what its credentials may: tried on objects of its own, never on yours.
+
   --target NAME   look at this target, not at the machine
+  --policy KIND   print the policy that a bucket needs, as JSON: for the credentials of backups
+                  (append only), of admin, the lifecycle rules, or the bucket's own
   --no-capacity   without reserving and writing the free space
   --dry-run       without the copy in staging; nothing is written to the target
 `,
-  options: { target: { type: 'string' }, 'no-capacity': { type: 'boolean' } },
+  options: {
+    target: { type: 'string' },
+    policy: { type: 'string' },
+    'no-capacity': { type: 'boolean' },
+  },
   run: async (context) => {
+    if (isGiven(context.values, 'policy')) return await printPolicy(context)
     const checks: Check[] = []
     const onCheck = (check: Check): void => {
       checks.push(check)
@@ -53,6 +66,28 @@ it and reads them back. See docs/drive-health.md before you try a drive that has
     const exitCode: ExitCode = failures > 0 ? 1 : 0
     return exitCode
   },
+}
+
+/** Nothing but the document, so that it can go into a file. */
+async function printPolicy(context: CommandContext): Promise<ExitCode> {
+  const { values, reporter } = context
+  const name = textOption(values, 'target')
+  const kind = POLICY_KINDS.find((one) => one === textOption(values, 'policy'))
+  if (kind === undefined || name === undefined) {
+    throw new BackupError('USAGE', `--policy is one of ${POLICY_KINDS.join(', ')}`, {
+      hint: 'it goes with --target NAME',
+    })
+  }
+  const configuration = await context.loadConfiguration()
+  const target = targetNamed(configuration, name)
+  if (target.kind !== 's3') {
+    throw new BackupError('USAGE', `target ${name} is of kind ${target.kind}, not a bucket`)
+  }
+  const { document, commands } = bucketPolicy(kind, { configuration, target })
+  const result = { kind: 'result', command: command.name, outcome: 'ok' } as const
+  reporter.report({ ...result, document, commands })
+  reporter.print(JSON.stringify(document, null, 2))
+  return 0
 }
 
 async function examine(context: CommandContext, onCheck: (check: Check) => void): Promise<void> {
@@ -100,6 +135,11 @@ async function examineOne(
   const withCapacity = !isGiven(values, 'no-capacity')
   const work = async (): Promise<void> => {
     const { report } = reporter
+    if (target.kind === 's3') {
+      const { now } = context
+      await examineBucket({ configuration, target, dryRun, now, signal, onCheck })
+      return
+    }
     const options = { configuration, target, dryRun, withCapacity, report, signal, onCheck }
     await examineTarget(options)
   }

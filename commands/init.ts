@@ -18,6 +18,7 @@ import { isGiven, textOption, textOptions } from './command.ts'
 import type { Command, CommandContext } from './command.ts'
 import { cannotMake, makeFiles } from './init-files.ts'
 import type { Keys, Paths } from './init-files.ts'
+import { FROM_OPTIONS, FROM_USAGE, initFrom, refuseWithoutFrom } from './init-from.ts'
 import { configurationText } from './init-text.ts'
 import { askNewPassphrase, passphraseFromFile } from './passphrase.ts'
 import { qrLines } from './qr.ts'
@@ -40,7 +41,8 @@ and this machine's signing key, and says what to keep where. Overwrites nothing.
 
 Without either, the passphrase is asked for twice; without a terminal one is made
 and printed once.
-`
+
+${FROM_USAGE}`
 
 export const command: Command = {
   name: 'backup init',
@@ -54,8 +56,11 @@ export const command: Command = {
     identity: { type: 'string' },
     'passphrase-file': { type: 'string' },
     'no-passphrase': { type: 'boolean' },
+    ...FROM_OPTIONS,
   },
   run: async (context) => {
+    if (textOption(context.values, 'from') !== undefined) return await initFrom(context)
+    refuseWithoutFrom(context.values)
     const paths = choosePaths(context)
     await refuseExisting(paths)
     const keys: Keys = { identity: generateIdentity(), signingKey: await generateSigningKey() }

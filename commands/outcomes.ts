@@ -4,6 +4,7 @@
 
 import { type ExitCode, worstExitCode } from '../lib/errors.ts'
 import { formatSize } from '../lib/model/amount.ts'
+import { describeCost, describeMonthly } from '../lib/model/cost-text.ts'
 import { displayPath } from '../lib/model/raw-path.ts'
 import type { Receipt } from '../lib/model/receipt.ts'
 import type { Doubt } from '../lib/model/sanity.ts'
@@ -94,6 +95,12 @@ export function tellDoubts(
   }
 }
 
+const PROOFS: Readonly<Record<string, string>> = {
+  direct: 'read back past the page cache',
+  advised: 'read back after dropping the page cache',
+  sent: 'sent and proven there',
+}
+
 function sentence(outcome: NonNullable<ExternalOutcome['outcome']>): string {
   if (outcome.kind === 'nothing collected') return 'nothing collected yet: run backup-collect first'
   if (outcome.kind === 'already there') return `${outcome.stamp} is there already`
@@ -104,10 +111,10 @@ function sentence(outcome: NonNullable<ExternalOutcome['outcome']>): string {
     pruned.removedExports.length === 0
       ? ''
       : `; ${pruned.removedExports.length} old removed, ${formatSize(pruned.freedBytes)} freed`
-  const way = readBack === 'direct' ? 'past the page cache' : 'after dropping the page cache'
+  const way = PROOFS[readBack] ?? readBack
   return (
     `${stamp} ${complete ? 'exported' : 'exported as INCOMPLETE'}: ${statistics.entries} entries, `
-    + `${formatSize(statistics.bytes)}; new on the target: ${added}; read back ${way}${gone}`
+    + `${formatSize(statistics.bytes)}; new on the target: ${added}; ${way}${gone}`
   )
 }
 
@@ -116,7 +123,7 @@ export function tellEnd(
   end: TargetEnd,
   { reporter, command }: { reporter: Reporter; command: string },
 ): ExitCode {
-  const { name, target, drive, drill, unplug, freeBytes, problems } = end
+  const { name, target, drive, drill, unplug, freeBytes, problems, bill } = end
   const codes: ExitCode[] = [0]
   for (const { code, message, hint, exitCode } of problems) {
     const text = `${name}: ${message}${hint === undefined ? '' : ` (${hint})`}`
@@ -130,8 +137,13 @@ export function tellEnd(
     reporter.tell(`${name}: still mounted; before you unplug it: backup drives eject ${name}`)
   }
   if (unplug === 'off') reporter.tell(`${name}: unmounted and switched off; unplug it`)
+  if (bill !== undefined) {
+    const spent = `this run cost ${describeCost(bill.spent)}`
+    reporter.tell(`${name}: ${spent}; what is there costs ${describeMonthly(bill.monthly)}`)
+  }
   const exitCode = worstExitCode(codes)
-  if (drill === undefined && unplug === undefined && problems.length === 0) return exitCode
+  const isNothing = drill === undefined && unplug === undefined && bill === undefined
+  if (isNothing && problems.length === 0) return exitCode
   reporter.report({
     kind: 'result',
     command,
@@ -141,9 +153,23 @@ export function tellEnd(
     unplug,
     freeBytes,
     drill,
+    ...(bill === undefined ? {} : { cost: costFacts(bill) }),
     exitCode,
   })
   return exitCode
+}
+
+/** In millionths of the currency's unit. */
+function costFacts({ spent, monthly }: NonNullable<TargetEnd['bill']>) {
+  const { currency, micros, known } = spent
+  return {
+    currency,
+    spentMicros: micros,
+    known: known && monthly.total.known,
+    monthlyMicros: monthly.total.micros,
+    monthlyDataMicros: monthly.data.micros,
+    monthlyMetadataMicros: monthly.metadata.micros,
+  }
 }
 
 function tellDrill(

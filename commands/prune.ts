@@ -9,11 +9,14 @@ import { BackupError, type ExitCode, worstExitCode } from '../lib/errors.ts'
 import type { Configuration, SetConfiguration, TargetConfiguration } from '../lib/machine/config.ts'
 import { formatSize } from '../lib/model/amount.ts'
 import type { Generation, RetentionPlan } from '../lib/model/retention.ts'
-import { isAhead, type Stamp } from '../lib/model/stamp.ts'
+import { formatStamp, isAhead, type Stamp } from '../lib/model/stamp.ts'
 import { readMarks } from '../lib/work/marks.ts'
 import { planLocalPruning, pruneLocal } from '../lib/work/prune-local.ts'
 import { planPruning, pruneExports } from '../lib/work/prune.ts'
-import { exportsOf, listStamps } from '../lib/work/repository.ts'
+import { removeOldFreshness } from '../lib/work/freshness.ts'
+import { priceOfPruning } from '../lib/work/bucket-money.ts'
+import { recordPrune } from '../lib/work/prune-records.ts'
+import { type ExportPlace, exportsOf, listStamps } from '../lib/work/repository.ts'
 import { openSigner } from '../lib/work/signing.ts'
 import { acquireRunLock, acquireSetLock } from '../lib/work/staging.ts'
 import { loadState, stateDirectory } from '../lib/work/state.ts'
@@ -32,6 +35,8 @@ interface Job {
   readonly sizes: ReadonlyMap<Stamp, number>
   /** Undefined in staging, where collections share their files. */
   readonly freesBytes: number | undefined
+  /** Of a bucket, where there are prices: what it saves, and what it costs. */
+  readonly saves: string | undefined
   readonly carryOut: (only: ReadonlySet<Stamp>) => Promise<Done>
 }
 
@@ -136,7 +141,8 @@ async function planStaging({ context, configuration, sets, codes, jobs }: Planni
         }
       }
       const place = 'staging'
-      jobs.push({ set: set.name, place, items, plan, sizes, freesBytes: undefined, carryOut })
+      const unknown = { freesBytes: undefined, saves: undefined }
+      jobs.push({ set: set.name, place, items, plan, sizes, ...unknown, carryOut })
     })
   }
 }
@@ -149,8 +155,12 @@ async function planTarget(
   const { report } = context.reporter
   const isOptional = !isNamed
   await orTell({ context, codes, what: target.name, isOptional }, async () => {
-    const repository = await repositoryToRead(await openTarget(target, configuration))
-    const { publicKey } = await openSigner(configuration)
+    const opened = await openTarget(target, configuration, { as: 'admin' })
+    const repository = await repositoryToRead(opened)
+    const signer = await openSigner(configuration)
+    const { publicKey } = signer
+    const { bucket } = opened
+    const spareSince = bucket === undefined ? undefined : formatStamp(context.now() - UNFINISHED_MS)
     // Only a run that writes adopts what is pending: until then that export is not known.
     const directory = stateDirectory({ staging, id: repository.id })
     const state = await loadState(directory, 'unasked')
@@ -165,9 +175,15 @@ async function planTarget(
         publicKeys: [publicKey],
         isComplete: (stamp: Stamp) => state?.exports.get(`${set}/${stamp}`)?.complete,
         takeUnknown: isGiven(context.values, 'unknown'),
+        spareSince,
       }
       await orTell({ context, codes, what: `${set} on ${target.name}` }, async () => {
-        const { items, plan, freesBytes } = await planPruning(repository, options)
+        const planned = await planPruning(repository, options)
+        const { items, plan, freesBytes } = planned
+        const money =
+          bucket === undefined || target.kind !== 's3'
+            ? undefined
+            : await priceOfPruning({ bucket, target, planned, nowMs: context.now() })
         const sizes = new Map(
           places
             .filter((place) => place.set === set)
@@ -176,18 +192,32 @@ async function planTarget(
         const carryOut = async (only: ReadonlySet<Stamp>): Promise<Done> => {
           const lock = acquireRunLock({ staging, description: 'backup prune', waitMs: 0 })
           try {
-            const done = await pruneExports(repository, { ...options, report, only })
+            const beforeRemoving = async (exports: readonly ExportPlace[]): Promise<void> => {
+              money?.refuse()
+              if (bucket === undefined) return
+              const nowMs = context.now()
+              await recordPrune(repository, { machine, exports, signer, nowMs })
+            }
+            const removing = { ...options, report, only, beforeRemoving }
+            const done = await pruneExports(repository, removing)
+            if (bucket !== undefined) {
+              await removeOldFreshness(repository, { machine, nowMs: context.now() })
+            }
             const removed = done.removedExports.map((name) => name.split('/').at(-1) ?? name)
             return { removed, freedBytes: done.freedBytes }
           } finally {
             lock.release()
           }
         }
-        jobs.push({ set, place: target.name, items, plan, sizes, freesBytes, carryOut })
+        const saves = money?.text
+        jobs.push({ set, place: target.name, items, plan, sizes, freesBytes, saves, carryOut })
       })
     }
   })
 }
+
+/** So long an export may take from its first bundle to its manifest. */
+const UNFINISHED_MS = 30 * 86_400_000
 
 type TagsOf = (set: string, stamp: Stamp) => readonly string[]
 
@@ -195,7 +225,8 @@ type TagsOf = (set: string, stamp: Stamp) => readonly string[]
 function showPlan({ reporter, values }: CommandContext, job: Job, tagsOf: TagsOf): ExitCode {
   const { set, place, plan, freesBytes } = job
   const frees = freesBytes === undefined ? '' : `, which frees ${formatSize(freesBytes)}`
-  const counts = `${plan.keep.length} stay, ${plan.remove.length} go${frees}`
+  const saves = job.saves === undefined ? '' : `; it ${job.saves}`
+  const counts = `${plan.keep.length} stay, ${plan.remove.length} go${frees}${saves}`
   reporter.print(`${set} in ${place}: ${counts}`)
   const going = new Set(plan.remove)
   for (const { stamp } of job.items) {
@@ -259,7 +290,7 @@ function hasWork({ plan, freesBytes = 0 }: Job): boolean {
 
 function tellResult(
   { reporter, values }: CommandContext,
-  { set, place, items, plan, sizes, freesBytes }: Job,
+  { set, place, items, plan, sizes, freesBytes, saves }: Job,
   {
     outcome,
     done,
@@ -283,6 +314,7 @@ function tellResult(
       bytes: sizes.get(item.stamp),
     })),
     freesBytes,
+    ...(saves === undefined ? {} : { saves }),
     ...done,
     exitCode: plan.frozenBy === undefined ? 0 : 3,
   })

@@ -24,6 +24,7 @@ import { trustedKeys } from '../lib/work/signing.ts'
 import { openTarget, repositoryToRead, targetNamed } from '../lib/work/target-access.ts'
 import { chosenSets } from './chosen.ts'
 import { type Command, type CommandContext, isGiven, textOption, textOptions } from './command.ts'
+import { repairBucket } from './repair-bucket.ts'
 import { withRunLock } from './run-lock.ts'
 
 /** The parity that is made for files that have none, or a damaged one. */
@@ -39,6 +40,9 @@ Reads every bundle and manifest that this machine's exports on the target need, 
 what was signed, and lists what is damaged and whether the parity beside it (\`parity\` of the
 target) can mend it. Asks, mends, and compares again; what was damaged is kept beside it as
 ….damaged. Makes the parity that is missing, too. Needs par2, and no key.
+
+Of a bucket that keeps versions it lists what was deleted or overwritten although exports need it,
+and brings the older versions back.
 
 Ends with 0 when all is whole, and with 13 as long as something is damaged.
 
@@ -65,11 +69,22 @@ Ends with 0 when all is whole, and with 13 as long as something is damaged.
     const sets = new Set(chosenSets(configuration, names).map((set) => set.name))
     const of = { configuration, command: command.name }
     return await withRunLock(context, of, async () => {
-      const repository = await repositoryToRead(await openTarget(target, configuration))
+      const opened = await openTarget(target, configuration, { as: 'admin' })
+      const repository = await repositoryToRead(opened)
       const publicKeys = await trustedKeys(configuration, {
         machine: configuration.machine,
         fromIdentity: [],
       })
+      if (opened.bucket !== undefined) {
+        const { machine } = configuration
+        const { bucket } = opened
+        return await repairBucket(context, { bucket, repository, machine, publicKeys })
+      }
+      if (opened.access === 'network') {
+        throw new BackupError('USAGE', `target ${name} has no parity to repair by`, {
+          hint: '`backup-restore --verify` tells what is damaged; another target may be whole',
+        })
+      }
       const job = { context, configuration, target, repository, publicKeys }
       return await repair(job, names.length === 0 ? undefined : sets)
     })

@@ -10,6 +10,7 @@ import { BackupError } from '../lib/errors.ts'
 import { readStatus, writeMetricsFile } from '../lib/work/status.ts'
 import { chosenSets } from './chosen.ts'
 import { type Command, isGiven, textOption, textOptions } from './command.ts'
+import { tellFleet } from './status-fleet.ts'
 import { standingLines, verdictLines } from './status-text.ts'
 
 export const command: Command = {
@@ -17,12 +18,17 @@ export const command: Command = {
   summary: 'how every set and target stands, what is wrong and what to do',
   usage: `Usage: backup status [--set NAME…] [--json]
        backup status --prometheus FILE
+       backup status --fleet [--target NAME] [--identity FILE [--passphrase-file FILE]]
 
 Shows what is wrong and what to do about it; then for each set its newest collection, and for each
 target and drive the exports and proofs: when each was last good, when it is due next; then the
 last runs. Reads staging only: no target has to be there. Every proof names its receipt. With -q
 only what is wrong, so that cron mails nothing when all is well.
 
+  --fleet         instead, every machine that exports to the same targets, by the signed records
+                  that they leave there; this does reach out to the targets
+  --target NAME   of --fleet: only this target
+  --identity FILE of --fleet: the identity, which names the signing keys to trust
   --set NAME      only this set (again for more; default: all)
   --prometheus FILE  also write it as numbers, for the textfile collector of Prometheus
   --json          one object, described by config/status.schema.json
@@ -32,9 +38,21 @@ periods, a set that has a schedule was never collected, a drive was away for too
 low, a receipt is not ours, or nobody can be told. 13: a drill or verification found damage, and
 no verification has been good since.
 `,
-  options: { set: { type: 'string', multiple: true }, prometheus: { type: 'string' } },
+  options: {
+    set: { type: 'string', multiple: true },
+    prometheus: { type: 'string' },
+    fleet: { type: 'boolean' },
+    target: { type: 'string' },
+    identity: { type: 'string' },
+    'passphrase-file': { type: 'string' },
+  },
   run: async (context) => {
     const { values, reporter } = context
+    if (isGiven(values, 'fleet')) return await tellFleet(context)
+    for (const name of ['target', 'identity', 'passphrase-file']) {
+      if (textOption(values, name) === undefined) continue
+      throw new BackupError('USAGE', `--${name} goes with --fleet`)
+    }
     const configuration = await context.loadConfiguration()
     const names = textOptions(values, 'set')
     const file = textOption(values, 'prometheus')

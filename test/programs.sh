@@ -55,6 +55,10 @@ systemd-escape systemd       -           test
 /usr/lib/python3/dist-packages/dbus/__init__.py python3-dbus - root
 /usr/lib/python3/dist-packages/gi/__init__.py python3-gi - root
 /usr/lib/python3/dist-packages/fusepy.py python3-fusepy - root
+sshd        openssh-server    -           root
+ssh-keygen  openssh-client    -           root
+ssh-agent   openssh-client    -           root
+ssh-add     openssh-client    -           root
 restic      restic            restic      bench
 borg        borgbackup        borgbackup  bench
 python3     python3           python3     root

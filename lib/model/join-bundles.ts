@@ -5,6 +5,9 @@
 // that is large enough for the cold class, the next export packs what is still needed of them anew,
 // from staging, and they go with the exports that name them. Deferred until it pays. Pure.
 
+import { monthlyCost, type ObjectGroup, uploadCost } from './cost.ts'
+import type { RegionPrices } from './prices.ts'
+
 /** A data bundle of an earlier export that the next one still needs. */
 export interface ShortBundle {
   /** `<set>/<stamp>/data-NNNN` */
@@ -62,4 +65,27 @@ export function bundlesToJoin(
   if (bytes < goalBytes) return undefined
   const join = { bundles: joined, bytes }
   return pays(join) ? join : undefined
+}
+
+/** So far it looks ahead, as a rewrite does: backups are kept for years, prices are not. */
+const HORIZON_MONTHS = 12
+
+/**
+ * Whether a year in the cold class costs less, the upload included, than leaving the short ones
+ * where they are. Where a price is missing it does not: nothing is lost by waiting. The hot class
+ * has no fee for deleting early.
+ */
+export function joiningPays(
+  { bundles, bytes }: BundleJoin,
+  { prices, storageClass }: { readonly prices: RegionPrices; readonly storageClass: string },
+): boolean {
+  const group = (of: Omit<ObjectGroup, 'kind'>): readonly [ObjectGroup] => [{ kind: 'data', ...of }]
+  const shortBytes = bundles.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0)
+  const hot = group({ storageClass: 'STANDARD', objects: bundles.length, bytes: shortBytes })
+  const joined = group({ storageClass, objects: 1, bytes: Math.ceil(bytes) })
+  const before = monthlyCost({ prices, stored: hot, besides: [] }).total
+  const after = monthlyCost({ prices, stored: joined, besides: [] }).total
+  const upload = uploadCost({ prices, groups: joined })
+  if (!(before.known && after.known && upload.known)) return false
+  return upload.micros < (before.micros - after.micros) * HORIZON_MONTHS
 }

@@ -2,15 +2,14 @@
 // long that takes, and what it costs.
 //
 // lib/work/thaw.ts gathers the facts and carries it out. Pure. The hours are those that the service
-// documents (docs/cold-storage.md); prices come in as a function, from the model of costs. Throws
+// documents (docs/cold-storage.md); prices come in
+// as a function, which priceOfThaw makes of a price list. Throws
 // nothing.
 
 import { formatSize } from './amount.ts'
-
-export type ThawTier = 'Bulk' | 'Standard' | 'Expedited'
-
-/** Cheapest and slowest first. */
-export const THAW_TIERS = ['Bulk', 'Standard', 'Expedited'] as const satisfies ThawTier[]
+import { type EgressOptions, restoreCost } from './cost.ts'
+import { formatMoney } from './cost-text.ts'
+import { type RegionPrices, type Tier, TIERS } from './prices.ts'
 
 /** How an object can be read: Warmth of lib/target/bucket.ts. */
 export type ThawState =
@@ -40,23 +39,46 @@ export interface ClassAmount extends Amount {
 }
 
 export interface Price {
-  /** In the currency of the price list. */
-  readonly amount: number
+  /** In millionths of the currency's unit. */
+  readonly micros: number
+  /** Whether that is everything. */
+  readonly isWhole: boolean
   /** With the currency, for people. */
   readonly text: string
 }
 
-/** What thawing some objects costs; undefined where no price is known. */
+/** What a restore costs that thaws some objects; undefined where no price is known. */
 export type PriceOfThaw = (request: {
-  readonly tier: ThawTier
+  readonly tier: Tier
   /** How long the copies are kept. */
   readonly days: number
-  readonly amounts: readonly ClassAmount[]
+  readonly cold: readonly ClassAmount[]
+  /** What is fetched besides. */
+  readonly readable: readonly ClassAmount[]
 }) => Price | undefined
+
+/** By a price list: requests, retrieval, the copies, and what goes out over the network. */
+export function priceOfThaw(prices: RegionPrices, egress: EgressOptions = {}): PriceOfThaw {
+  return ({ tier, days, cold, readable }) => {
+    const groups = cold.map(({ storageClass, count, bytes }) => {
+      return { storageClass, objects: count, bytes }
+    })
+    const hot = readable.map(({ storageClass, count, bytes }) => {
+      return { storageClass, requests: count, bytes }
+    })
+    const [offer] = restoreCost({ prices, cold: groups, hot, days, tier, egress })
+    if (offer === undefined || offer.cost.items.every(({ micros }) => micros === undefined)) {
+      return undefined
+    }
+    const { micros, currency, known } = offer.cost
+    const text = formatMoney(micros, currency)
+    return { micros, isWhole: known, text: known ? text : `at least ${text}` }
+  }
+}
 
 /** One way to have what is cold thawed. */
 export interface ThawOffer {
-  readonly tier: ThawTier
+  readonly tier: Tier
   /** 0 where only the latest time is documented. */
   readonly minMs: number
   readonly maxMs: number
@@ -83,12 +105,12 @@ const HOUR_MS = 60 * MINUTE_MS
 
 type Span = readonly [minMs: number, maxMs: number]
 
-const DEEP_ARCHIVE: Partial<Record<ThawTier, Span>> = {
+const DEEP_ARCHIVE: Partial<Record<Tier, Span>> = {
   Bulk: [0, 48 * HOUR_MS],
   Standard: [0, 12 * HOUR_MS],
 }
 
-const SPANS: Readonly<Record<string, Partial<Record<ThawTier, Span>>>> = {
+const SPANS: Readonly<Record<string, Partial<Record<Tier, Span>>>> = {
   GLACIER: {
     Bulk: [5 * HOUR_MS, 12 * HOUR_MS],
     Standard: [3 * HOUR_MS, 5 * HOUR_MS],
@@ -119,8 +141,8 @@ export function isReadable({ kind }: ThawState): boolean {
 }
 
 /** `bulk`, `standard`, `expedited`, as the command line has them. */
-export function parseTier(text: string): ThawTier | undefined {
-  return THAW_TIERS.find((tier) => tier.toLowerCase() === text.toLowerCase())
+export function parseTier(text: string): Tier | undefined {
+  return TIERS.find((tier) => tier.toLowerCase() === text.toLowerCase())
 }
 
 /** The plan for what was found. `days`: how long thawed copies are to be kept. */
@@ -138,6 +160,7 @@ export function makeThawPlan({
   const of = (kind: ThawState['kind']) => items.filter(({ state }) => state.kind === kind)
   const ends = items.flatMap(({ state }) => (state.kind === 'thawed' ? [state.untilMs] : []))
   const coldByClass = byClass(of('cold'))
+  const readable = byClass(items.filter(({ state }) => isReadable(state)))
   return {
     items,
     missing,
@@ -147,7 +170,7 @@ export function makeThawPlan({
     thawing: amountOf(of('thawing')),
     cold: amountOf(of('cold')),
     coldByClass,
-    offers: offersFor(coldByClass, { days, priceOf }),
+    offers: offersFor(coldByClass, { readable, days, priceOf }),
   }
 }
 
@@ -164,22 +187,30 @@ export function byClass(items: readonly ThawItem[]): readonly ClassAmount[] {
 }
 
 function offersFor(
-  amounts: readonly ClassAmount[],
-  { days, priceOf }: { readonly days: number; readonly priceOf: PriceOfThaw | undefined },
+  cold: readonly ClassAmount[],
+  {
+    readable,
+    days,
+    priceOf,
+  }: {
+    readonly readable: readonly ClassAmount[]
+    readonly days: number
+    readonly priceOf: PriceOfThaw | undefined
+  },
 ): readonly ThawOffer[] {
-  if (amounts.length === 0) return []
-  return THAW_TIERS.flatMap((tier) => {
-    const spans = amounts.map(({ storageClass }) => spanOf(storageClass, tier))
+  if (cold.length === 0) return []
+  return TIERS.flatMap((tier) => {
+    const spans = cold.map(({ storageClass }) => spanOf(storageClass, tier))
     if (spans.includes(undefined)) return []
     const known = spans as readonly Span[]
     const minMs = Math.max(...known.map(([min]) => min))
     const maxMs = Math.max(...known.map(([, max]) => max))
-    return [{ tier, minMs, maxMs, price: priceOf?.({ tier, days, amounts }) }]
+    return [{ tier, minMs, maxMs, price: priceOf?.({ tier, days, cold, readable }) }]
   })
 }
 
 /** A class that nobody told us of is taken for the slowest. */
-function spanOf(storageClass: string, tier: ThawTier): Span | undefined {
+function spanOf(storageClass: string, tier: Tier): Span | undefined {
   return (SPANS[storageClass] ?? DEEP_ARCHIVE)[tier]
 }
 

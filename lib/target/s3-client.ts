@@ -7,6 +7,7 @@
 
 import { Buffer } from 'node:buffer'
 import { createHash } from 'node:crypto'
+import { Readable } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import {
   AbortMultipartUploadCommand,
@@ -64,8 +65,17 @@ export interface S3ClientOptions {
   readonly isPathStyle: boolean
   /** Of ~/.aws; undefined for whatever the environment offers. */
   readonly profile: string | undefined
+  /** Where no more than so much is sent in a second. */
+  readonly pacing?: Pacing | undefined
   /** The first wait before a call is tried again is up to that. */
   readonly firstDelayMs?: number
+}
+
+export interface Pacing {
+  /** Bodies are sent in slices of that size. */
+  readonly sliceBytes: number
+  /** Returns when that many bytes may be sent. */
+  readonly pace: (bytes: number) => Promise<void>
 }
 
 /** What compatible services accept where no region is named. */
@@ -75,7 +85,7 @@ const CONNECT_TIMEOUT_MS = 10_000
 /** Without a byte in either direction. Ceph and B2 may think for half a minute. */
 const IDLE_TIMEOUT_MS = 60_000
 /** For one call, whatever happens: the largest part over a slow line takes its time. */
-const CALL_TIMEOUT_MS = 30 * 60_000
+const CALL_TIMEOUT_MS = 2 * 3600_000
 /** More than the streams of any sensible configuration. */
 const MAX_SOCKETS = 64
 
@@ -86,6 +96,8 @@ const FIRST_DELAY_MS = 200
 const MAX_DELAY_MS = 20_000
 /** After that no call is begun again. */
 const MAX_RETRY_MS = 5 * 60_000
+
+const SILENT = { debug: () => {}, info: () => {}, warn: () => {}, error: () => {} }
 
 /** A listing of more pages than that goes in circles. */
 const MAX_PAGES = 1_000_000
@@ -118,9 +130,10 @@ interface Call {
 
 /** The calls of one bucket with one profile's credentials. Nothing is sent before the first. */
 export function createS3Calls(of: S3ClientOptions): S3Calls {
-  const { bucket, endpoint, profile, firstDelayMs = FIRST_DELAY_MS } = of
+  const { bucket, endpoint, profile, pacing, firstDelayMs = FIRST_DELAY_MS } = of
   const region = of.region ?? (endpoint === undefined ? undefined : ANY_REGION)
   const client = newClient({ ...of, region })
+  signPaced(client)
   const used = { writes: 0, lists: 0, reads: 0, bytesSent: 0, bytesReceived: 0 }
   let hasAnswered = false
 
@@ -159,8 +172,18 @@ export function createS3Calls(of: S3ClientOptions): S3Calls {
     const named = { Bucket: bucket, Key: key, ...given({ VersionId: versionId }) }
     const command = new HeadObjectCommand({ ...named, ChecksumMode: 'ENABLED' })
     const call = { action: 's3:GetObject', key, bill: 'read' } as const
-    const from = attempt(call, () => client.send(command))
-    const answer = await orElse({ codes: MISSING_CODES, give: undefined, from })
+    const ask = () =>
+      orElse({
+        codes: MISSING_CODES,
+        give: undefined,
+        from: attempt(call, () => client.send(command)),
+      })
+    const answer = await ask().catch(async (error: unknown) => {
+      if (!(error instanceof BackupError) || error.facts['s3'] !== 'BadRequest') throw error
+      // An answer to a HEAD has no body to say what is wrong; that to a GET has.
+      await receive({ key, offset: 0, length: 1, versionId })
+      return await ask()
+    })
     return answer === undefined ? undefined : headOf(key, answer)
   }
 
@@ -279,18 +302,18 @@ export function createS3Calls(of: S3ClientOptions): S3Calls {
       // A lock wants a digest.
       const isBare = md5 === undefined && crc32 === undefined
       const ContentMD5 = isBare && lock !== undefined ? md5Of(body) : md5
-      const command = new PutObjectCommand({
+      const input = {
         Bucket: bucket,
         Key: key,
-        Body: body,
         ContentLength: body.length,
         ...given({ ContentMD5, ChecksumCRC32: crc32 }),
         ...(ifAbsent ? { IfNoneMatch: '*' } : {}),
         ...described(rest),
         ...locked(lock),
-      })
+      }
       const call = { action: 's3:PutObject', key, bill: 'write', sends: body.length } as const
       const sent = attempt(call, async () => {
+        const command = new PutObjectCommand({ ...input, Body: sendable(body, pacing) })
         await client.send(command)
         return 'written' as const
       })
@@ -336,17 +359,19 @@ export function createS3Calls(of: S3ClientOptions): S3Calls {
     },
 
     async putPart({ key, uploadId, number, body, md5, crc32 }) {
-      const command = new UploadPartCommand({
+      const input = {
         Bucket: bucket,
         Key: key,
         UploadId: uploadId,
         PartNumber: number,
-        Body: body,
         ContentLength: body.length,
         ...given({ ContentMD5: md5, ChecksumCRC32: crc32 }),
-      })
+      }
       const call = { action: 's3:PutObject', key, bill: 'write', sends: body.length } as const
-      const { ETag: etag } = await attempt(call, () => client.send(command))
+      const { ETag: etag } = await attempt(call, async () => {
+        const command = new UploadPartCommand({ ...input, Body: sendable(body, pacing) })
+        return await client.send(command)
+      })
       if (etag === undefined) throw noAnswer(bucket, 'ETag')
       return { number, sizeBytes: body.length, etag: unquoted(etag), crc32 }
     },
@@ -417,7 +442,11 @@ export function createS3Calls(of: S3ClientOptions): S3Calls {
         const call = { action: 's3:ListBucketMultipartUploads', bill: 'list' } as const
         const answer = await attempt(call, () => client.send(command))
         for (const { Key, UploadId, Initiated } of answer.Uploads ?? []) {
-          found.push({ key: Key ?? '', uploadId: UploadId ?? '', begunMs: Initiated?.getTime() ?? 0 })
+          found.push({
+            key: Key ?? '',
+            uploadId: UploadId ?? '',
+            begunMs: Initiated?.getTime() ?? 0,
+          })
         }
         if (answer.IsTruncated !== true) break
         const { NextKeyMarker: next } = answer
@@ -636,6 +665,8 @@ function newClient({ region, endpoint, isPathStyle, profile }: S3ClientOptions):
     ...given({ region, endpoint, profile }),
     forcePathStyle: isPathStyle,
     maxAttempts: 1,
+    // Or it would warn on the console, even where nothing logs.
+    logger: SILENT,
     requestChecksumCalculation: 'WHEN_REQUIRED',
     responseChecksumValidation: 'WHEN_REQUIRED',
     followRegionRedirects: false,
@@ -653,6 +684,37 @@ function newClient({ region, endpoint, isPathStyle, profile }: S3ClientOptions):
       ...{ httpAgent: agent, httpsAgent: agent },
     },
   })
+}
+
+/** What paced bodies hash to: the SDK cannot read a stream twice, and would leave it unsigned. */
+const digests = new WeakMap<object, string>()
+
+/** A body as it is sent: at once, or slice by slice at its pace. */
+function sendable(body: Buffer, pacing: Pacing | undefined): Buffer | Readable {
+  if (pacing === undefined) return body
+  const { sliceBytes, pace } = pacing
+  async function* slices(): AsyncGenerator<Buffer> {
+    for (let offset = 0; offset < body.length; offset += sliceBytes) {
+      const slice = body.subarray(offset, offset + sliceBytes)
+      await pace(slice.length)
+      yield slice
+    }
+  }
+  const stream = Readable.from(slices(), { objectMode: false, highWaterMark: 1 })
+  digests.set(stream, createHash('sha256').update(body).digest('hex'))
+  return stream
+}
+
+function signPaced(client: S3Client): void {
+  client.middlewareStack.add(
+    (next) => async (of) => {
+      const request = of.request as { readonly headers: Record<string, string>; body?: unknown }
+      const digest = request.body instanceof Readable ? digests.get(request.body) : undefined
+      if (digest !== undefined) request.headers['x-amz-content-sha256'] = digest
+      return await next(of)
+    },
+    { step: 'build', name: 'signPaced' },
+  )
 }
 
 /** The whole of an answer's body, and exactly as long as announced. @throws TruncatedBody */
@@ -792,7 +854,8 @@ function ruleOf(rule: LifecycleRule): S3LifecycleRule {
     prefix: filter?.And?.Prefix ?? filter?.Prefix ?? rule.Prefix ?? '',
     isFiltered: isTagged || isSized,
     // A fixed date is as good as now: it will come, or it came.
-    expiresAfterDays: rule.Expiration?.Days ?? (rule.Expiration?.Date === undefined ? undefined : 0),
+    expiresAfterDays:
+      rule.Expiration?.Days ?? (rule.Expiration?.Date === undefined ? undefined : 0),
     expiresOldVersionsAfterDays: rule.NoncurrentVersionExpiration?.NoncurrentDays,
     abortsUploadsAfterDays: rule.AbortIncompleteMultipartUpload?.DaysAfterInitiation,
     transitions: (rule.Transitions ?? []).map(({ Days: days, StorageClass: storageClass }) => {

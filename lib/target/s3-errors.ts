@@ -141,56 +141,78 @@ function meaning(error: unknown, of: S3Circumstances & Trouble): Meaning {
   if (SKEW_CODES.has(code) || isSkewed(of)) return skewMeaning(of)
   if (REGION_CODES.has(code)) return regionMeaning(of)
   if (/Region is missing/.test(text)) {
-    return ['CONFIG_INVALID', `bucket ${bucket}: no region is known`, {
-      hint: 'write `region:` into the target, or into the profile in ~/.aws/config',
-    }]
+    return [
+      'CONFIG_INVALID',
+      `bucket ${bucket}: no region is known`,
+      { hint: 'write `region:` into the target, or into the profile in ~/.aws/config' },
+    ]
   }
   const denied = credentialsMeaning(of)
   if (denied !== undefined) return denied
   if (FULL_CODES.has(code) || status === 507 || /cap exceeded|quota/i.test(text)) {
-    return ['TARGET_FULL', `bucket ${bucket} takes no more (${code})`, {
-      hint: `raise the quota or the plan, or lower retention.external; ${UNHARMED}`,
-    }]
+    return [
+      'TARGET_FULL',
+      `bucket ${bucket} takes no more (${code})`,
+      { hint: `raise the quota or the plan, or lower retention.external; ${UNHARMED}` },
+    ]
   }
   if (code === 'NoSuchBucket') {
-    return ['TARGET_ABSENT', `there is no bucket ${bucket}`, {
-      hint: 'make it, or correct bucket, region and endpoint of the target; nothing was written',
-    }]
+    return [
+      'TARGET_ABSENT',
+      `there is no bucket ${bucket}`,
+      {
+        hint: 'make it, or correct bucket, region and endpoint of the target; nothing was written',
+      },
+    ]
   }
   if (code === 'InvalidObjectState') {
-    return ['COLD_STORAGE', `${what} is in cold storage`, {
-      hint: 'it has to be thawed before it can be read: backup restore shows price and hours',
-    }]
+    return [
+      'COLD_STORAGE',
+      `${what} is in cold storage`,
+      { hint: 'it has to be thawed before it can be read: backup restore shows price and hours' },
+    ]
   }
   if (THROTTLING_CODES.has(code) || status === 429) {
-    return ['TARGET_FAILED', `the service keeps slowing us down (${code}): ${what}`, {
-      hint: `lower streams of the target, or try again later; ${UNHARMED}`,
-      retry: 'later',
-    }]
+    return [
+      'TARGET_FAILED',
+      `the service keeps slowing us down (${code}): ${what}`,
+      { hint: `lower streams of the target, or try again later; ${UNHARMED}`, retry: 'later' },
+    ]
   }
   if (DIGEST_CODES.has(code)) {
-    return ['TARGET_FAILED', `other bytes arrived than were sent (${code}): ${what}`, {
-      hint: `run it again; if it stays, suspect memory or network of this machine; ${UNHARMED}`,
-      retry: 'later',
-    }]
+    return [
+      'TARGET_FAILED',
+      `other bytes arrived than were sent (${code}): ${what}`,
+      {
+        hint: `run it again; if it stays, suspect memory or network of this machine; ${UNHARMED}`,
+        retry: 'later',
+      },
+    ]
   }
   if (status === undefined) return [undefined, '', {}]
   const hint = `see what the service's status page says, and try again; ${UNHARMED}`
   if (status >= 500 && status !== 501) {
-    return ['TARGET_FAILED', `the service fails (${code}, ${status}): ${what}`, {
-      hint,
-      retry: 'later',
-    }]
+    return [
+      'TARGET_FAILED',
+      `the service fails (${code}, ${status}): ${what}`,
+      { hint, retry: 'later' },
+    ]
   }
   if (status < 300) {
-    return ['TARGET_FAILED', `an answer of the service cannot be read: ${what}`, {
-      hint: 'check that endpoint is that of an S3 service, and that no proxy answers for it',
-      retry: 'later',
-    }]
+    return [
+      'TARGET_FAILED',
+      `an answer of the service cannot be read: ${what}`,
+      {
+        hint: 'check that endpoint is that of an S3 service, and that no proxy answers for it',
+        retry: 'later',
+      },
+    ]
   }
-  return ['TARGET_FAILED', `${of.action} was refused (${code}, ${status}): ${what}`, {
-    hint: `backup doctor --target shows what the bucket can do; ${UNHARMED}`,
-  }]
+  return [
+    'TARGET_FAILED',
+    `${of.action} was refused (${code}, ${status}): ${what}`,
+    { hint: `backup doctor --target shows what the bucket can do; ${UNHARMED}` },
+  ]
 }
 
 const LATER: ErrorDetails = {
@@ -203,17 +225,25 @@ function connectionMeaning(error: unknown, { bucket, endpoint }: S3Circumstances
   const at = endpoint ?? 'the S3 service'
   const facts = { system: code }
   if (isCertificateCode(code)) {
-    return ['TARGET_ABSENT', `bucket ${bucket}: the certificate of ${at} is not valid (${code})`, {
-      hint: `check endpoint and clock; for your own authority set NODE_EXTRA_CA_CERTS; ${UNHARMED}`,
-      ...{ facts, retry: 'later' },
-    }]
+    return [
+      'TARGET_ABSENT',
+      `bucket ${bucket}: the certificate of ${at} is wrong (${code})`,
+      {
+        hint: `check endpoint and clock; for an authority of your own set NODE_EXTRA_CA_CERTS`,
+        ...{ facts, retry: 'later' },
+      },
+    ]
   }
   const isName = code === 'ENOTFOUND' || code.startsWith('EAI_')
   const what = isName ? `the name of ${at} is not known` : `${at} does not answer`
-  return ['TARGET_ABSENT', `bucket ${bucket}: ${what} (${code})`, {
-    hint: `check the network and endpoint; what was sent is kept, the next run goes on; ${UNHARMED}`,
-    ...{ facts, retry: 'later' },
-  }]
+  return [
+    'TARGET_ABSENT',
+    `bucket ${bucket}: ${what} (${code})`,
+    {
+      hint: `check network and endpoint; what was sent is kept, the next run goes on; ${UNHARMED}`,
+      ...{ facts, retry: 'later' },
+    },
+  ]
 }
 
 function skewMeaning({ bucket, headers, nowMs }: S3Circumstances & Trouble): Meaning {
@@ -222,24 +252,34 @@ function skewMeaning({ bucket, headers, nowMs }: S3Circumstances & Trouble): Mea
     skewMs === undefined
       ? 'is too far off'
       : `is ${Math.round(Math.abs(skewMs) / 60_000)} minutes ${skewMs > 0 ? 'fast' : 'slow'}`
-  return ['TARGET_DENIED', `bucket ${bucket}: the clock of this machine ${off}`, {
-    hint: 'set it right (timedatectl set-ntp true) and run again; nothing was written',
-    facts: { s3: 'RequestTimeTooSkewed', ...(skewMs === undefined ? {} : { skewMs }) },
-    retry: 'later',
-  }]
+  return [
+    'TARGET_DENIED',
+    `bucket ${bucket}: the clock of this machine ${off}`,
+    {
+      hint: 'set it right (timedatectl set-ntp true) and run again; nothing was written',
+      facts: { s3: 'RequestTimeTooSkewed', ...(skewMs === undefined ? {} : { skewMs }) },
+      retry: 'later',
+    },
+  ]
 }
 
 function regionMeaning({ bucket, region, rightRegion }: S3Circumstances & Trouble): Meaning {
   const asked = region === undefined ? 'the one that was asked' : region
   if (rightRegion === undefined || rightRegion === region) {
-    return ['TARGET_FAILED', `bucket ${bucket} is in another region than ${asked}`, {
-      hint: 'correct region and endpoint of the target; nothing was written',
-    }]
+    return [
+      'TARGET_FAILED',
+      `bucket ${bucket} is in another region than ${asked}`,
+      { hint: 'correct region and endpoint of the target; nothing was written' },
+    ]
   }
-  return ['TARGET_FAILED', `bucket ${bucket} is in region ${rightRegion}, not ${asked}`, {
-    hint: `write \`region: ${rightRegion}\` into the target; nothing was written`,
-    facts: { region: rightRegion },
-  }]
+  return [
+    'TARGET_FAILED',
+    `bucket ${bucket} is in region ${rightRegion}, not ${asked}`,
+    {
+      hint: `write \`region: ${rightRegion}\` into the target; nothing was written`,
+      facts: { region: rightRegion },
+    },
+  ]
 }
 
 /** Undefined where it is about something else. */
@@ -250,35 +290,47 @@ function credentialsMeaning(of: S3Circumstances & Trouble): Meaning | undefined 
     profile === undefined ? 'get new ones' : `log in again: aws sso login --profile ${profile}`
   const isSession = /expired|sso/i.test(text)
   if (EXPIRED_CODES.has(code) || (CHAIN_NAMES.has(code) && isSession)) {
-    return ['TARGET_DENIED', `bucket ${bucket}: ${whose} expired`, {
-      hint: `${login}; nothing was written`,
-    }]
+    return [
+      'TARGET_DENIED',
+      `bucket ${bucket}: ${whose} expired`,
+      { hint: `${login}; nothing was written` },
+    ]
   }
   if (CHAIN_NAMES.has(code) || code === 'MissingSecurityHeader') {
-    return ['TARGET_DENIED', `bucket ${bucket}: no credentials were found for it`, {
-      hint:
-        profile === undefined
-          ? 'name a profile of ~/.aws/credentials in the target; nothing was written'
-          : `add [${profile}] to ~/.aws/credentials of this user; nothing was written`,
-    }]
+    return [
+      'TARGET_DENIED',
+      `bucket ${bucket}: no credentials were found for it`,
+      {
+        hint:
+          profile === undefined
+            ? 'name a profile of ~/.aws/credentials in the target; nothing was written'
+            : `add [${profile}] to ~/.aws/credentials of this user; nothing was written`,
+      },
+    ]
   }
   if (code === 'InvalidAccessKeyId' || code === 'InvalidToken' || code === 'InvalidClientTokenId') {
-    return ['TARGET_DENIED', `bucket ${bucket}: the service does not know the key of ${whose}`, {
-      hint: 'check that key and endpoint belong together, and that it was not deleted',
-    }]
+    return [
+      'TARGET_DENIED',
+      `bucket ${bucket}: the service does not know the key of ${whose}`,
+      { hint: 'check that key and endpoint belong together, and that it was not deleted' },
+    ]
   }
   if (code === 'SignatureDoesNotMatch') {
-    return ['TARGET_DENIED', `bucket ${bucket}: the secret of ${whose} is wrong`, {
-      hint: 'enter key id and secret again, without spaces; nothing was written',
-    }]
+    return [
+      'TARGET_DENIED',
+      `bucket ${bucket}: the secret of ${whose} is wrong`,
+      { hint: 'enter key id and secret again, without spaces; nothing was written' },
+    ]
   }
   if (status !== 403 && status !== 401) return undefined
   if (code === 'InvalidObjectState' || FULL_CODES.has(code)) return undefined
   if (/cap exceeded|quota/i.test(text)) return undefined
   const on = key === undefined ? `arn:aws:s3:::${bucket}` : `arn:aws:s3:::${bucket}/${key}`
-  return ['TARGET_DENIED', `${whose} may not do ${action} in bucket ${bucket}`, {
-    hint: `allow ${action} on ${on}, or find what denies it; ${UNHARMED}`,
-  }]
+  return [
+    'TARGET_DENIED',
+    `${whose} may not do ${action} in bucket ${bucket}`,
+    { hint: `allow ${action} on ${on}, or find what denies it; ${UNHARMED}` },
+  ]
 }
 
 /** How much our clock is fast; undefined where the answer has no date. */

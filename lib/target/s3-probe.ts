@@ -2,8 +2,9 @@
 //
 // Many services take a header and ignore it, and then a damaged upload would pass for a proven one.
 // So wrong checksums and taken names are tried on objects of our own below `.probe/`, once a month;
-// s3.ts asks, s3-upload.ts relies on the answers. Only what was refused wrong and taken right counts.
-// Throws what the calls throw, and TARGET_DENIED where nothing that is sent could be proven.
+// s3.ts asks, s3-upload.ts relies on the answers. Only what was refused wrong and taken right
+// counts. Throws what the calls throw, and TARGET_DENIED where nothing that is sent could be
+// proven.
 
 import { Buffer } from 'node:buffer'
 import { createHash, randomBytes } from 'node:crypto'

@@ -1,10 +1,10 @@
 // Sending files to a bucket, so that nothing is sent twice and nothing unproven is believed.
 //
 // s3.ts calls sendBytes for small files and sendFile for those of the spool. Large ones go in equal
-// parts; `<file>.upload` beside the spooled file remembers the upload, so that after a crash only what
-// is missing is sent. Each object is proven (invariant 2): by a checksum of the whole that the probe
-// showed enforced, else by reading it back. Throws TARGET_FAILED for a taken name, READ_BACK for
-// bytes that changed, and what the calls throw.
+// parts; `<file>.upload` beside the spooled file remembers the upload, so that after a crash only
+// what is missing is sent. Each object is proven (invariant 2): by a checksum of the whole that the
+// probe showed enforced, else by reading it back. Throws TARGET_FAILED for a taken name, READ_BACK
+// for bytes that changed, and what the calls throw.
 
 import { Buffer } from 'node:buffer'
 import { createHash } from 'node:crypto'
@@ -119,7 +119,6 @@ async function sendWhole(
   if (!replace && !conditionalPut && (await isThere(sending, sent))) return
   const lock = await sending.lock()
   const answer = await transfers.run(async () => {
-    await transfers.pace(body.length)
     return await calls.put({
       ...{ key, body, storageClass, metadata: { sha256: content.sha256 } },
       ...(checksum === 'crc32' ? { crc32: crcText(crc32(body)) } : { md5: md5Of(body) }),
@@ -166,8 +165,8 @@ async function digestFile(handle: FileHandle, file: RawPath): Promise<Local> {
     born: `${ino}-${birthtimeNs}`,
     async readAt(offset, into) {
       await fill(handle, { offset, into, file })
-      const isWholePart = offset % partBytes === 0
-      if (isWholePart && crc32(into) !== partCrcs[offset / partBytes]) throw changed(file)
+      const expected = into.length > 0 ? partCrcs[offset / partBytes] : undefined
+      if (expected !== undefined && crc32(into) !== expected) throw changed(file)
       return into
     },
   }
@@ -181,7 +180,11 @@ export function partSizeOf(sizeBytes: number): number {
 
 async function fill(
   handle: FileHandle,
-  { offset, into, file }: { readonly offset: number; readonly into: Buffer; readonly file: RawPath },
+  {
+    offset,
+    into,
+    file,
+  }: { readonly offset: number; readonly into: Buffer; readonly file: RawPath },
 ): Promise<void> {
   let done = 0
   while (done < into.length) {
@@ -212,7 +215,7 @@ async function sendParts(
   const isProven = multipartChecksum === 'crc32'
   refuseUnprovable({ key, storageClass, isProven })
   const sent = { key, content: local, isProven }
-  const known = await knownUpload(sending, { key, local })
+  let known = await knownUpload(sending, { key, local })
   // Where one was begun it may have been completed, too.
   if (known !== undefined || !conditionalComplete) {
     const isDone = await isThere(sending, sent).catch((error: unknown) => {
@@ -222,31 +225,39 @@ async function sendParts(
     })
     if (isDone) {
       if (known !== undefined) await abort(sending, known)
-      return
+      return await lockAfterwards(sending, key)
     }
   }
-  const first = known ?? (await beginUpload(sending, of))
-  const answer = await finish(sending, { ...of, upload: first })
-  if (answer === 'gone') {
-    // The service forgot it, or something of it: once more from the beginning.
-    await forget(sending, { upload: first, local })
-    if (await isThere(sending, sent)) return
-    const again = await beginUpload(sending, of)
-    if ((await finish(sending, { ...of, upload: again })) === 'written') {
+  for (let times = 0; times < 2; times += 1) {
+    const isResumed = known !== undefined
+    const upload: UploadRecord = known ?? (await beginUpload(sending, of))
+    const answer = await finish(sending, { local, upload, isResumed })
+    if (answer === 'written') {
       if (!isProven) await proveBack(sending, sent)
-      return
+      return await lockAfterwards(sending, key)
     }
-    throw new BackupError('TARGET_FAILED', `the service loses uploads: s3://…/${key}`, {
-      hint: 'a lifecycle rule may end them too soon; earlier exports are unharmed',
-      retry: 'later',
-    })
+    await forget(sending, { upload, local })
+    // By us, where the answer to an earlier attempt got lost.
+    if (await isThere(sending, sent)) return await lockAfterwards(sending, key)
+    if (answer === 'taken') throw taken(key)
+    // The service forgot it, or something of it: once more from the beginning.
+    known = undefined
   }
-  if (answer === 'taken') {
-    await forget(sending, { upload: first, local })
-    if (await isThere(sending, sent)) return
-    throw taken(key)
-  }
-  if (!isProven) await proveBack(sending, sent)
+  throw new BackupError('TARGET_FAILED', `the service loses uploads under way: ${key}`, {
+    hint: 'a lifecycle rule may end them too soon; earlier exports are unharmed',
+    retry: 'later',
+  })
+}
+
+/** Some services (Ceph 16) forget the lock that a multipart upload was begun with. */
+async function lockAfterwards({ calls, lock }: Sending, key: string): Promise<void> {
+  const wanted = await lock()
+  if (wanted === undefined) return
+  const found = await calls.head(key).catch((error: unknown) => {
+    if (isDenied(error)) return undefined
+    throw error
+  })
+  if (found?.lock === undefined) await calls.setLock({ key, lock: wanted })
 }
 
 /** The upload of this very file that was begun; one of another file of that name is ended. */
@@ -285,26 +296,31 @@ async function beginUpload(
 /** Sends the parts that are missing, and puts them together. */
 async function finish(
   sending: Sending,
-  of: { readonly local: Local; readonly upload: UploadRecord; readonly replace?: boolean },
+  of: {
+    readonly local: Local
+    readonly upload: UploadRecord
+    /** Whether it was begun by an earlier run, which may have sent some of it. */
+    readonly isResumed: boolean
+  },
 ): Promise<'written' | 'taken' | 'gone'> {
-  const { calls } = sending
-  const { local, upload, replace = false } = of
+  const { calls, transfers } = sending
+  const { local, upload, isResumed } = of
   const { key, uploadId, withCrc32 } = upload
-  const there = await calls.listParts(key, uploadId)
-  if (there === undefined) return 'gone'
-  const parts = await settle(
-    local.partCrcs.map((_, index) => async () => {
-      const old = there.find(({ number }) => number === index + 1)
-      return await sendPart(sending, { local, upload, number: index + 1, old })
-    }),
-    sending.transfers,
-  )
   try {
+    const there = isResumed ? await partsThere(calls, upload) : []
+    if (there === undefined) return 'gone'
+    const parts = await settle(
+      local.partCrcs.map((_, index) => async () => {
+        const old = there.find(({ number }) => number === index + 1)
+        return await sendPart(sending, { local, upload, number: index + 1, old })
+      }),
+      transfers,
+    )
     const { conditionalComplete } = await sending.capabilities()
     return await calls.completeUpload({
       ...{ key, uploadId, parts },
       ...(withCrc32 ? { crc32: crcText(local.crc32) } : {}),
-      ...(conditionalComplete && !replace ? { ifAbsent: true } : {}),
+      ...(conditionalComplete ? { ifAbsent: true } : {}),
     })
   } catch (error) {
     if (isGone(error)) return 'gone'
@@ -312,9 +328,23 @@ async function finish(
   }
 }
 
+/** Undefined where the service knows nothing of it. */
+async function partsThere(
+  calls: S3Calls,
+  { key, uploadId }: UploadRecord,
+): Promise<readonly S3Part[] | undefined> {
+  try {
+    return await calls.listParts(key, uploadId)
+  } catch (error) {
+    // Whoever may not look sends all of them again, into the same upload.
+    if (isDenied(error)) return []
+    throw error
+  }
+}
+
 /** Sends a part, unless what is there of it is right. */
 async function sendPart(
-  { calls, transfers, buffers }: Sending,
+  { calls, buffers }: Sending,
   of: {
     readonly local: Local
     readonly upload: UploadRecord
@@ -334,7 +364,6 @@ async function sendPart(
     const isMd5 = old?.etag === Buffer.from(md5, 'base64').toString('hex')
     const isRight = old?.sizeBytes === length && (isMd5 || old.crc32 === crc)
     if (isRight) return { ...old, crc32: crc }
-    await transfers.pace(length)
     const checksum = withCrc32 ? { md5, crc32: crc } : { md5 }
     const part = await calls.putPart({ key, uploadId, number, body, ...checksum })
     return { ...part, crc32: crc }
@@ -357,8 +386,12 @@ async function isThere(sending: Sending, of: Sent): Promise<boolean> {
   if (claimed !== undefined && claimed !== content.sha256) throw taken(key)
   // What the service checked when it came needs no second look.
   if (claimed !== undefined && isProven) return true
-  if (!(await holds(sending, of))) throw taken(key)
-  return true
+  if (await holds(sending, of)) return true
+  if (claimed === undefined) throw taken(key)
+  throw new BackupError('READ_BACK', `what the bucket holds of ${key} is damaged`, {
+    hint: 'it was sent before and is not what was sent; verify the target; nothing was overwritten',
+    facts: { key },
+  })
 }
 
 interface Sent {

@@ -11,12 +11,13 @@ import { BackupError } from '../errors.ts'
 import { placeOf, type S3TargetConfiguration } from '../machine/config-targets.ts'
 import { rawPathFromText, type RawPath, rawPathToBytes } from '../model/raw-path.ts'
 import type { Bucket, BucketUsage, Capabilities, Warmth } from './bucket.ts'
-import type { S3Calls, S3Lock } from './s3-calls.ts'
+import type { S3Calls, S3Lock, S3Version } from './s3-calls.ts'
+import type { Pacing } from './s3-client.ts'
 import { PROBE_FOLDER, readCapabilities } from './s3-probe.ts'
 import { abandonUploads, type Sending, sendBytes, sendFile } from './s3-upload.ts'
 import { asideName, type ByteRange, type Target, type TargetFile } from './target.ts'
 import { targetError } from './target-error.ts'
-import { createTransfers } from './transfers.ts'
+import { createTransfers, type Transfers } from './transfers.ts'
 
 export interface S3TargetOptions {
   readonly configuration: S3TargetConfiguration
@@ -47,12 +48,14 @@ export async function openS3Target(options: S3TargetOptions): Promise<Target> {
   const { createS3Calls } = await import('./s3-client.ts')
   const place = { bucket, region, endpoint, isPathStyle }
   const patience = firstDelayMs === undefined ? {} : { firstDelayMs }
-  const calls = createS3Calls({ ...place, ...patience, profile })
+  const transfers = createTransfers(options.configuration)
+  const pacing = pacingOf(options.configuration, transfers)
+  const calls = createS3Calls({ ...place, ...patience, profile, pacing })
   const adminCalls =
     adminProfile === undefined
       ? calls
-      : createS3Calls({ ...place, ...patience, profile: adminProfile })
-  const target = new S3Target({ ...options, calls, adminCalls })
+      : createS3Calls({ ...place, ...patience, profile: adminProfile, pacing })
+  const target = new S3Target({ ...options, calls, adminCalls, transfers })
   try {
     await refuseAbsent(options, options.as === 'admin' ? adminCalls : calls)
     return target
@@ -60,6 +63,18 @@ export async function openS3Target(options: S3TargetOptions): Promise<Target> {
     await target.close()
     throw error
   }
+}
+
+/** Undefined where there is no limit. */
+function pacingOf(
+  { bandwidthLimitBytes }: S3TargetConfiguration,
+  { pace }: Transfers,
+): Pacing | undefined {
+  if (bandwidthLimitBytes === undefined) return undefined
+  // A fiftieth of a second each: short enough for whoever shares the line, long for a timer.
+  const [least, most] = [16 * 2 ** 10, 2 ** 20]
+  const sliceBytes = Math.min(most, Math.max(least, Math.round(bandwidthLimitBytes / 50)))
+  return { sliceBytes, pace }
 }
 
 async function refuseAbsent({ configuration }: S3TargetOptions, calls: S3Calls): Promise<void> {
@@ -89,15 +104,25 @@ class S3Target implements Target {
   readonly #close: () => void
   readonly #prefix: string
   readonly #sending: Sending
+  readonly #isAdmin: boolean
+  /** Of what is deleted, and was asked for: the version that is read instead. */
+  readonly #older = new Map<string, S3Version>()
   #abandoning: Promise<unknown> | undefined
 
-  constructor(of: S3TargetOptions & { readonly calls: S3Calls; readonly adminCalls: S3Calls }) {
-    const { configuration, spool, calls, adminCalls } = of
+  constructor(
+    of: S3TargetOptions & {
+      readonly calls: S3Calls
+      readonly adminCalls: S3Calls
+      readonly transfers: Transfers
+    },
+  ) {
+    const { configuration, spool, calls, adminCalls, transfers } = of
     this.name = configuration.name
     this.place = placeOf(configuration)
     this.#configuration = configuration
     this.#spool = spool
     this.#calls = of.as === 'admin' ? adminCalls : calls
+    this.#isAdmin = of.as === 'admin'
     this.#prefix = configuration.path === '' ? '' : `${configuration.path}/`
     this.#close = () => {
       calls.close()
@@ -107,7 +132,7 @@ class S3Target implements Target {
     const hasLock = once(() => this.#hasLock())
     this.#sending = {
       calls: this.#calls,
-      transfers: createTransfers(configuration),
+      transfers,
       capabilities,
       lock: async () => ((await hasLock()) ? lockFrom(configuration, Date.now()) : undefined),
       buffers: [],
@@ -157,11 +182,38 @@ class S3Target implements Target {
   }
 
   async readRange(path: string, { offset, length }: ByteRange): Promise<Buffer | undefined> {
-    return await this.#calls.get(this.#keyOf(path), { offset, length })
+    const key = this.#keyOf(path)
+    const known = this.#older.get(key)
+    if (known !== undefined) {
+      return await this.#calls.get(key, { offset, length, versionId: known.versionId })
+    }
+    const bytes = await this.#calls.get(key, { offset, length })
+    if (bytes !== undefined) return bytes
+    const older = await this.#olderVersion(key)
+    if (older === undefined) return undefined
+    return await this.#calls.get(key, { offset, length, versionId: older.versionId })
   }
 
   async fileSize(path: string): Promise<number | undefined> {
-    return (await this.#calls.head(this.#keyOf(path)))?.sizeBytes
+    const key = this.#keyOf(path)
+    return (await this.#calls.head(key))?.sizeBytes ?? (await this.#olderVersion(key))?.sizeBytes
+  }
+
+  /**
+   * What somebody deleted in a bucket that keeps versions is still there, and whoever reads compares
+   * it with what was signed. Asked for only where a bundle is missing.
+   */
+  async #olderVersion(key: string): Promise<S3Version | undefined> {
+    const known = this.#older.get(key)
+    if (known !== undefined) return known
+    const versions = await this.#calls.listVersions(key).catch((error: unknown) => {
+      if (error instanceof BackupError && error.code === 'TARGET_DENIED') return []
+      throw error
+    })
+    if (versions === 'unsupported') return undefined
+    const found = versions.find((one) => one.key === key && !one.isDeleteMarker)
+    if (found !== undefined) this.#older.set(key, found)
+    return found
   }
 
   async write(path: string, bytes: Uint8Array): Promise<void> {
@@ -211,8 +263,13 @@ class S3Target implements Target {
     return aside
   }
 
+  /** As `admin` every version goes: else a bucket that keeps versions would keep it all. */
   async remove(path: string): Promise<void> {
-    await this.#calls.remove(this.#keyOf(path))
+    const key = this.#keyOf(path)
+    const all = this.#isAdmin ? await this.#calls.listVersions(key) : 'unsupported'
+    const versions = all === 'unsupported' ? [] : all.filter((one) => one.key === key)
+    for (const { versionId } of versions) await this.#calls.remove(key, versionId)
+    if (versions.length === 0) await this.#calls.remove(key)
   }
 
   /** There are none. */
@@ -253,7 +310,8 @@ class S3Target implements Target {
       const lock = await this.#calls.getObjectLock()
       return lock !== 'off' && lock !== 'unsupported'
     } catch (error) {
-      // Whoever asks for locks and may not see whether there are any gets a refusal rather than none.
+      // Whoever asks for locks and may not see whether there are any gets a refusal rather than
+      // none.
       if (error instanceof BackupError && error.code === 'TARGET_DENIED') return true
       throw error
     }

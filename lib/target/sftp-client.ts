@@ -284,7 +284,10 @@ function connectError(
     })
   }
   return new BackupError('TARGET_ABSENT', `target ${name}: ${place} does not answer: ${said}`, {
-    hint: 'check that the host is up, and its name and port; collections are unharmed',
+    hint:
+      said === HUNG_UP
+        ? "sshd's log on the host says why: a ChrootDirectory that is not root's alone, say"
+        : 'check that the host is up, and its name and port; collections are unharmed',
     facts,
     retry: 'later',
     cause: error,
@@ -319,9 +322,11 @@ async function openChannel(
   }
 }
 
+const HUNG_UP = 'it hung up after the login'
+
 async function startSftp(client: ssh2.Client, timeMs: number): Promise<SFTPWrapper> {
   return await new Promise<SFTPWrapper>((resolve, reject) => {
-    const lose = (): void => reject(new SftpFailure('lost', 'it hung up after the login'))
+    const lose = (): void => reject(new SftpFailure('lost', HUNG_UP))
     const timer = setTimeout(lose, timeMs)
     client.once('close', lose)
     client.sftp((error, sftp) => {

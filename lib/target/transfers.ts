@@ -1,8 +1,9 @@
 // How much is sent at a time, and how fast: what all uploads to one remote target share.
 //
 // s3.ts and sftp.ts make one for each target. run() lets so many pieces of work through at once, in
-// the order they came; pace() makes bytes wait for their turn, so that no more than the limit is sent
-// in a second, taken over all streams. Throws what the work throws, and an ended signal's reason.
+// the order they came; pace() makes bytes wait for their turn, so that no more than the limit is
+// sent in a second, taken over all streams. Throws what the work throws, and an ended signal's
+// reason.
 
 import { setTimeout as sleep } from 'node:timers/promises'
 

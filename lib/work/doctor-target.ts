@@ -72,14 +72,17 @@ export async function examineTarget(options: TargetDoctorOptions): Promise<void>
   let examination: Examination
   try {
     const target = await openAsOurs(options)
-    examination = { ...options, opened: target, ...(await findMounts(options, target)) }
+    const isRemote = target.access === 'network'
+    const mounts = isRemote ? NO_MOUNTS : await findMounts(options, target)
+    examination = { ...options, opened: target, ...mounts }
   } catch (error) {
     onCheck(asFailure('target', error))
     return
   }
   onCheck(ok('target', `${targetConfiguration.name} is at ${quoted(examination.opened.place)}`))
   let canWrite = true
-  for (const [name, check, writes] of CHECKS) {
+  const isRemote = examination.opened.access === 'network'
+  for (const [name, check, writes] of isRemote ? REMOTE_CHECKS : CHECKS) {
     if (options.signal.aborted) throw new BackupError('INTERRUPTED', 'interrupted')
     if (writes && !canWrite) continue
     try {
@@ -95,7 +98,7 @@ export async function examineTarget(options: TargetDoctorOptions): Promise<void>
 
 /** A drive has to be the one that exports would go to: nothing is tried on a stranger's. */
 async function openAsOurs({ configuration, target, signal }: TargetDoctorOptions): Promise<Target> {
-  if (target.kind === 'directory') return await openTarget(target, configuration)
+  if (target.kind !== 'drive') return await openTarget(target, configuration)
   const { publicKey } = await openSigner(configuration)
   const look = { configuration, publicKey, nowMs: 0, isLook: true, signal }
   return (await repositoryToWrite(target, look)).repository.target
@@ -121,6 +124,15 @@ const CHECKS: readonly (readonly [
   ['space', checkSpace, false],
   ['SMART', checkSmart, false],
   ['capacity', checkCapacity, true],
+]
+
+const NO_MOUNTS = { mount: undefined, device: undefined, isShared: false } as const
+
+/** What can be known of a target over a network. */
+const REMOTE_CHECKS: typeof CHECKS = [
+  ['writing', checkWritingThere, false],
+  ['repository', checkRepository, false],
+  ['space', checkSpace, false],
 ]
 
 async function findMounts(
@@ -189,6 +201,23 @@ async function checkWriting({ opened: { place }, dryRun }: Examination): Promise
   }
   const past = how === 'direct' ? 'past the page cache' : 'with the page cache dropped before'
   return [ok(name, `a file of ${formatSize(SAMPLE_BYTES)} was written and read back, ${past}`)]
+}
+
+async function checkWritingThere({ opened, dryRun }: Examination): Promise<Check[]> {
+  const name = 'writing'
+  if (dryRun) return [ok(name, 'a dry run writes nothing')]
+  const path = `.probe/${randomBytes(8).toString('hex')}`
+  const startMs = performance.now()
+  try {
+    // Read back and compared by the target.
+    await opened.write(path, randomBytes(SAMPLE_BYTES))
+  } finally {
+    await opened.remove(path)
+    await opened.removeDirectory('.probe')
+  }
+  const tookMs = Math.round(performance.now() - startMs)
+  const size = formatSize(SAMPLE_BYTES)
+  return [ok(name, `a file of ${size} was written, read back and removed in ${tookMs} ms`)]
 }
 
 async function checkRepository({

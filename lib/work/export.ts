@@ -45,6 +45,7 @@ import { BundleTable } from './bundle-table.ts'
 import { BundleWriter } from './bundle-writer.ts'
 import { type WrittenCatalog, writeCatalog } from './export-catalog.ts'
 import { type PlannedEntry, planExport, usageOf } from './export-plan.ts'
+import { CONFIGURATION_MEMBER, configurationMember } from './configuration-member.ts'
 import { checkSpace, estimateExport } from './export-space.ts'
 import { type Packed, packAll } from './pack-pool.ts'
 import { dataBundleFile } from './pack-worker.ts'
@@ -631,7 +632,7 @@ class Export {
   async #writeManifest(
     manifest: Manifest,
   ): Promise<{ sha256: string; sizeBytes: number; readBack: string }> {
-    const { repository, signer } = this.#options
+    const { repository, signer, configuration, report } = this.#options
     const json = encodeManifest(manifest)
     const file = `${exportName(this.#place)}/manifest.json`
     const signature = await signer.sign(json, { file, repository: repository.id })
@@ -639,10 +640,13 @@ class Export {
     const writer = this.#writer()
     try {
       writer.open(`${directory}/${MANIFEST}.partial`)
-      for (const [name, bytes] of [
+      const kept = await configurationMember(configuration.path, report)
+      const members: [name: string, bytes: Buffer][] = [
         ['manifest.json', json],
         ['manifest.json.minisig', Buffer.from(signature)],
-      ] as const) {
+      ]
+      if (kept !== undefined) members.push([CONFIGURATION_MEMBER, kept])
+      for (const [name, bytes] of members) {
         writer.append(encodePlainHeader({ path: rawPathFromText(name), sizeBytes: bytes.length }))
         writer.append(bytes)
         writer.append(Buffer.alloc(tarPadding(bytes.length)))
@@ -703,10 +707,27 @@ class Export {
     } catch (error) {
       throw stagingError({ error, staging: configuration.staging, doing: 'written' })
     }
+    await this.#mustBeThere(done)
     await sendSigned()
     await repository.target.publish(`${this.#directory}/${MANIFEST}`)
     adoptPending(directory)
     await forgetSent(repository, { staging: configuration.staging, ...this.#place })
+  }
+
+  /** Over a network an export takes long, and others may have deleted something meanwhile. */
+  async #mustBeThere(done: FinishedExport): Promise<void> {
+    if (this.#target.access === 'files') return
+    const { machine } = this.#place
+    const files = await this.#target.listTree(`machines/${machine}`)
+    const there = new Map(files.map(({ name, sizeBytes }) => [name, sizeBytes]))
+    const gone = neededBundles(done).find(({ name, sizeBytes }) => {
+      return there.get(bundleFile(name)) !== sizeBytes
+    })
+    if (gone === undefined) return
+    throw new BackupError('BUNDLE_MISSING', `${gone.name} was deleted during the export`, {
+      hint: 'the export was not made; the next run packs anew what is missing',
+      facts: { bundle: gone.name },
+    })
   }
 
   async #moveLatest(): Promise<void> {

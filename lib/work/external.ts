@@ -10,8 +10,18 @@ import { dirtyHint } from '../machine/drive-mount.ts'
 import { withHooks } from '../machine/hooks.ts'
 import { isFrozen } from '../model/collection.ts'
 import type { Report } from '../model/report.ts'
+import type { Check } from '../model/check.ts'
+import { examineBucket } from './doctor-bucket.ts'
+import { BucketMoney } from './bucket-money.ts'
 import { type ExportOutcome, exportSet } from './export.ts'
-import { enterMachine, exportsOf, findRepository, listStamps } from './repository.ts'
+import {
+  type ExportPlace,
+  type Repository,
+  enterMachine,
+  exportsOf,
+  findRepository,
+  listStamps,
+} from './repository.ts'
 import { type Signer, openSigner } from './signing.ts'
 import { acquireSetLock, surveyCollections } from './staging.ts'
 import { openTarget, repositoryToWrite, type WritableRepository } from './target-access.ts'
@@ -115,7 +125,9 @@ async function exportToTarget(options: ExternalOptions, work: Work): Promise<Ext
   }
   const outcomes: ExternalOutcome[] = []
   try {
-    await exportSets(options, { ...work, ...opened, outcomes })
+    const money = await openMoney(target, opened.repository)
+    if (opened.isNew) await lookAtBucket(options, target)
+    await exportSets(options, { ...work, ...opened, outcomes, money })
     if (isGone(drive)) return { outcomes, ends: [] }
     const isDrillDue =
       options.isPluggedIn === true || outcomes.some(({ outcome }) => outcome?.kind === 'exported')
@@ -123,7 +135,9 @@ async function exportToTarget(options: ExternalOptions, work: Work): Promise<Ext
     const endMs = nowMs + Math.round(performance.now() - work.beganMs)
     const { isPluggedIn = false } = options
     const due = { isDrillDue, isPluggedIn }
-    const all = { configuration, target, signer, ...due, nowMs: endMs, report, signal }
+    const exported = exportedOf(outcomes, configuration.machine)
+    const bucket = { money, exported, newest: newestOf(outcomes, configuration.machine) }
+    const all = { configuration, target, signer, ...due, ...bucket, nowMs: endMs, report, signal }
     return { outcomes, ends: [await endTarget({ ...all, ...opened })] }
   } catch (error) {
     // Unplugging it ends the service, and so this run: that is the drive's failure.
@@ -132,13 +146,63 @@ async function exportToTarget(options: ExternalOptions, work: Work): Promise<Ext
     const reason = driveError(error, { target, drive })
     const rest = open.map((set) => failed({ ...of, set, ...ofDrive(opened) }, reason))
     return { outcomes: [...outcomes, ...rest], ends: [] }
+  } finally {
+    await opened.repository.target.close()
   }
+}
+
+/** A bucket is looked at before it is trusted with anything; what is not well is told. */
+async function lookAtBucket(
+  { configuration, nowMs, report, signal }: ExternalOptions,
+  target: TargetConfiguration,
+): Promise<void> {
+  if (target.kind !== 's3') return
+  const bad: Check[] = []
+  await examineBucket({
+    ...{ configuration, target, dryRun: false, now: () => nowMs, signal },
+    onCheck: (check) => {
+      if (check.verdict === 'failure') bad.push(check)
+    },
+  })
+  for (const { name, message, fix } of bad) {
+    const mend = fix === undefined ? '' : ` (${fix})`
+    const text = `${target.name}: ${name}: ${message}${mend}`
+    report({ kind: 'notice', level: 'warning', code: 'BUCKET_UNSAFE', message: text })
+  }
+  const message = `${target.name}: \`backup doctor --target ${target.name}\` tells all of the bucket`
+  report({ kind: 'notice', level: 'info', code: 'BUCKET_EXAMINED', message })
+}
+
+/** Of a bucket: what it costs. */
+async function openMoney(
+  target: TargetConfiguration,
+  { target: { bucket } }: Repository,
+): Promise<BucketMoney | undefined> {
+  if (target.kind !== 's3' || bucket === undefined) return undefined
+  return await BucketMoney.open(target, bucket)
+}
+
+/** The exports that were made. */
+function exportedOf(outcomes: readonly ExternalOutcome[], machine: string): readonly (ExportPlace & { readonly complete: boolean })[] {
+  return outcomes.flatMap(({ set, outcome }) => {
+    if (set === undefined || outcome?.kind !== 'exported') return []
+    const { stamp, complete } = outcome
+    return [{ machine, set, stamp, complete }]
+  })
+}
+
+/** The newest exports that are there, made now or before. */
+function newestOf(outcomes: readonly ExternalOutcome[], machine: string): readonly ExportPlace[] {
+  return outcomes.flatMap(({ set, outcome }) => {
+    const isThere = outcome?.kind === 'exported' || outcome?.kind === 'already there'
+    return set !== undefined && isThere ? [{ machine, set, stamp: outcome.stamp }] : []
+  })
 }
 
 function ofDrive({
   drive,
   repository,
-}: WritableRepository): Pick<ExternalOutcome, 'drive' | 'repository'> {
+}: Pick<WritableRepository, 'drive' | 'repository'>): Pick<ExternalOutcome, 'drive' | 'repository'> {
   if (drive === undefined) return { drive: undefined, repository: undefined }
   return { drive: drive.plugged.drive.name, repository: repository.id }
 }
@@ -152,7 +216,12 @@ async function exportSets(
     repository,
     drive,
     outcomes,
-  }: Work & WritableRepository & { readonly outcomes: ExternalOutcome[] },
+    money,
+  }: Work
+    & WritableRepository & {
+      readonly outcomes: ExternalOutcome[]
+      readonly money: BucketMoney | undefined
+    },
 ): Promise<void> {
   const { configuration, nowMs, report, signal } = options
   for (const set of options.sets) {
@@ -164,7 +233,13 @@ async function exportSets(
       const lock = acquireSetLock({ staging, set, description, waitMs: 0 })
       try {
         const from = { configuration, repository, set, signer, nowMs, report, signal }
-        return await exportSet({ ...from, targetConfiguration: target })
+        const approve =
+          money === undefined
+            ? undefined
+            : async (estimate: { set: string; bytes: number }) => {
+                money.approveUpload(estimate, report)
+              }
+        return await exportSet({ ...from, targetConfiguration: target, approve })
       } finally {
         lock.release()
       }

@@ -51,6 +51,13 @@ export interface PruneOptions {
   /** Those of which nobody knows may go as well: see planRetention. */
   readonly takeUnknown?: boolean
   readonly report: Report
+  /** Called with the exports that go before the first of them does; throws to prevent it. */
+  readonly beforeRemoving?: ((exports: readonly StampDirectory[]) => Promise<void>) | undefined
+  /**
+   * Directories without a manifest that are no older may belong to an export that somebody else
+   * makes just now, and are left alone.
+   */
+  readonly spareSince?: Stamp | undefined
   /** Of what would go, only these: what somebody was shown and confirmed. */
   readonly only?: ReadonlySet<Stamp>
 }
@@ -83,6 +90,7 @@ export async function planPruning(
   options: Omit<PruneOptions, 'report'>,
 ): Promise<PrunePlan> {
   const { staging, machine, set, keep, rules, publicKeys, isComplete, takeUnknown, only } = options
+  const { spareSince } = options
   const stamps = await listStamps(repository, machine)
   const exports = exportsOf(stamps)
   const items = exports
@@ -101,7 +109,10 @@ export async function planPruning(
     for (const name of bundles.keys()) needed.add(name)
   }
   const isFrozen = plan.frozenBy !== undefined
-  const leftovers = (isFrozen ? [] : stamps).map((place) => {
+  const settled = stamps.filter(({ exists, stamp }) => {
+    return exists || spareSince === undefined || stamp < spareSince
+  })
+  const leftovers = (isFrozen ? [] : settled).map((place) => {
     return leftoverOf(place, { needed, goes: goes(place) })
   })
   const going = exports.filter(goes)
@@ -147,6 +158,7 @@ export async function pruneExports(
   const noMore = { report, what: `nothing more is removed from ${target.name}` }
   const planned = await unlessUnknown(nothing, () => planPruning(repository, options))
   const removed: StampDirectory[] = []
+  if (planned !== undefined) await options.beforeRemoving?.(planned.exports)
   for (const place of planned?.exports ?? []) {
     // Reading and removing take a while: whatever was locked meanwhile stays, with what it needs.
     const locked = await unlessUnknown(noMore, () => lockedStamps({ staging, set }))

@@ -93,6 +93,8 @@ export interface WritableRepository {
   readonly repository: Repository
   /** Where the target is of kind `drive`. */
   readonly drive: DriveTarget | undefined
+  /** Whether it was made now. */
+  readonly isNew: boolean
 }
 
 export interface WriteOptions {
@@ -117,7 +119,7 @@ export async function repositoryToWrite(
 ): Promise<WritableRepository> {
   if (target.kind === 'drive') return await repositoryOnDrive(target, options)
   const opened = await openTarget(target, options.configuration)
-  return { repository: await repositoryInDirectory(opened, options), drive: undefined }
+  return { ...(await repositoryInDirectory(opened, options)), drive: undefined }
 }
 
 async function repositoryOnDrive(
@@ -149,13 +151,13 @@ async function repositoryOnDrive(
   }
   const freeBytes = await drive.target.freeBytes()
   recogniseDrive(target, { staging, plugged, repository, freeBytes, nowMs, isLook })
-  return { repository, drive }
+  return { repository, drive, isNew: false }
 }
 
 async function repositoryInDirectory(
   target: Target,
   { configuration: { staging }, nowMs }: WriteOptions,
-): Promise<Repository> {
+): Promise<Pick<WritableRepository, 'repository' | 'isNew'>> {
   const known = knownRepositories(staging)
   const knownId = known[target.name]
   const found = await findRepository(target)
@@ -182,7 +184,7 @@ async function repositoryInDirectory(
   }
   const repository = found ?? (await createRepository(target, { nowMs }))
   if (knownId === undefined) remember(staging, { ...known, [target.name]: repository.id })
-  return repository
+  return { repository, isNew: found === undefined }
 }
 
 function knownFile(staging: string): string {

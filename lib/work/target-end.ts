@@ -5,6 +5,7 @@
 // back: what fails here is a problem that is told beside the exports. Throws INTERRUPTED only.
 
 import { existsSync } from 'node:fs'
+import { join } from 'node:path'
 import { BackupError } from '../errors.ts'
 import type { Configuration, TargetConfiguration } from '../machine/config.ts'
 import { refuseInterruption } from '../machine/endings.ts'
@@ -17,9 +18,12 @@ import { bundlesIn, drillTarget } from './drill.ts'
 import { readDrives, rememberDrive } from './drive-register.ts'
 import { describeDrive, type DriveTarget } from './drive-target.ts'
 import { noteDamage } from './known-damage.ts'
+import { extendLocks, pathsToLock } from './bucket-locks.ts'
+import type { BucketBill, BucketMoney } from './bucket-money.ts'
 import { addParity } from './parity.ts'
 import { writeReceipt } from './receipts.ts'
-import type { Repository } from './repository.ts'
+import { recordFreshness } from './freshness.ts'
+import { type ExportPlace, type Repository, directoryOf, readVerification } from './repository.ts'
 import type { Signer } from './signing.ts'
 
 export interface TargetEnd {
@@ -36,6 +40,8 @@ export interface TargetEnd {
   /** Only of a drive: whether it is unmounted, and switched off where that was asked; or pulled. */
   readonly unplug: 'safe' | 'off' | 'still mounted' | 'gone' | undefined
   readonly problems: readonly BackupError[]
+  /** Of a bucket. */
+  readonly bill: BucketBill | undefined
 }
 
 export interface EndOptions {
@@ -44,6 +50,12 @@ export interface EndOptions {
   readonly repository: Repository
   readonly drive: DriveTarget | undefined
   readonly signer: Signer
+  /** Of a bucket: what was spent. */
+  readonly money: BucketMoney | undefined
+  /** The exports that were made. */
+  readonly exported: readonly (ExportPlace & { readonly complete: boolean })[]
+  /** The newest export of each set that this run dealt with. */
+  readonly newest: readonly ExportPlace[]
   /** Whether something new came on it, or it was just plugged in. */
   readonly isDrillDue: boolean
   /** Whether the run was begun by plugging the drive in, and so is ended by switching it off. */
@@ -80,6 +92,15 @@ export async function endTarget(options: EndOptions): Promise<TargetEnd> {
   const drill = wantsDrill(options) ? await attempt(async () => await runDrill(options)) : undefined
   const freeBytes = await attempt(async () => await repository.target.freeBytes())
   await attempt(async () => rememberSpace(options, freeBytes))
+  if (target.kind !== 'drive') {
+    const { exported, signer, nowMs } = options
+    const record = { configuration, target, repository, signer, exported, nowMs }
+    await attempt(async () => await recordFreshness(record))
+  }
+  await attempt(async () => await extendBucketLocks(options))
+  const bill = await attempt(
+    async () => await options.money?.bill(options.exported.map(directoryOf)),
+  )
   const unplug = drive === undefined ? undefined : await attempt(async () => await leave(options))
   return {
     target: target.name,
@@ -96,7 +117,31 @@ export async function endTarget(options: EndOptions): Promise<TargetEnd> {
           ? 'gone'
           : (unplug ?? 'still mounted'),
     problems,
+    bill,
   }
+}
+
+/** Older bundles that the newest exports need are locked for as long as these. */
+async function extendBucketLocks({
+  configuration: { staging },
+  target,
+  repository,
+  signer,
+  newest,
+  nowMs,
+  report,
+  signal,
+}: EndOptions): Promise<void> {
+  const { bucket } = repository.target
+  if (bucket === undefined || target.kind !== 's3' || target.lockMs === undefined) return
+  const paths = new Set<string>()
+  for (const place of newest) {
+    const verification = await readVerification(repository, place, [signer.publicKey])
+    for (const path of pathsToLock(place, verification)) paths.add(path)
+  }
+  const untilMs = nowMs + target.lockMs
+  const cacheFile = rawPathFromText(join(staging, '.state', 'locks', `${target.name}.json`))
+  await extendLocks(bucket, { paths: [...paths], nowMs, untilMs, cacheFile, report, signal })
 }
 
 /** What is free now that the exports are there. */

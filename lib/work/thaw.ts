@@ -9,6 +9,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { BackupError } from '../errors.ts'
 import { formatSize } from '../model/amount.ts'
+import type { Tier } from '../model/prices.ts'
 import type { Report } from '../model/report.ts'
 import {
   daysToFetch,
@@ -24,8 +25,8 @@ import {
   type ThawItem,
   type ThawPlan,
   type ThawState,
-  type ThawTier,
 } from '../model/thaw-plan.ts'
+
 import type { Bucket } from '../target/bucket.ts'
 import type { S3Head, S3Object } from '../target/s3-calls.ts'
 import type { Target } from '../target/target.ts'
@@ -169,7 +170,7 @@ export async function coldBundles(
 }
 
 export interface RequestOptions {
-  readonly tier: ThawTier
+  readonly tier: Tier
   readonly days: number
   readonly report: Report
   readonly signal?: AbortSignal | undefined
@@ -213,7 +214,7 @@ export async function requestThaw(
 async function request(
   target: Target,
   { path, versionId }: ThawItem,
-  { tier, days }: { readonly tier: ThawTier; readonly days: number },
+  { tier, days }: { readonly tier: Tier; readonly days: number },
 ): Promise<'requested' | 'ongoing' | 'extended' | BackupError> {
   const { bucket } = target
   if (bucket === undefined) return unsupported(target)
@@ -241,7 +242,7 @@ function unsupported(target: Target): BackupError {
 
 export interface WaitOptions extends Omit<RequestOptions, 'tier'> {
   /** For what goes cold again meanwhile; undefined: nothing is asked for. */
-  readonly tier: ThawTier | undefined
+  readonly tier: Tier | undefined
   /** Milliseconds since 1970. */
   readonly now: () => number
   /** How long everything takes to fetch once it is readable. */
@@ -443,14 +444,14 @@ export type ThawAnswer =
 
 export interface ThawOptions extends PlanOptions {
   /** `--thaw`: undefined asks for nothing. */
-  readonly tier: ThawTier | undefined
+  readonly tier: Tier | undefined
   /** `--wait` */
   readonly isWaiting: boolean
   readonly now: () => number
   /** What the line can do, for the estimate of how long copies are needed. */
   readonly bytesPerSecond?: number | undefined
   /** Has the last word before anything is spent: throws COST_LIMIT. */
-  readonly approve?: ((plan: ThawPlan, tier: ThawTier) => void | Promise<void>) | undefined
+  readonly approve?: ((plan: ThawPlan, tier: Tier) => void | Promise<void>) | undefined
   readonly report: Report
   readonly pollMs?: number | undefined
 }
@@ -494,7 +495,7 @@ export async function thawOrSay(target: Target, options: ThawOptions): Promise<T
   return { kind: 'requested', plan, outcome, readyByMs, error }
 }
 
-function refuseUnknownTier(plan: ThawPlan, tier: ThawTier): void {
+function refuseUnknownTier(plan: ThawPlan, tier: Tier): void {
   if (plan.cold.count === 0 || plan.offers.some((offer) => offer.tier === tier)) return
   const classes = plan.coldByClass.map(({ storageClass }) => storageClass).join(' and ')
   const tiers = plan.offers.map((offer) => offer.tier.toLowerCase()).join(' or ')
@@ -514,7 +515,7 @@ function isCold(target: Target, { cold, coldByClass, offers }: ThawPlan): Backup
       cold: cold.count,
       coldBytes: cold.bytes,
       offers: offers.map(({ tier, maxMs, price }) => {
-        return { tier: tier.toLowerCase(), hours: maxMs / HOUR_MS, price: price?.amount }
+        return { tier: tier.toLowerCase(), hours: maxMs / HOUR_MS, priceMicros: price?.micros }
       }),
     },
   })

@@ -35,6 +35,13 @@ export interface VerifyOptions {
   /** Empty: checksums and signatures only. */
   readonly identities: readonly string[]
   readonly cores: number
+  /**
+   * Asked before bundles are read, with their paths and sizes, where that costs money: which of
+   * them are not to be read; throws to prevent the rest as well.
+   */
+  readonly beforeReading?:
+    | ((bundles: ReadonlyMap<string, number>) => Promise<ReadonlySet<string>>)
+    | undefined
   readonly report: Report
   readonly signal: AbortSignal
 }
@@ -44,6 +51,8 @@ export interface VerifiedExport extends ExportPlace {
   readonly files: number | undefined
   readonly bytes: number | undefined
   readonly problems: readonly PlainError[]
+  /** How many of its bundles were not read, because they are in cold storage. */
+  readonly unread: number
   /** Paths whose bytes or metadata are damaged or gone. */
   readonly damaged: readonly RawPath[]
 }
@@ -73,7 +82,8 @@ export async function verifyExports(options: VerifyOptions): Promise<VerifyOutco
         : await examineShallow(options, { place, expectations }),
     )
   }
-  const replies = await verifyBundles(options, expectations)
+  const toRead = await toBeRead(options, { expectations, examined })
+  const replies = await verifyBundles(options, toRead)
   const exports: VerifiedExport[] = []
   for (const one of examined) exports.push(await judge(one, { expectations, replies, options }))
   const bytesRead = [...replies.values()].reduce((sum, reply) => sum + reply.bytesRead, 0)
@@ -89,6 +99,28 @@ export async function verifyExports(options: VerifyOptions): Promise<VerifyOutco
     return problems.length === 0 ? [`machines/${key}.tar.zst.age`] : []
   })
   return { exports, bundles: replies.size, bytesRead, deep, damagedFiles, wholeFiles }
+}
+
+/** Everything but what is in cold storage. */
+async function toBeRead(
+  { beforeReading, repository }: VerifyOptions,
+  { expectations, examined }: { expectations: Expectations; examined: readonly Examined[] },
+): Promise<Expectations> {
+  if (beforeReading === undefined) return expectations
+  const sizes = new Map<string, number>()
+  for (const machine of new Set(examined.map(({ place }) => place.machine))) {
+    const files = await repository.target.listTree(`machines/${machine}`)
+    for (const { name, sizeBytes } of files) sizes.set(`machines/${machine}/${name}`, sizeBytes)
+  }
+  const paths = [...expectations.values()].map(pathOf)
+  const skipped = await beforeReading(
+    new Map(paths.flatMap((path) => (sizes.has(path) ? [[path, sizes.get(path)!]] : []))),
+  )
+  return new Map([...expectations].filter(([, expectation]) => !skipped.has(pathOf(expectation))))
+}
+
+function pathOf({ machine, name }: Pick<BundleExpectation, 'machine' | 'name'>): string {
+  return `machines/${machine}/${bundleFile(name)}`
 }
 
 /** What all exports together expect of one bundle. */
@@ -311,7 +343,7 @@ async function verifyBundles(
 function sizesOf(expectations: Expectations): ReadonlyMap<string, number> {
   return new Map(
     [...expectations.values()].flatMap(({ machine, name, sizeBytes }) =>
-      sizeBytes === undefined ? [] : [[`machines/${machine}/${bundleFile(name)}`, sizeBytes]],
+      sizeBytes === undefined ? [] : [[pathOf({ machine, name }), sizeBytes]],
     ),
   )
 }
@@ -321,7 +353,7 @@ function requestFor(
   { key, expectation }: { key: string; expectation: BundleExpectation },
 ): VerifyRequest {
   const { name, machine, sizeBytes, sha256, ranges } = expectation
-  const path = addressOf(target, `machines/${machine}/${bundleFile(name)}`)
+  const path = addressOf(target, pathOf({ machine, name }))
   return {
     key,
     name,
@@ -362,6 +394,7 @@ async function judge(
   const { place, reader, bundles, complete, files, bytes } = examined
   const own = bundles.map((name) => keyOf(place.machine, name))
   const problems = [...examined.problems, ...own.flatMap((key) => replies.get(key)?.problems ?? [])]
+  const unread = own.filter((key) => !replies.has(key)).length
   const damagedRanges = new Set(own.flatMap((key) => damagedOf(key, { expectations, replies })))
   const damaged =
     reader === undefined || damagedRanges.size === 0
@@ -376,13 +409,15 @@ async function judge(
     )
   }
   const isWhole = problems.length === 0
+  const part = unread === 0 ? 'whole' : `whole as far as it was read, ${unread} bundles were not`
+  const state = isWhole ? part : `damaged, ${damaged.length} paths`
   options.report({
     kind: 'notice',
     level: isWhole ? 'info' : 'warning',
     code: 'VERIFIED',
-    message: `${exportName(place)}: ${isWhole ? 'whole' : `damaged, ${damaged.length} paths`}`,
+    message: `${exportName(place)}: ${state}`,
   })
-  return { ...place, complete, files, bytes, problems, damaged }
+  return { ...place, complete, files, bytes, problems, unread, damaged }
 }
 
 function damagedOf(

@@ -36,7 +36,8 @@ export function networkTarget(of: {
     fileSize: async (path) => await through('fileSize', path, () => files.fileSize(path)),
     write: async (path, bytes) =>
       await through('write', path, async () => {
-        if ((await files.read(path, 2 ** 20))?.equals(bytes) !== true) await files.write(path, bytes)
+        if ((await files.read(path, 2 ** 20))?.equals(bytes) !== true)
+          await files.write(path, bytes)
       }),
     replace: async (path, bytes) =>
       await through('replace', path, () => files.replace(path, bytes)),

@@ -39,6 +39,8 @@ export interface Sshd {
   readonly log: () => string
   /** Ends the sessions, as a crash of the host would. */
   readonly endSessions: () => void
+  /** Until nobody is connected any more: a session ends a moment after its client. */
+  readonly idle: () => Promise<void>
   readonly stop: () => void
 }
 
@@ -89,6 +91,11 @@ export async function startSshd(options: SshdOptions = {}): Promise<Sshd> {
     log: () => readFileSync(log, 'utf8'),
     endSessions: () => {
       for (const pid of descendants(child.pid)) end(pid)
+    },
+    idle: async () => {
+      for (let tries = 0; tries < 100 && descendants(child.pid).length > 0; tries += 1) {
+        await sleep(20)
+      }
     },
     stop,
   }

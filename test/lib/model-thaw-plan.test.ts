@@ -1,6 +1,13 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { type BundleJoin, bundlesToJoin, type ShortBundle } from '../../lib/model/join-bundles.ts'
+import { loadPriceList } from '../../lib/machine/price-list.ts'
+import {
+  type BundleJoin,
+  bundlesToJoin,
+  joiningPays,
+  type ShortBundle,
+} from '../../lib/model/join-bundles.ts'
+import { NO_PRICES, pricesFor } from '../../lib/model/prices.ts'
 import {
   daysToFetch,
   describeThawPlan,
@@ -11,11 +18,14 @@ import {
   latestThawMs,
   makeThawPlan,
   parseTier,
+  priceOfThaw,
   type ThawItem,
   type ThawState,
 } from '../../lib/model/thaw-plan.ts'
 
 const plan = suite('model/thaw-plan')
+const list = await loadPriceList()
+const prices = pricesFor(list, { endpoint: undefined, region: 'us-east-1' })!
 const HOUR_MS = 3_600_000
 const MIB = 2 ** 20
 
@@ -82,16 +92,30 @@ plan('asks for prices by class, tier and days, and shows what is not known', () 
     days: 3,
     priceOf: (request) => {
       asked.push(request)
-      return request.tier === 'Bulk' ? { amount: 1.2, text: '$1.20' } : undefined
+      return request.tier === 'Bulk'
+        ? { micros: 1_200_000, isWhole: true, text: '$1.20' }
+        : undefined
     },
   })
   const amounts = [{ storageClass: 'GLACIER', count: 1, bytes: 100 * MIB }]
-  assert.equal(asked[0], { tier: 'Bulk', days: 3, amounts })
+  const readable = [{ storageClass: 'STANDARD', count: 1, bytes: 100 * MIB }]
+  assert.equal(asked[0], { tier: 'Bulk', days: 3, cold: amounts, readable })
   assert.equal(describeThawPlan(made).slice(1), [
     '  --thaw bulk       5 to 12 hours   $1.20',
     '  --thaw standard   3 to 5 hours    price not known',
     '  --thaw expedited  1 to 5 minutes  price not known',
   ])
+})
+
+plan('prices are those of the list, and what it lacks is said', () => {
+  const items = [item('a', 'DEEP_ARCHIVE', cold), item('b', 'STANDARD', { kind: 'hot' })]
+  const { offers } = makeThawPlan({ items, days: 7, priceOf: priceOfThaw(prices) })
+  const [bulk, standard] = offers.map(({ price }) => price)
+  assert.ok(bulk?.isWhole === true && standard?.isWhole === true)
+  assert.ok(0 < bulk.micros && bulk.micros < standard.micros)
+  assert.match(bulk.text, /^\$\d/)
+  const none = makeThawPlan({ items, days: 7, priceOf: priceOfThaw(NO_PRICES) })
+  assert.is(none.offers[0]?.price, undefined)
 })
 
 plan('knows which classes never have to be asked about', () => {
@@ -134,7 +158,7 @@ plan('keeps copies for as long as a slow line needs', () => {
 
 const short = (name: string, sizeMib: number, neededMib = sizeMib): ShortBundle => {
   const [, stamp = ''] = name.split('/')
-  return { name, sizeBytes: sizeMib * MIB, neededBytes: neededMib * MIB, stamp }
+  return { name, sizeBytes: Math.round(sizeMib * MIB), neededBytes: neededMib * MIB, stamp }
 }
 const rules = { hotBelowBytes: 64 * MIB, bundleSizeBytes: 256 * MIB, pays: () => true }
 const namesOf = (join: BundleJoin | undefined) => join?.bundles.map(({ name }) => name)
@@ -166,6 +190,16 @@ plan('does not join what does not pay, nor where no bundle is ever long enough',
   assert.is(bundlesToJoin(bundles, { ...rules, pays }), undefined)
   assert.is(seen[0]?.bytes, 120 * MIB)
   assert.is(bundlesToJoin(bundles, { ...rules, bundleSizeBytes: 64 * MIB }), undefined)
+})
+
+plan('joining pays where a year in the cold is cheaper, and never where nobody knows', () => {
+  const pair = [short('a/1/data-0001', 60), short('a/2/data-0001', 60)]
+  const join = { bundles: pair, bytes: 120 * MIB }
+  assert.ok(joiningPays(join, { prices, storageClass: 'DEEP_ARCHIVE' }))
+  assert.not(joiningPays(join, { prices, storageClass: 'STANDARD' }))
+  assert.not(joiningPays(join, { prices: NO_PRICES, storageClass: 'DEEP_ARCHIVE' }))
+  const tiny = { bundles: [short('a/1/data-0001', 0.01), short('a/2/data-0001', 0.01)], bytes: 2e4 }
+  assert.not(joiningPays(tiny, { prices, storageClass: 'DEEP_ARCHIVE' }))
 })
 
 plan.run()

@@ -86,11 +86,12 @@ async function writeExport(
   { target, repository }: Scene,
   name: string,
   needs: readonly string[] = [],
+  manifestText = `manifest ${name}`,
 ): Promise<void> {
   const [set = '', stamp = ''] = name.split('/')
   const own = `${name}/data-0001`
   await target.write(bundlePath(own), Buffer.from(`bundle ${own}`))
-  const manifest = Buffer.from(`manifest ${name}`)
+  const manifest = Buffer.from(manifestText)
   const bundles = new Map([own, ...needs].map((one) => [one, sha256(`bundle ${one}`)]))
   const text = encodeVerification({ bundles, manifestSha256: sha256(manifest) }, { set, stamp })
   const bytes = Buffer.from(text)
@@ -264,6 +265,24 @@ hide('what a killed run left, and probes and freshness, are no alarm', async () 
   await target.remove(bundlePath(`${SECOND}/data-0001`))
   const [one] = (await made.find()).hidden
   assert.is(one?.good.sizeBytes, `bundle ${SECOND}/data-0001`.length)
+})
+
+hide('a signed list of a killed run, put back on top, does not hide the real one', async () => {
+  const made = await scene()
+  const { target, server } = made
+  const list = `${directory(FIRST)}/verification.sha256`
+  await writeExport(made, FIRST, [], 'another manifest')
+  const [bytes, signature] = [
+    await target.read(list, 1000),
+    await target.read(`${list}.minisig`, 99),
+  ]
+  // It was killed before its manifest, and swept.
+  server.lose('bucket', `backups/${directory(FIRST)}/manifest.tar.zst.age`)
+  await remove(made, FIRST)
+  await writeExport(made, FIRST)
+  await target.write(`${list}.minisig`, signature!)
+  await target.write(list, bytes!)
+  assert.equal(pathsOf(await made.find()), [list, `${list}.minisig`])
 })
 
 hide('our files that are written once are watched as well', async () => {

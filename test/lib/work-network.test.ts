@@ -58,8 +58,7 @@ async function exportNow(remote: Remote): Promise<ExportOutcome> {
   const configuration = await configurationOf(remote)
   const signer = await openSigner(configuration)
   const { target } = remote
-  const repository =
-    (await findRepository(target)) ?? (await createRepository(target, { nowMs }))
+  const repository = (await findRepository(target)) ?? (await createRepository(target, { nowMs }))
   await enterMachine(repository, { machine: 'tester', signer })
   const targetConfiguration = configuration.targets[0]!
   return await exportSet({
@@ -111,7 +110,10 @@ network('exports, verifies and restores over a network alone', async () => {
   assert.not.ok(existsSync(`${remote.spool}/machines/tester/data`), 'the spool is empty')
   const verified = await verify(remote)
   assert.ok(verified.deep)
-  assert.equal(verified.exports.flatMap(({ problems }) => problems), [])
+  assert.equal(
+    verified.exports.flatMap(({ problems }) => problems),
+    [],
+  )
   const { outcome, into } = await restore(remote)
   assert.equal(outcome.failures, [])
   const { source } = remote.scenario
@@ -157,7 +159,10 @@ network('goes on with what was sent and what waits, and packs only the rest', as
   assert.equal(outcome.failures, [])
   const { source } = remote.scenario
   assert.equal(await inventory(`${into}${source}`), await inventory(source))
-  assert.equal((await verify(remote)).exports.flatMap(({ problems }) => problems), [])
+  assert.equal(
+    (await verify(remote)).exports.flatMap(({ problems }) => problems),
+    [],
+  )
   assert.not.ok(existsSync(`${remote.scenario.staging}/.state/unfinished/x`))
 })
 
@@ -196,7 +201,10 @@ for (const what of ['write .*verification.sha256$', 'write .*minisig$', 'publish
     const outcome = await exportNow(remote)
     assert.is(outcome.kind, 'already there', 'it was finished before anything else')
     assert.equal([...(await sentBundles(remote))], [...before], 'nothing was packed again')
-    assert.equal((await verify(remote)).exports.flatMap(({ problems }) => problems), [])
+    assert.equal(
+      (await verify(remote)).exports.flatMap(({ problems }) => problems),
+      [],
+    )
     // And what is known of it serves the next one.
     writeFileSync(`${remote.scenario.source}/one-more`, 'new')
     assert.is((await remote.scenario.collect()).status, 0)
@@ -224,20 +232,25 @@ network('a bundle that is gone or cut short costs its files alone', async () => 
     const { outcome } = await restore(remote)
     assert.ok(outcome.failures.length > 0, change)
     assert.ok(outcome.written > 50, `${change}: ${outcome.written} files are restored`)
-    assert.ok(outcome.failures.every(({ code }) => code.startsWith('BUNDLE') || code === 'AGE_PAYLOAD'))
+    assert.ok(
+      outcome.failures.every(({ code }) => code.startsWith('BUNDLE') || code === 'AGE_PAYLOAD'),
+    )
   }
 })
 
-network('a connection that is dropped while workers wait ends the reading with its error', async () => {
-  const remote = await makeRemote()
-  await exportNow(remote)
-  remote.target.onCall = (call) => {
-    if (/^readRange .*data-/.test(call)) throw dropped()
-  }
-  const verified = await verify(remote)
-  const codes = verified.exports.flatMap(({ problems }) => problems.map(({ code }) => code))
-  assert.ok(codes.includes('TARGET_ABSENT'), codes.join())
-})
+network(
+  'a connection that is dropped while workers wait ends the reading with its error',
+  async () => {
+    const remote = await makeRemote()
+    await exportNow(remote)
+    remote.target.onCall = (call) => {
+      if (/^readRange .*data-/.test(call)) throw dropped()
+    }
+    const verified = await verify(remote)
+    const codes = verified.exports.flatMap(({ problems }) => problems.map(({ code }) => code))
+    assert.ok(codes.includes('TARGET_ABSENT'), codes.join())
+  },
+)
 
 async function assertDropped(remote: Remote): Promise<void> {
   try {

@@ -327,6 +327,7 @@ receipts('a verification becomes a receipt, with what it found', () => {
     files: 3,
     bytes: 700,
     problems: [],
+    unread: 0,
     damaged: [],
   }
   const outcome = {

@@ -1,5 +1,6 @@
 // What goes wrong on purpose: the rules of S3Server.fault, which of them meets a request, and what
-// it does to the request or to the answer.
+// it does to the request or to the answer. s3-server.ts asks before it reads a body; it breaks the
+// connections itself, errors and flipped bits are made here.
 
 import { Buffer } from 'node:buffer'
 import { S3Failure } from './answer.ts'

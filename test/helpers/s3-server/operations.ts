@@ -1,5 +1,7 @@
-// Which function does what: the operations of the stand-in S3 server by the API's names. What is
-// not here is answered NotImplemented by s3-server.ts.
+// Which function does what: the operations of the stand-in S3 server by the API's names.
+//
+// s3-server.ts calls them once it knows who asks, and answers NotImplemented for what is not here.
+// They throw S3Failure for what they refuse.
 
 import type { Answer } from './answer.ts'
 import { restoreObject } from './archive.ts'

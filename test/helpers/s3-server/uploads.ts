@@ -67,15 +67,16 @@ export function listParts(world: World, call: Call): Answer {
   const limit = countOf(call, 'max-parts', world.pageSize)
   const left = sortedParts(upload).filter(([number]) => number > after)
   const page = left.slice(0, limit)
+  const isTruncated = page.length < left.length
   return answerXml('ListPartsResult', {
     Bucket: call.bucket,
     Key: call.key,
     UploadId: upload.uploadId,
     StorageClass: upload.storageClass,
     PartNumberMarker: after,
-    NextPartNumberMarker: page.at(-1)?.[0] ?? after,
+    NextPartNumberMarker: isTruncated ? page.at(-1)?.[0] : undefined,
     MaxParts: limit,
-    IsTruncated: page.length < left.length,
+    IsTruncated: isTruncated,
     ChecksumAlgorithm: upload.checksum?.algorithm.toUpperCase(),
     ChecksumType: upload.checksum?.type,
     Part: page.map(([number, part]) => ({
@@ -96,9 +97,9 @@ export function completeUpload(world: World, call: Call): Answer {
   const { conditional, conditionalComplete } = world.quirks
   requireAbsent(world, call, conditionalComplete ?? conditional)
   const body = Buffer.concat(parts.map((part) => part.body))
-  const size = header(call, 'x-mp-object-size')
+  const size = header(call, 'x-amz-mp-object-size')
   if (size !== undefined && size !== String(body.length)) {
-    const message = `The provided 'x-mp-object-size' header does not match what was computed.`
+    const message = "The provided 'x-amz-mp-object-size' header does not match what was computed."
     return refuse(400, 'InvalidRequest', message)
   }
   const md5s = md5Of(Buffer.concat(parts.map((part) => part.md5))).toString('hex')
