@@ -13,6 +13,7 @@ import {
   type PricedObject,
   groupObjects,
   monthlyCost,
+  paysToRewrite,
   pruneCost,
   runCost,
   uploadCost,
@@ -20,10 +21,13 @@ import {
 import { refuseOverLimit } from '../model/cost-limit.ts'
 import { describePrices, describePrune, describeUpload } from '../model/cost-text.ts'
 import { NO_PRICES, type RegionPrices, pricesFor } from '../model/prices.ts'
+import { type BundleJoin, bundlesToJoin, joiningPays } from '../model/join-bundles.ts'
 import type { Report } from '../model/report.ts'
+import { parseStamp } from '../model/stamp.ts'
 import type { Bucket, BucketUsage } from '../target/bucket.ts'
 import { MANIFEST } from '../model/verification.ts'
 import { PART_BYTES } from '../target/s3-upload.ts'
+import type { BundleUse, Compaction } from './bundle-table.ts'
 import type { PrunePlan } from './prune.ts'
 import { directoryOf } from './repository.ts'
 
@@ -103,6 +107,26 @@ export class BucketMoney {
     refuseOverLimit(upload, { what: 'the upload', target: name, limit: costLimit })
   }
 
+  /** Which bundles are worth writing anew: docs/cold-storage.md. */
+  compaction(nowMs: number): Compaction {
+    const { storageClass, hotBelowBytes, bundleSizeBytes } = this.#target
+    const prices = this.#prices
+    const pays = ({ name, sizeBytes, neededBytes }: BundleUse): boolean => {
+      const classed = this.#classed(`machines/m/${name}.tar.zst.age`, sizeBytes)
+      const ageDays = Math.max(0, (nowMs - (parseStamp(stampOf(name)) ?? nowMs)) / DAY_MS)
+      // Where a price is missing the rule of all targets holds.
+      return paysToRewrite({ prices, ...classed, ageDays, neededBytes }).pays !== false
+    }
+    const join = (uses: readonly BundleUse[]): readonly string[] => {
+      if (storageClass === 'STANDARD') return []
+      const short = uses.map((use) => ({ ...use, stamp: stampOf(use.name) }))
+      const joinPays = (one: BundleJoin) => joiningPays(one, { prices, storageClass })
+      const found = bundlesToJoin(short, { hotBelowBytes, bundleSizeBytes, pays: joinPays })
+      return found?.bundles.map(({ name }) => name) ?? []
+    }
+    return { pays, join }
+  }
+
   /**
    * After a run: what it spent, and what all that is there costs a month.
    * Undefined where no price list knows the service.
@@ -171,6 +195,11 @@ export async function priceOfPruning(of: {
 }
 
 const DAY_MS = 86_400_000
+
+/** Of a bundle name. */
+function stampOf(name: string): string {
+  return name.split('/')[1] ?? ''
+}
 
 function difference(now: BucketUsage, before: BucketUsage): BucketUsage {
   return {

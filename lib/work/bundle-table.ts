@@ -73,19 +73,45 @@ export class BundleTable {
   /**
    * Takes data bundles out of use of which the last exports of all sets (`usages`, bytes of tar by
    * bundle name) together need less than half: so that they can go with the exports that need them
-   * (design §3).
-   * @param fresh of an export that was not finished: no export can need them yet
+   * (design §3). Where space costs money, `compaction` has a say.
+   * @param of.fresh of an export that was not finished: no export can need them yet
    */
   retireLittleNeeded(
     usages: readonly Readonly<Record<string, number>>[],
-    fresh: ReadonlySet<string> = new Set(),
+    of: { readonly fresh?: ReadonlySet<string>; readonly compaction?: Compaction | undefined } = {},
   ): void {
+    const { fresh = new Set(), compaction } = of
+    const uses: (BundleUse & { readonly number: number })[] = []
     for (const [number, bundle] of this.#bundles.entries()) {
       if (bundle === undefined || !bundle.name.includes('/data-')) continue
-      if (fresh.has(bundle.name)) continue
-      const needed = usages.reduce((sum, usage) => sum + (usage[bundle.name] ?? 0), 0)
-      const isWaste = bundle.tarBytes - needed > MIN_WASTE_BYTES
-      if (isWaste && needed * 2 < bundle.tarBytes) this.#usable[number] = false
+      if (fresh.has(bundle.name) || !this.isUsable(number)) continue
+      const { name, sizeBytes, tarBytes } = bundle
+      const needed = usages.reduce((sum, usage) => sum + (usage[name] ?? 0), 0)
+      const neededBytes = tarBytes === 0 ? 0 : Math.ceil((sizeBytes * needed) / tarBytes)
+      const isWaste = tarBytes - needed > MIN_WASTE_BYTES
+      const use = { name, sizeBytes, neededBytes }
+      const isLittle = isWaste && needed * 2 < tarBytes
+      if (isLittle && compaction?.pays(use) !== false) this.#usable[number] = false
+      else uses.push({ ...use, number })
     }
+    const joined = new Set(compaction?.join(uses))
+    for (const { name, number } of uses) if (joined.has(name)) this.#usable[number] = false
   }
+}
+
+/** A data bundle that is there, in stored bytes. */
+export interface BundleUse {
+  /** `<set>/<stamp>/data-NNNN` */
+  readonly name: string
+  readonly sizeBytes: number
+  /** What the last exports need of it. */
+  readonly neededBytes: number
+}
+
+/** What has a say in which bundles are written anew, where that costs or saves money. */
+export interface Compaction {
+  /** Whether to give up a bundle that is little needed. */
+  readonly pays: (use: BundleUse) => boolean
+  /** The names of those that are better one bundle. */
+  readonly join: (uses: readonly BundleUse[]) => readonly string[]
 }

@@ -41,7 +41,7 @@ import {
   parseVerification,
 } from '../model/verification.ts'
 import type { Target } from '../target/target.ts'
-import { BundleTable } from './bundle-table.ts'
+import { BundleTable, type Compaction } from './bundle-table.ts'
 import { BundleWriter } from './bundle-writer.ts'
 import { type WrittenCatalog, writeCatalog } from './export-catalog.ts'
 import { type PlannedEntry, planExport, usageOf } from './export-plan.ts'
@@ -100,6 +100,8 @@ export interface ExportOptions {
   readonly nowMs: number
   /** Asked before anything is written, where writing costs money; throws to prevent it. */
   readonly approve?: ((estimate: { set: string; bytes: number }) => Promise<void>) | undefined
+  /** Where space costs money. */
+  readonly compaction?: Compaction | undefined
   readonly report: Report
   readonly signal: AbortSignal
 }
@@ -427,7 +429,8 @@ class Export {
   ): PlannedEntry[] {
     const fresh = new Set(this.#unfinished.map(({ name }) => name))
     const usages = [...state.sets.values()].map(({ usage }) => usage)
-    bundles.retireLittleNeeded(usages, fresh)
+    const { compaction } = this.#options
+    bundles.retireLittleNeeded(usages, { fresh, compaction })
     const last = state.sets.get(this.#options.set)?.entries ?? []
     return planExport({
       collected: entries,

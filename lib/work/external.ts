@@ -183,7 +183,10 @@ async function openMoney(
 }
 
 /** The exports that were made. */
-function exportedOf(outcomes: readonly ExternalOutcome[], machine: string): readonly (ExportPlace & { readonly complete: boolean })[] {
+function exportedOf(
+  outcomes: readonly ExternalOutcome[],
+  machine: string,
+): readonly (ExportPlace & { readonly complete: boolean })[] {
   return outcomes.flatMap(({ set, outcome }) => {
     if (set === undefined || outcome?.kind !== 'exported') return []
     const { stamp, complete } = outcome
@@ -202,7 +205,10 @@ function newestOf(outcomes: readonly ExternalOutcome[], machine: string): readon
 function ofDrive({
   drive,
   repository,
-}: Pick<WritableRepository, 'drive' | 'repository'>): Pick<ExternalOutcome, 'drive' | 'repository'> {
+}: Pick<WritableRepository, 'drive' | 'repository'>): Pick<
+  ExternalOutcome,
+  'drive' | 'repository'
+> {
   if (drive === undefined) return { drive: undefined, repository: undefined }
   return { drive: drive.plugged.drive.name, repository: repository.id }
 }
@@ -239,7 +245,8 @@ async function exportSets(
             : async (estimate: { set: string; bytes: number }) => {
                 money.approveUpload(estimate, report)
               }
-        return await exportSet({ ...from, targetConfiguration: target, approve })
+        const compaction = money?.compaction(nowMs)
+        return await exportSet({ ...from, targetConfiguration: target, approve, compaction })
       } finally {
         lock.release()
       }

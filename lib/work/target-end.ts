@@ -92,7 +92,8 @@ export async function endTarget(options: EndOptions): Promise<TargetEnd> {
   const drill = wantsDrill(options) ? await attempt(async () => await runDrill(options)) : undefined
   const freeBytes = await attempt(async () => await repository.target.freeBytes())
   await attempt(async () => rememberSpace(options, freeBytes))
-  if (target.kind !== 'drive') {
+  // A run that found everything there already says nothing new.
+  if (target.kind !== 'drive' && options.exported.length > 0) {
     const { exported, signer, nowMs } = options
     const record = { configuration, target, repository, signer, exported, nowMs }
     await attempt(async () => await recordFreshness(record))

@@ -40,8 +40,7 @@ export interface VerifyOptions {
    * them are not to be read; throws to prevent the rest as well.
    */
   readonly beforeReading?:
-    | ((bundles: ReadonlyMap<string, number>) => Promise<ReadonlySet<string>>)
-    | undefined
+    ((bundles: ReadonlyMap<string, number>) => Promise<ReadonlySet<string>>) | undefined
   readonly report: Report
   readonly signal: AbortSignal
 }

@@ -55,9 +55,10 @@ external(
     const [stamp = ''] = exportStamps(scenario)
     const directory = `machines/tester/data/${stamp}`
     assert.equal(
-      [...inventory(scenario.target).keys()].sort(),
+      [...inventory(scenario.target).keys()].filter((path) => !/freshness\//.test(path)).sort(),
       [
         ...REPOSITORY_FILES,
+        'machines/tester/freshness',
         'machines',
         'machines/tester',
         'machines/tester/machine.json',

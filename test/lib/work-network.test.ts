@@ -4,6 +4,7 @@ import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import { loadConfiguration } from '../../lib/machine/config.ts'
 import { readIdentityFile } from '../../lib/machine/identity.ts'
+import type { BundleUse, Compaction } from '../../lib/work/bundle-table.ts'
 import { ExportReader } from '../../lib/work/export-reader.ts'
 import { type ExportOutcome, exportSet } from '../../lib/work/export.ts'
 import {
@@ -54,7 +55,7 @@ async function configurationOf({ scenario }: Remote) {
   return await loadConfiguration({ path, environment: { HOME: home }, home, hostName: 'tester' })
 }
 
-async function exportNow(remote: Remote): Promise<ExportOutcome> {
+async function exportNow(remote: Remote, compaction?: Compaction): Promise<ExportOutcome> {
   const configuration = await configurationOf(remote)
   const signer = await openSigner(configuration)
   const { target } = remote
@@ -63,7 +64,7 @@ async function exportNow(remote: Remote): Promise<ExportOutcome> {
   const targetConfiguration = configuration.targets[0]!
   return await exportSet({
     ...{ configuration, targetConfiguration, repository, set: 'data', signer },
-    ...{ nowMs: Date.now(), report, signal },
+    ...{ nowMs: Date.now(), report, signal, compaction },
   })
 }
 
@@ -251,6 +252,48 @@ network(
     assert.ok(codes.includes('TARGET_ABSENT'), codes.join())
   },
 )
+
+network(
+  'short bundles are joined when that is said to pay, and little needed ones may stay',
+  async () => {
+    const remote = await makeRemote()
+    const { source } = remote.scenario
+    for (const name of ['first', 'second']) {
+      await exportNow(remote)
+      writeFileSync(`${source}/${name}`, random.bytes(200_000))
+      assert.is((await remote.scenario.collect()).status, 0)
+    }
+    const days = await neededBy(remote)
+    assert.ok(days.some((name) => name.includes('/data-')))
+    let asked: readonly BundleUse[] = []
+    const isShort = ({ sizeBytes }: BundleUse): boolean => sizeBytes < 300_000
+    const outcome = await exportNow(remote, {
+      pays: () => false,
+      join: (uses) => {
+        asked = uses
+        return uses.filter(isShort).map(({ name }) => name)
+      },
+    })
+    assert.ok(outcome.kind === 'exported')
+    const joined = asked.filter(isShort).map(({ name }) => name)
+    assert.is(joined.length, 1, asked.map((use) => JSON.stringify(use)).join('\n'))
+    const needed = await neededBy(remote)
+    for (const name of joined)
+      assert.not.ok(needed.includes(name), `${name} is not needed any more`)
+    for (const { name } of asked) assert.ok(joined.includes(name) || needed.includes(name), name)
+    const { outcome: restored, into } = await restore(remote)
+    assert.equal(restored.failures, [])
+    assert.equal(await inventory(`${into}${source}`), await inventory(source))
+  },
+)
+
+/** The bundles that the newest export needs. */
+async function neededBy(remote: Remote): Promise<readonly string[]> {
+  const repository = (await findRepository(remote.target))!
+  const [place] = exportsOf(await listStamps(repository, 'tester')).slice(-1)
+  const { bundles } = await readManifest(repository, place!, await keysOf(remote))
+  return bundles.map(({ name }) => name)
+}
 
 async function assertDropped(remote: Remote): Promise<void> {
   try {
