@@ -13,9 +13,15 @@ import type { Target } from '../lib/target/target.ts'
 import { formatSize } from '../lib/model/amount.ts'
 import { isFrozen } from '../lib/model/collection.ts'
 import { type RawPath, rawPathFromText } from '../lib/model/raw-path.ts'
+import { bundleFile } from '../lib/model/verification.ts'
 import { ExportReader } from '../lib/work/export-reader.ts'
 import { findExports, pickExports } from '../lib/work/find-exports.ts'
-import { describeHidden, findHidden, hiddenError } from '../lib/work/hidden-objects.ts'
+import {
+  describeHidden,
+  findHidden,
+  hiddenError,
+  preferSigned,
+} from '../lib/work/hidden-objects.ts'
 import { noteDamage } from '../lib/work/known-damage.ts'
 import { listExternal, listLocal } from '../lib/work/list.ts'
 import { readMarks } from '../lib/work/marks.ts'
@@ -37,7 +43,7 @@ import {
   tellVerifiedCollection,
   warnOfDamaged,
 } from './restore-telling.ts'
-import { beforeVerifying, makeReadable, readingOf } from './restore-bucket.ts'
+import { beforeVerifying, makeReadable, readingOf, tellReadable } from './restore-bucket.ts'
 import { type RestoreWords, loadIdentity, readWords, requireIdentity } from './restore-options.ts'
 
 export const command: Command = {
@@ -202,9 +208,18 @@ async function verifyTarget(job: Job): Promise<ExitCode> {
   const repository = await openRepository(job)
   const identity = await loadIdentity(context, configuration)
   const machine = words.machine ?? configuration.machine
-  const found = await findExports(repository, { machine, set: words.set })
-  const places = words.date === undefined ? found : pickExports(found, words.date)
   const publicKeys = await keysOf(job, identity?.signingKeys ?? [])
+  let found: Awaited<ReturnType<typeof findExports>>
+  try {
+    found = await findExports(repository, { machine, set: words.set })
+  } catch (error) {
+    if (!(error instanceof BackupError) || error.code !== 'NOTHING_FOUND') throw error
+    // That somebody hid all of them is worse than that there is none.
+    const { bucket } = repository.target
+    if (bucket !== undefined && (await tellHidden(job, { repository, publicKeys }))) return 13
+    throw error
+  }
+  const places = words.date === undefined ? found : pickExports(found, words.date)
   const startMs = context.now()
   const { target } = repository
   const reading = readingOf(context, {
@@ -374,11 +389,20 @@ async function restoreFromTarget(job: Job): Promise<ExitCode> {
   })
   return await restoreEach(job, pickExports(found, words.date), async (place) => {
     const manifest = await readManifest(repository, place, { publicKeys, identities })
+    if (target.bucket !== undefined) {
+      const bundles = new Map(
+        manifest.bundles.map(({ name, sha256 }) => {
+          return [`machines/${place.machine}/${bundleFile(name)}`, sha256]
+        }),
+      )
+      await preferSigned(target.bucket, { directory: `machines/${place.machine}`, bundles })
+    }
     const reader = new ExportReader({ repository, manifest, identities })
     try {
       const selected = await selectEntries(reader, words.paths)
-      if (reading !== undefined && !words.dryRun) {
-        await makeReadable(reading, { reader, selection: selected })
+      if (reading !== undefined) {
+        const read = words.dryRun ? tellReadable : makeReadable
+        await read(reading, { reader, selection: selected })
       }
       const outcome = await restoreEntries(
         {

@@ -50,7 +50,7 @@ backups, and what its credentials may: tried on objects of its own, never on you
     'no-capacity': { type: 'boolean' },
   },
   run: async (context) => {
-    if (isGiven(context.values, 'policy')) return await printPolicy(context)
+    if (textOption(context.values, 'policy') !== undefined) return await printPolicy(context)
     const checks: Check[] = []
     const onCheck = (check: Check): void => {
       checks.push(check)

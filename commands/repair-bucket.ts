@@ -1,8 +1,8 @@
 // `backup repair` for a bucket that keeps versions: brings back what was deleted or overwritten.
 //
 // Plan, show, carry out: lib/work/hidden-objects.ts does it, with the credentials of whoever may
-// delete. Ends with 13 as long as something is hidden. Throws NOT_CONFIRMED, TARGET_FAILED where the
-// bucket keeps no versions, and what the bucket throws.
+// delete. Ends with 13 as long as something is hidden. Throws NOT_CONFIRMED, TARGET_FAILED where
+// the bucket keeps no versions, and what the bucket throws.
 
 import { BackupError, type ExitCode } from '../lib/errors.ts'
 import type { Bucket } from '../lib/target/bucket.ts'

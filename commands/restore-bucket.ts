@@ -1,8 +1,8 @@
 // What reading from a bucket takes before the first byte: the estimate and the limit, and cold
 // storage (docs/costs.md, docs/cold-storage.md).
 //
-// Called by backup-restore.ts with what is to be read. Prints a plan where something is cold. Throws
-// COST_LIMIT, COLD_STORAGE and THAWING, which end the command before anything is written.
+// Called by backup-restore.ts with what is to be read. Prints a plan where something is cold.
+// Throws COST_LIMIT, COLD_STORAGE and THAWING, which end the command before anything is written.
 
 import { BackupError } from '../lib/errors.ts'
 import type { S3TargetConfiguration } from '../lib/machine/config-targets.ts'
@@ -10,7 +10,7 @@ import { type RestoreOffer, restoreCost, verifyCost } from '../lib/model/cost.ts
 import { refuseOverLimit } from '../lib/model/cost-limit.ts'
 import { describeCost, describeRestore } from '../lib/model/cost-text.ts'
 import { NO_PRICES, type RegionPrices, type Tier } from '../lib/model/prices.ts'
-import { parseTier, priceOfThaw } from '../lib/model/thaw-plan.ts'
+import { describeThawPlan, parseTier, priceOfThaw } from '../lib/model/thaw-plan.ts'
 import { dataBytes } from '../lib/model/entry.ts'
 import type { Bucket } from '../lib/target/bucket.ts'
 import type { Target } from '../lib/target/target.ts'
@@ -18,7 +18,13 @@ import { pricesOf } from '../lib/work/bucket-money.ts'
 import { networkPath } from '../lib/work/bundle-source.ts'
 import type { ExportReader } from '../lib/work/export-reader.ts'
 import type { Selection } from '../lib/work/restore.ts'
-import { coldBundles, DEFAULT_THAW_DAYS, thawOrSay } from '../lib/work/thaw.ts'
+import {
+  coldBundles,
+  DEFAULT_THAW_DAYS,
+  type NeededBundle,
+  planThaw,
+  thawOrSay,
+} from '../lib/work/thaw.ts'
 import { type CommandContext, isGiven, textOption } from './command.ts'
 
 interface Reading {
@@ -49,11 +55,7 @@ export async function makeReadable(
 ): Promise<void> {
   const { context, target, bucket, configuration } = reading
   const { values, reporter, signal, now } = context
-  const sizes = reader.bundleSizes()
-  const bundles = selection.bundles.flatMap(({ path: address }) => {
-    const path = networkPath(address)
-    return path === undefined ? [] : [{ path, sizeBytes: sizes.get(path) ?? 0 }]
-  })
+  const bundles = neededBundles({ reader, selection })
   if (bundles.length === 0) return
   const prices = await pricesOf(configuration, bucket)
   const tier = readTier(textOption(values, 'thaw'))
@@ -83,6 +85,32 @@ export async function makeReadable(
   if (offer !== undefined) tellEstimate(reading, { what: describeRestore(offer), prices })
 }
 
+function neededBundles({
+  reader,
+  selection,
+}: {
+  readonly reader: ExportReader
+  readonly selection: Selection
+}): readonly NeededBundle[] {
+  const sizes = reader.bundleSizes()
+  return selection.bundles.flatMap(({ path: address }) => {
+    const path = networkPath(address)
+    return path === undefined ? [] : [{ path, sizeBytes: sizes.get(path) ?? 0 }]
+  })
+}
+
+/** In a dry run: what would have to be thawed. Asks for nothing, and refuses nothing. */
+export async function tellReadable(
+  { context, target, bucket, configuration }: Reading,
+  of: { readonly reader: ExportReader; readonly selection: Selection },
+): Promise<void> {
+  const bundles = neededBundles(of)
+  const priceOf = priceOfThaw(await pricesOf(configuration, bucket))
+  const plan = await planThaw(target, { bundles, priceOf, signal: context.signal })
+  if (plan.cold.count + plan.thawing.count === 0) return
+  for (const line of describeThawPlan(plan)) context.reporter.print(line)
+}
+
 interface Plan {
   readonly coldByClass: readonly {
     readonly storageClass: string
@@ -107,7 +135,8 @@ function hotBytes({ hot, thawed }: Plan): number {
 
 /** Only the frames that hold what is wanted are read: hardly more than that. */
 function wantedBytes({ entries }: Selection): number {
-  return entries.reduce((sum, entry) => sum + dataBytes(entry), 0) * 1.1 + 2 ** 20
+  const bytes = entries.reduce((sum, entry) => sum + dataBytes(entry), 0)
+  return Math.ceil(bytes * 1.1) + 2 ** 20
 }
 
 /**

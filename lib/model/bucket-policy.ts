@@ -60,6 +60,14 @@ const TOP_FILES = ['repository.json', 'RECOVER.txt', 'recover.sh', '.probe/*']
 
 const DAY_MS = 86_400_000
 
+/**
+ * A lock is extended by so much more than is asked for, at most, that the exports of a month need
+ * not ask about it again: each time is a request for each bundle.
+ */
+const LONGEST_SLACK_MS = 30 * DAY_MS
+/** Nobody wants a lock of a week to be one of five. */
+const SLACK_SHARE = 1 / 3
+
 /** What `backup doctor` looks at; each only reads how the bucket is set up. */
 const LOOKING = [
   's3:GetBucketAcl',
@@ -150,6 +158,11 @@ export function shellWord(word: string): string {
   return `'${word.replaceAll("'", "'\\''")}'`
 }
 
+/** How much longer than asked for a lock may be, where it is extended. */
+export function lockSlackMs(lockMs: number): number {
+  return Math.min(LONGEST_SLACK_MS, Math.max(0, lockMs) * SLACK_SHARE)
+}
+
 function backup(scope: PolicyScope): Statement[] {
   const { machine, path, isAmazon, lockMs } = scope
   const prefix = keyPrefix(path)
@@ -178,6 +191,13 @@ function backup(scope: PolicyScope): Statement[] {
       Resource: objects(scope, [own, ...TOP_FILES]),
     },
     ...(isAmazon ? [overwriting] : []),
+    {
+      // A stolen key must not be able to say that what it hid was pruned.
+      Sid: 'NeverSayPruned',
+      Effect: 'Deny',
+      Action: ['s3:PutObject'],
+      Resource: objects(scope, [`machines/${machine}/pruned/*`]),
+    },
     {
       Sid: 'ReadWhatIsSmall',
       Effect: 'Allow',
@@ -213,7 +233,7 @@ function backup(scope: PolicyScope): Statement[] {
   ]
 }
 
-/** Locks can be made and lengthened, to no more than the configuration says, and not bypassed. */
+/** Locks can be made and lengthened, to no more than exports lock, and not bypassed. */
 function lockStatement(
   scope: PolicyScope,
   { lockMs, own }: { readonly lockMs: number; readonly own: string },
@@ -222,7 +242,9 @@ function lockStatement(
     StringEquals: { 's3:object-lock-mode': 'GOVERNANCE' },
     // A day more, for clocks and rounding.
     NumericLessThanEquals: {
-      's3:object-lock-remaining-retention-days': String(Math.ceil(lockMs / DAY_MS) + 1),
+      's3:object-lock-remaining-retention-days': String(
+        Math.ceil((lockMs + lockSlackMs(lockMs)) / DAY_MS) + 1,
+      ),
     },
   }
   return {
@@ -278,6 +300,13 @@ function bucket(scope: PolicyScope): Statement[] {
       Action: ['s3:PutObject'],
       Resource: objects(scope, ['*']),
       Condition: { ...users, ...OVERWRITING },
+    },
+    {
+      Sid: 'BackupsNeverSayPruned',
+      ...deny,
+      Action: ['s3:PutObject'],
+      Resource: objects(scope, ['machines/*/pruned/*']),
+      Condition: users,
     },
     {
       Sid: 'BackupsNeverDelete',

@@ -4,7 +4,7 @@
 // by lib/work/{thaw,hidden,bucket-locks,doctor-bucket}.ts. Everything throws as a Target does; what
 // a service does not offer is undefined, never a guess.
 
-import type { S3Calls } from './s3-calls.ts'
+import type { S3Calls, S3Version } from './s3-calls.ts'
 
 /** How an object can be read. */
 export type Warmth =
@@ -52,5 +52,7 @@ export interface Bucket {
   /** As found by the last probe, or by one now. */
   capabilities(): Promise<Capabilities>
   warmthOf(path: string): Promise<Warmth | undefined>
+  /** From now on ranges and the size of a path are those of this version, not of the newest. */
+  preferVersion(path: string, version: Pick<S3Version, 'versionId' | 'sizeBytes'>): void
   usage(): BucketUsage
 }

@@ -326,6 +326,13 @@ function credentialsMeaning(of: S3Circumstances & Trouble): Meaning | undefined 
   if (code === 'InvalidObjectState' || FULL_CODES.has(code)) return undefined
   if (/cap exceeded|quota/i.test(text)) return undefined
   const on = key === undefined ? `arn:aws:s3:::${bucket}` : `arn:aws:s3:::${bucket}/${key}`
+  if (action === 's3:DeleteObjectVersion' && /object lock/i.test(text)) {
+    return [
+      'TARGET_DENIED',
+      `${key ?? 'an object'} in bucket ${bucket} is locked and cannot be removed yet`,
+      { hint: `object lock holds it; try again once the lock is over; ${UNHARMED}` },
+    ]
+  }
   return [
     'TARGET_DENIED',
     `${whose} may not do ${action} in bucket ${bucket}`,

@@ -19,6 +19,9 @@ import { asideName, type ByteRange, type Target, type TargetFile } from './targe
 import { targetError } from './target-error.ts'
 import { createTransfers, type Transfers } from './transfers.ts'
 
+/** Written once; what is in it names the repository. */
+const REPOSITORY_FILE = 'repository.json'
+
 export interface S3TargetOptions {
   readonly configuration: S3TargetConfiguration
   /** A local directory for what waits to be sent, made when it is needed. */
@@ -105,8 +108,8 @@ class S3Target implements Target {
   readonly #prefix: string
   readonly #sending: Sending
   readonly #isAdmin: boolean
-  /** Of what is deleted, and was asked for: the version that is read instead. */
-  readonly #older = new Map<string, S3Version>()
+  /** Of what is deleted or overwritten: the version that is read instead. */
+  readonly #older = new Map<string, Pick<S3Version, 'versionId' | 'sizeBytes'>>()
   #abandoning: Promise<unknown> | undefined
 
   constructor(
@@ -145,6 +148,7 @@ class S3Target implements Target {
       storageClassFor: (path, sizeBytes) => storageClassFor(configuration, { path, sizeBytes }),
       capabilities,
       warmthOf: (path) => this.#warmthOf(path),
+      preferVersion: (path, version) => void this.#older.set(this.#keyOf(path), version),
       usage: () => (calls === adminCalls ? calls.usage() : sum(calls.usage(), adminCalls.usage())),
     }
   }
@@ -174,7 +178,11 @@ class S3Target implements Target {
 
   async read(path: string, maxBytes: number): Promise<Buffer | undefined> {
     // One byte more than allowed tells whether it is larger.
-    const bytes = await this.#calls.get(this.#keyOf(path), { length: maxBytes + 1 })
+    const key = this.#keyOf(path)
+    const bytes = await this.#unlessAbsent(key, () =>
+      this.#calls.get(key, { length: maxBytes + 1 }),
+    )
+    if (bytes === undefined && path === REPOSITORY_FILE) return await this.#readOlder(key, maxBytes)
     if (bytes === undefined || bytes.length <= maxBytes) return bytes
     throw new BackupError('TARGET_FAILED', `${path} is larger than it can be`, {
       hint: 'it was not written by this program; nothing was changed',
@@ -187,7 +195,7 @@ class S3Target implements Target {
     if (known !== undefined) {
       return await this.#calls.get(key, { offset, length, versionId: known.versionId })
     }
-    const bytes = await this.#calls.get(key, { offset, length })
+    const bytes = await this.#unlessAbsent(key, () => this.#calls.get(key, { offset, length }))
     if (bytes !== undefined) return bytes
     const older = await this.#olderVersion(key)
     if (older === undefined) return undefined
@@ -196,14 +204,34 @@ class S3Target implements Target {
 
   async fileSize(path: string): Promise<number | undefined> {
     const key = this.#keyOf(path)
-    return (await this.#calls.head(key))?.sizeBytes ?? (await this.#olderVersion(key))?.sizeBytes
+    const known = this.#older.get(key)
+    if (known !== undefined) return known.sizeBytes
+    const head = await this.#unlessAbsent(key, () => this.#calls.head(key))
+    return head?.sizeBytes ?? (await this.#olderVersion(key))?.sizeBytes
   }
 
   /**
-   * What somebody deleted in a bucket that keeps versions is still there, and whoever reads compares
-   * it with what was signed. Asked for only where a bundle is missing.
+   * Whoever may list a part of the bucket only is refused what is not there, as if it was. Then the
+   * list tells.
    */
-  async #olderVersion(key: string): Promise<S3Version | undefined> {
+  async #unlessAbsent<T>(key: string, ask: () => Promise<T>): Promise<T | undefined> {
+    try {
+      return await ask()
+    } catch (error) {
+      if (!(error instanceof BackupError) || error.facts['s3'] !== 'AccessDenied') throw error
+      const listed = await this.#calls.list(key).catch(() => undefined)
+      if (listed === undefined || listed.some((one) => one.key === key)) throw error
+      return undefined
+    }
+  }
+
+  /**
+   * What somebody deleted in a bucket that keeps versions is still there, and whoever reads
+   * compares it with what was signed. Asked for only where a bundle is missing.
+   */
+  async #olderVersion(
+    key: string,
+  ): Promise<Pick<S3Version, 'versionId' | 'sizeBytes'> | undefined> {
     const known = this.#older.get(key)
     if (known !== undefined) return known
     const versions = await this.#calls.listVersions(key).catch((error: unknown) => {
@@ -214,6 +242,14 @@ class S3Target implements Target {
     const found = versions.find((one) => one.key === key && !one.isDeleteMarker)
     if (found !== undefined) this.#older.set(key, found)
     return found
+  }
+
+  /** Without its first file a repository that somebody hid would be none, and begun anew. */
+  async #readOlder(key: string, maxBytes: number): Promise<Buffer | undefined> {
+    const older = await this.#olderVersion(key)
+    if (older === undefined) return undefined
+    const { versionId } = older
+    return await this.#calls.get(key, { length: maxBytes, versionId })
   }
 
   async write(path: string, bytes: Uint8Array): Promise<void> {

@@ -12,6 +12,7 @@ import { mkdirSync, readFileSync } from 'node:fs'
 import { BackupError } from '../errors.ts'
 import { writeDurably } from '../machine/durable-file.ts'
 import { parentOf, type RawPath, rawPathToBytes } from '../model/raw-path.ts'
+import { lockSlackMs } from '../model/bucket-policy.ts'
 import type { Report } from '../model/report.ts'
 import {
   bundleFile,
@@ -24,16 +25,6 @@ import type { Bucket } from '../target/bucket.ts'
 import type { S3Lock } from '../target/s3-calls.ts'
 import { inParallel } from './in-parallel.ts'
 import { directoryOf, type ExportPlace } from './repository.ts'
-
-const DAY_MS = 86_400_000
-
-/**
- * A lock is extended by so much more than is asked for, at most, that the exports of a month need
- * not ask about it again: each time is a request for each bundle.
- */
-const LONGEST_SLACK_MS = 30 * DAY_MS
-/** Nobody wants a lock of a week to be one of five. */
-const SLACK_SHARE = 1 / 3
 
 /** Everything of a repository that an export cannot do without. */
 export function pathsToLock(place: ExportPlace, { bundles }: Verification): readonly string[] {
@@ -73,7 +64,7 @@ export async function extendLocks(bucket: Bucket, options: LockOptions): Promise
   const { paths, nowMs, untilMs, cacheFile, report, signal } = options
   const remembered = new Map(rememberedLocks(cacheFile))
   const unsure = paths.filter((path) => (remembered.get(path) ?? 0) < untilMs)
-  const slackMs = Math.min(LONGEST_SLACK_MS, Math.max(0, untilMs - nowMs) * SLACK_SHARE)
+  const slackMs = lockSlackMs(untilMs - nowMs)
   const failures: Failure[] = []
   let extended = 0
   try {

@@ -8,7 +8,7 @@
 
 import { Buffer } from 'node:buffer'
 import { createHash } from 'node:crypto'
-import { existsSync, readFileSync, rmSync } from 'node:fs'
+import { createReadStream, existsSync, readFileSync, rmSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import { BackupError } from '../errors.ts'
 import { encodePlainHeader, tarPadding } from '../format/tar.ts'
@@ -63,7 +63,7 @@ import {
   listStamps,
   sha256OfFile,
 } from './repository.ts'
-import type { Signer } from './signing.ts'
+import { type Signer, verifySigned } from './signing.ts'
 import {
   type Collection,
   collectionDirectory,
@@ -158,7 +158,8 @@ function bundlePath(machine: string, name: string): string {
  * still waits in the spool, and is sent now. Nothing else of it can have changed meanwhile, or it
  * is left alone.
  */
-async function finishCommit({ configuration, repository, set }: ExportOptions): Promise<void> {
+async function finishCommit(options: ExportOptions): Promise<void> {
+  const { configuration, repository, set, signer } = options
   const { staging, machine } = configuration
   const { target } = repository
   const directory = stateDirectory({ staging, id: repository.id })
@@ -174,6 +175,16 @@ async function finishCommit({ configuration, repository, set }: ExportOptions): 
   ]
   if (manifest === undefined || verification === undefined || signature === undefined) return
   if (createHash('sha256').update(manifest).digest('hex') !== commit.sha256) return
+  // A disk that changes bits must not have us publish a signature that does not fit.
+  const signed = { bytes: verification, signature: signature.toString() }
+  const file = `${exportName(place)}/${VERIFICATION}`
+  const isOurs = await verifySigned({
+    ...{ ...signed, publicKeys: [signer.publicKey], file, repository: repository.id },
+  }).then(
+    () => true,
+    () => false,
+  )
+  if (!isOurs) return
   const { bundles } = parseVerification(verification.toString(), place)
   const there = new Set((await target.listTree(`machines/${machine}`)).map(({ name }) => name))
   if (![...bundles.keys()].every((name) => there.has(bundleFile(name)))) return
@@ -231,7 +242,8 @@ async function finishSending(
     if (sizes.get(bundleFile(bundle.name)) !== bundle.sizeBytes) {
       const directory = await target.workDirectory(path.slice(0, path.lastIndexOf('/')))
       const spooled = `${directory}/${path.slice(path.lastIndexOf('/') + 1)}.partial`
-      if (!existsSync(rawPathToBytes(spooled))) continue
+      // What changed while it waited is packed again: its pieces would not be what is known.
+      if (!(await isAsNoted(spooled, bundle))) continue
       report({ kind: 'phase', name: `going on with ${bundle.name}` })
       await target.publish(path)
     }
@@ -240,6 +252,14 @@ async function finishSending(
   // Whatever else is there was being packed when the run was killed.
   await clearSpool(target, { machine, set })
   return unfinished
+}
+
+/** Whether a spooled bundle is there and is what was remembered of it. */
+async function isAsNoted(path: RawPath, bundle: UnfinishedBundle): Promise<boolean> {
+  if (!existsSync(rawPathToBytes(path))) return false
+  const sha256 = createHash('sha256')
+  for await (const chunk of createReadStream(rawPathToBytes(path))) sha256.update(chunk as Buffer)
+  return sha256.digest('hex') === bundle.sha256
 }
 
 /** Moves `latest` where a run that was killed after its manifest could not. */

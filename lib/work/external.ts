@@ -169,7 +169,8 @@ async function lookAtBucket(
     const text = `${target.name}: ${name}: ${message}${mend}`
     report({ kind: 'notice', level: 'warning', code: 'BUCKET_UNSAFE', message: text })
   }
-  const message = `${target.name}: \`backup doctor --target ${target.name}\` tells all of the bucket`
+  const { name } = target
+  const message = `${name}: \`backup doctor --target ${name}\` tells all of the bucket`
   report({ kind: 'notice', level: 'info', code: 'BUCKET_EXAMINED', message })
 }
 

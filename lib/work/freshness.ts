@@ -94,6 +94,10 @@ export async function writeFreshness(
   const { target, id } = repository
   const directory = directoryOf(machine)
   const files = (await target.list(directory)) ?? []
+  // What a run that was killed left; over a network each target sees to its own.
+  for (const { name } of target.access === 'files' ? files : []) {
+    if (name.endsWith('.partial')) await target.remove(`${directory}/${name}`)
+  }
   const there = stampsIn(files, RECORD_OR_SIGNATURE)
   const newest = there.findLast((stamp) => !isAhead(stamp, nowMs))
   const stamp = nextStamp({ nowMs, newest })

@@ -430,6 +430,31 @@ export async function readableVersion(
   return good?.versionId === latest.versionId ? undefined : good?.versionId
 }
 
+/**
+ * Has what somebody overwrote read in the version that is signed, for the bundles of an export. One
+ * listing where nothing is. Whoever reads compares it with what is signed, as always.
+ * @param directory where all of them are
+ */
+export async function preferSigned(
+  bucket: Bucket,
+  { directory, bundles }: { directory: string; bundles: ReadonlyMap<string, string> },
+): Promise<void> {
+  const listed = await listVersions(bucket, `${directory}/`)
+  if (typeof listed === 'string') return
+  const lists = new Map<string, S3Version[]>()
+  for (const version of listed) {
+    const path = bucket.pathOf(version.key) ?? ''
+    if (bundles.has(path)) lists.set(path, [...(lists.get(path) ?? []), version])
+  }
+  await inParallel([...lists], async ([path, list]) => {
+    const sha256 = bundles.get(path)
+    if (list.length < 2) return
+    const good = await rightVersion(bucket, list, sha256)
+    if (good === undefined || good.versionId === list[0]!.versionId) return
+    bucket.preferVersion(path, good)
+  })
+}
+
 /** One line for people. */
 export function describeHidden({ path, how, atMs, neededBy }: HiddenObject): string {
   const at = new Date(atMs).toISOString().slice(0, 16).replace('T', ' ')

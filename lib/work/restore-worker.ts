@@ -30,7 +30,10 @@ import { StagedFile, StagedFileChanged } from './staged-file.ts'
 export interface RestoreSettings {
   readonly identities: readonly string[]
   /** What the pieces of entries name by number. */
-  readonly bundles: readonly { readonly path: BundleAddress; readonly frames: readonly FrameRange[] }[]
+  readonly bundles: readonly {
+    readonly path: BundleAddress
+    readonly frames: readonly FrameRange[]
+  }[]
   readonly overwrite: boolean
 }
 

@@ -612,7 +612,7 @@ drives('says what is wrong with its words', async () => {
   }
   const directory = await scenario.run('drives', 'add', 'drive')
   assert.is(directory.status, 2)
-  assert.match(directory.stderr, /is a directory, not a drive/)
+  assert.match(directory.stderr, /is of kind directory, not a drive/)
   assert.ok(existsSync(MAIN))
 })
 

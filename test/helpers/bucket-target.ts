@@ -36,6 +36,9 @@ export function bucketTarget({
   const keyOf = (path: string): string => `${prefix}${path}`
   const storageClassFor = (path: string): string =>
     path.includes('/data-') ? storageClass : 'STANDARD'
+  const none = (): never => {
+    throw new Error('not in this stand-in')
+  }
   const bucket: Bucket = {
     calls,
     adminCalls: adminProfile === profile ? calls : callsAs(adminProfile),
@@ -51,10 +54,8 @@ export function bucketTarget({
       const untilMs = head.restore?.expiryMs
       return untilMs === undefined ? { kind: 'cold' } : { kind: 'thawed', untilMs }
     },
+    preferVersion: none,
     usage: () => calls.usage(),
-  }
-  const none = (): never => {
-    throw new Error('not in this stand-in')
   }
   return {
     ...{ name: 'cloud', drive: undefined, place: 's3://bucket/backups', access: 'network', bucket },

@@ -61,9 +61,13 @@ export interface User {
   readonly secret: string
   /**
    * Whether IAM allows `s3:PutObject` and so on. The key is the prefix for lists, and empty for
-   * what concerns the bucket.
+   * what concerns the bucket. With the request's condition keys, such as `s3:prefix`.
    */
-  readonly may?: (action: string, key: string) => boolean
+  readonly may?: (
+    action: string,
+    key: string,
+    conditions: Readonly<Record<string, string>>,
+  ) => boolean
 }
 
 /** In what a service differs from Amazon. */

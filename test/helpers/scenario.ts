@@ -150,9 +150,9 @@ export function jsonLines({ stdout }: Outcome, kind: string): Properties[] {
     .filter((object) => object['kind'] === kind)
 }
 
-/** The only result of an export run. */
+/** The only result of an export run; what the bucket costs is another. */
 export function exportedBy(outcome: Outcome): Exported {
-  const results = jsonLines(outcome, 'result')
+  const results = jsonLines(outcome, 'result').filter((result) => result['outcome'] !== 'ended')
   assert.is(results.length, 1, outcome.stdout)
   return results[0] as Exported
 }

@@ -163,6 +163,7 @@ load('the example of everything loads', async () => {
     parityPercent: 0,
     drill: 'auto',
   }
+  const remote = { ...any, streams: 4, spoolLimitBytes: 2 ** 31 }
   const drive = { ...any, kind: 'drive', path: 'backup', isPool: false, everyMs: undefined }
   assert.equal(configuration.targets, [
     {
@@ -185,6 +186,20 @@ load('the example of everything loads', async () => {
       afterwards: 'as_found',
     },
     { ...any, name: 'disk', kind: 'directory', path: '/media/me/DISK/backup', mustBeMounted: true },
+    {
+      ...remote,
+      ...{ name: 'cloud', kind: 's3', bucket: 'my-backups', path: 'home', region: 'eu-central-1' },
+      ...{ endpoint: undefined, isPathStyle: false },
+      ...{ profile: 'backup', adminProfile: 'backup-admin' },
+      ...{ storageClass: 'GLACIER_IR', hotBelowBytes: 64 * 2 ** 20, lockMs: 90 * 86_400_000 },
+      ...{ costLimit: 5, pricesPath: undefined, bandwidthLimitBytes: 2 * 2 ** 20 },
+    },
+    {
+      ...remote,
+      ...{ name: 'nas', kind: 'sftp', host: 'nas.home', port: 22, user: 'backup', path: 'backups' },
+      hostKey: 'SHA256:uNiVztksCsDhcc0u9e8BrrJXVGDaMzuSPf4eBlRDvsU',
+      ...{ keyPath: '/home/me/.ssh/backup_ed25519', bandwidthLimitBytes: undefined },
+    },
   ])
   const { notify } = configuration
   assert.equal(notify.log, {
@@ -400,8 +415,8 @@ const GOLDEN: readonly (readonly [string, string])[] = [
   ],
   [withTarget('kind: x'), '2:49: map keys must be unique'],
   [
-    `${SET}targets: [{ name: t, kind: ftp, path: /t }]`,
-    '2:22: targets[0].kind: expected one of directory, drive, s3, sftp, found "ftp"',
+    `${SET}targets: [{ name: t, kind: tape, path: /t }]`,
+    '2:22: targets[0].kind: expected one of directory, drive, s3, sftp, found "tape"',
   ],
   [
     `${SET}targets: [{ name: t, kind: directory }]`,

@@ -143,10 +143,12 @@ conformance('target-conformance/s3', async () => (opened = await openS3()), {
 
 const faults = suite('target-conformance/directory with faults')
 
+const MODULE = new URL('../../lib/target/directory.js', import.meta.url).href
+
 /** Runs in a process of its own, whose system calls fail. */
 const SCRIPT = `
-import { openDirectoryTarget } from '${new URL('../../lib/target/directory.js', import.meta.url)}'
-const [path, call] = process.argv.slice(1)
+const [path, call, module] = process.argv.slice(1)
+const { openDirectoryTarget } = await import(module)
 const target = openDirectoryTarget({ name: 'red', path, mustBeMounted: false })
 try {
   if (call === 'publish') await target.publish('m/s/data-0001')
@@ -172,7 +174,7 @@ for (const call of ['write', 'publish', 'replace', 'setAside', 'remove']) {
         if (call === 'publish') plant('m/s/data-0001.partial', Buffer.from('new bytes'))
         if (!isNew) plant('m/s/data-0001', old)
         const plan = planFault({ match: new RegExp(path), at, action: { error } })
-        const words = ['--input-type=module', '-e', SCRIPT, path, call]
+        const words = ['--input-type=module', '-e', SCRIPT, path, call, MODULE]
         const environment = { ...process.env, ...plan.environment }
         const run = spawnSync(process.execPath, words, { env: environment, encoding: 'utf8' })
         assert.is(run.status, 0, run.stderr)

@@ -141,6 +141,7 @@ function bucketOf(target: S3TargetConfiguration): Bucket {
     storageClassFor: () => 'STANDARD',
     capabilities: () => Promise.resolve(CAPABILITIES),
     warmthOf: () => Promise.resolve(undefined),
+    preferVersion: () => {},
     usage: () => calls.usage(),
   }
 }

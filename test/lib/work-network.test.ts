@@ -155,7 +155,7 @@ network('goes on with what was sent and what waits, and packs only the rest', as
     assert.equal(again, [], 'no bundle is sent twice')
   }
   const all = [...(await sentBundles(remote)).values()].reduce((sum, size) => sum + size, 0)
-  assert.ok(all < 13_500_000, `${all} bytes: nothing is there twice`)
+  assert.ok(all < 13_300_000, `${all} bytes: nothing is there twice`)
   const { outcome, into } = await restore(remote)
   assert.equal(outcome.failures, [])
   const { source } = remote.scenario

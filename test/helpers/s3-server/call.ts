@@ -5,6 +5,7 @@
 import type { Buffer } from 'node:buffer'
 import type { IncomingHttpHeaders } from 'node:http'
 import { refuse } from './answer.ts'
+import { xmlText } from './xml.ts'
 
 export interface Call {
   readonly method: string
@@ -14,14 +15,14 @@ export interface Call {
   readonly headers: IncomingHttpHeaders
   readonly body: Buffer
   readonly accessKey: string
-  may(action: string, key: string): boolean
+  may(action: string, key: string, conditions: Readonly<Record<string, string>>): boolean
 }
 
 /**
  * Refuses unless this user may; `key` is the prefix for lists and empty for a bucket's settings.
  */
 export function allow(call: Call, action: string, key: string = call.key): void {
-  if (call.may(action, key)) return
+  if (call.may(action, key, conditionsOf(call))) return
   const isOfBucket = key === '' || /^s3:List(?!MultipartUploadParts)/.test(action)
   const resource = `arn:aws:s3:::${call.bucket}${isOfBucket ? '' : `/${key}`}`
   refuse(
@@ -31,6 +32,29 @@ export function allow(call: Call, action: string, key: string = call.key): void 
       + `${action} on resource: "${resource}" because no identity-based policy allows the `
       + `${action} action`,
   )
+}
+
+const DAY_MS = 86_400_000
+
+/** The condition keys of IAM that the request has, as far as policies of ours use them. */
+function conditionsOf(call: Call): Record<string, string> {
+  const { method, query } = call
+  const body = query.has('retention') && method === 'PUT' ? call.body.toString() : ''
+  const until = header(call, 'x-amz-object-lock-retain-until-date')
+  const untilMs = Date.parse(until ?? xmlText(body, 'RetainUntilDate') ?? '')
+  const days = Number.isNaN(untilMs) ? undefined : Math.ceil((untilMs - Date.now()) / DAY_MS)
+  const isWhole = method === 'PUT' && !query.has('uploadId') && !query.has('retention')
+  const isCompletion = method === 'POST' && query.has('uploadId')
+  const found = {
+    's3:prefix': query.get('prefix'),
+    's3:delimiter': query.get('delimiter'),
+    's3:if-none-match': header(call, 'if-none-match'),
+    's3:ObjectCreationOperation': String(isWhole || isCompletion),
+    's3:object-lock-mode': header(call, 'x-amz-object-lock-mode') ?? xmlText(body, 'Mode'),
+    's3:object-lock-remaining-retention-days': days === undefined ? undefined : String(days),
+  }
+  const given = Object.entries(found).filter(([, value]) => value !== undefined)
+  return Object.fromEntries(given) as Record<string, string>
 }
 
 export function header(call: Call, name: string): string | undefined {

@@ -49,7 +49,8 @@ export function readableVersion(
   const headers: Record<string, string> = isMarker
     ? { 'x-amz-delete-marker': 'true', 'x-amz-version-id': version.versionId }
     : {}
-  if (!of.may('s3:ListBucket', of.key)) {
+  // No list was asked for, so there is no prefix that a condition could look at.
+  if (!of.may('s3:ListBucket', of.key, {})) {
     throw new S3Failure({ status: 403, code: 'AccessDenied', message: 'Access Denied' })
   }
   if (isMarker && versionId !== undefined) {
@@ -111,7 +112,7 @@ function versionHeaders(
     'x-amz-restore': restoreHeader(world, version),
     ...version.metadata,
   }
-  if (version.lock !== undefined && call.may('s3:GetObjectRetention', call.key)) {
+  if (version.lock !== undefined && call.may('s3:GetObjectRetention', call.key, {})) {
     headers['x-amz-object-lock-mode'] = version.lock.mode
     headers['x-amz-object-lock-retain-until-date'] = new Date(version.lock.untilMs).toISOString()
   }

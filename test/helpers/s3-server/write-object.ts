@@ -229,6 +229,6 @@ function copySource(call: Call): Pick<Call, 'bucket' | 'key' | 'query' | 'may'> 
     bucket: bucket!,
     key: decodeURIComponent(key!),
     query: new Map(versionId === undefined ? [] : [['versionId', versionId]]),
-    may: (action, of) => call.may(action, of),
+    may: (action, of, conditions) => call.may(action, of, conditions),
   }
 }
