@@ -397,7 +397,8 @@ async function restoreFromTarget(job: Job): Promise<ExitCode> {
       )
       await preferSigned(target.bucket, { directory: `machines/${place.machine}`, bundles })
     }
-    const reader = new ExportReader({ repository, manifest, identities })
+    const { signal } = context
+    const reader = new ExportReader({ repository, manifest, identities, signal })
     try {
       const selected = await selectEntries(reader, words.paths)
       if (reading !== undefined) {

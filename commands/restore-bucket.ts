@@ -157,7 +157,23 @@ export async function beforeVerifying(
   const limit = configuration.costLimit
   refuseOverLimit(cost, { what: 'the verification', target: target.name, limit })
   tellEstimate(reading, { what: describeCost(cost), prices })
+  tellUnread(reading, [...cold].sort())
   return cold
+}
+
+/** So many are named in a message; --json names all. */
+const BUNDLES_SHOWN = 10
+
+function tellUnread({ context, target }: Reading, paths: readonly string[]): void {
+  if (paths.length === 0) return
+  const named = paths.slice(0, BUNDLES_SHOWN).join(', ')
+  const more = paths.length - BUNDLES_SHOWN
+  const rest = more > 0 ? ` and ${more} more (--json names all)` : ''
+  const message =
+    `${paths.length} bundles are in cold storage at ${target.name} and are not read: `
+    + `${named}${rest}`
+  const code = 'COLD_STORAGE'
+  context.reporter.report({ kind: 'notice', level: 'warning', code, message, facts: { paths } })
 }
 
 function tellEstimate(

@@ -56,12 +56,13 @@ export function warnOfDamaged(damaged: readonly string[], reporter: Reporter): E
 }
 
 export function tellVerified(
-  { set, stamp, complete, files, bytes, problems, damaged }: VerifiedExport,
+  { set, stamp, complete, files, bytes, problems, unread, damaged }: VerifiedExport,
   reporter: Reporter,
 ): void {
   const size = bytes === undefined ? '' : `: ${files} files, ${formatSize(bytes)} would be restored`
+  const part = unread === 0 ? 'whole' : `${unread} bundles NOT READ, the others whole`
   const state =
-    problems.length > 0 ? 'DAMAGED' : complete === false ? 'whole, but INCOMPLETE' : 'whole'
+    problems.length > 0 ? 'DAMAGED' : complete === false ? `${part}, but INCOMPLETE` : part
   reporter.print(`${set} ${stamp}: ${state}${size}`)
   for (const { message } of problems.slice(0, PATHS_SHOWN)) reporter.print(`  ${message}`)
   for (const path of damaged.slice(0, PATHS_SHOWN))
@@ -77,6 +78,7 @@ export function tellVerified(
     complete,
     files,
     bytes,
+    unread,
     damaged: paths,
     problems: problems.map(({ code, message }) => ({ code, message })),
   })

@@ -101,6 +101,8 @@ const SILENT = { debug: () => {}, info: () => {}, warn: () => {}, error: () => {
 
 /** A listing of more pages than that goes in circles. */
 const MAX_PAGES = 1_000_000
+/** A service that never stops naming objects must not fill the memory. */
+const MAX_OBJECTS = 10_000_000
 
 /** What services say to calls that they do not have. */
 const UNSUPPORTED_CODES = [
@@ -200,11 +202,13 @@ export function createS3Calls(of: S3ClientOptions): S3Calls {
     return await attempt({ action: 's3:GetObject', key, bill: 'read' }, async () => {
       const input = { Bucket: bucket, Key: key, ...given({ Range, VersionId }) }
       const answer = await client.send(new GetObjectCommand(input))
-      const body = await bodyOf(answer)
-      used.bytesReceived += body.length
       // A service may give more than it was asked for, and then does not say which range it is.
-      if (isWhole || answer.ContentRange !== undefined) return body
-      return body.subarray(offset, length === undefined ? undefined : offset + length)
+      const isRange = isWhole || answer.ContentRange !== undefined
+      const begin = isRange ? 0 : offset
+      const end = length === undefined ? Infinity : begin + length
+      const body = await bodyOf(answer, end)
+      used.bytesReceived += body.length
+      return body.subarray(begin)
     })
   }
 
@@ -223,11 +227,13 @@ export function createS3Calls(of: S3ClientOptions): S3Calls {
       })
       const call = { action: 's3:ListBucket', bill: 'list' } as const
       const answer = await attempt(call, () => client.send(command))
+      refuseNoListing(answer.Name ?? answer.KeyCount)
       yield answer
       if (answer.IsTruncated !== true) return
       refuseCircle(ContinuationToken, answer.NextContinuationToken)
       ContinuationToken = answer.NextContinuationToken
     }
+    throw tooLong()
   }
 
   const read = (action: string) => ({ action, bill: 'read' }) as const
@@ -253,7 +259,10 @@ export function createS3Calls(of: S3ClientOptions): S3Calls {
 
     async list(prefix) {
       const found: S3Object[] = []
-      for await (const page of pages(prefix)) found.push(...objectsOf(page))
+      for await (const page of pages(prefix)) {
+        for (const object of objectsOf(page)) found.push(object)
+        if (found.length > MAX_OBJECTS) throw tooLong()
+      }
       return found.sort(byKey)
     },
 
@@ -262,11 +271,12 @@ export function createS3Calls(of: S3ClientOptions): S3Calls {
       const folders: string[] = []
       for await (const page of pages(prefix, '/')) {
         // A console makes empty objects of the folder's own name.
-        objects.push(...objectsOf(page).filter(({ key }) => key !== prefix))
+        for (const object of objectsOf(page)) if (object.key !== prefix) objects.push(object)
         for (const { Prefix } of page.CommonPrefixes ?? []) {
           const folder = decoded(Prefix ?? '', page.EncodingType)
           folders.push(folder.slice(prefix.length, -1))
         }
+        if (objects.length + folders.length > MAX_OBJECTS) throw tooLong()
       }
       return { objects: objects.sort(byKey), folders: folders.sort() }
     },
@@ -282,6 +292,7 @@ export function createS3Calls(of: S3ClientOptions): S3Calls {
         const call = { action: 's3:ListBucketVersions', bill: 'list' } as const
         const answer = await unlessUnsupported(attempt(call, () => client.send(command)))
         if (answer === 'unsupported') return answer
+        refuseNoListing(answer.Name)
         const { EncodingType: encoding } = answer
         for (const version of answer.Versions ?? []) {
           found.push({ ...versionOf(version, encoding), isDeleteMarker: false })
@@ -289,6 +300,7 @@ export function createS3Calls(of: S3ClientOptions): S3Calls {
         for (const marker of answer.DeleteMarkers ?? []) {
           found.push({ ...versionOf(marker, encoding), isDeleteMarker: true })
         }
+        if (found.length > MAX_OBJECTS) throw tooLong()
         if (answer.IsTruncated !== true) break
         const next = decoded(answer.NextKeyMarker ?? '', encoding)
         refuseCircle(`${KeyMarker} ${VersionIdMarker}`, `${next} ${answer.NextVersionIdMarker}`)
@@ -314,10 +326,17 @@ export function createS3Calls(of: S3ClientOptions): S3Calls {
       const call = { action: 's3:PutObject', key, bill: 'write', sends: body.length } as const
       const sent = attempt(call, async () => {
         const command = new PutObjectCommand({ ...input, Body: sendable(body, pacing) })
-        await client.send(command)
-        return 'written' as const
+        return await client.send(command)
       })
-      return await orElse({ codes: TAKEN_CODES, give: 'taken' as const, from: sent })
+      return await orElse({
+        codes: TAKEN_CODES,
+        give: 'taken' as const,
+        // A page of some proxy comes with a good status, too.
+        from: sent.then(({ ETag }) => {
+          if (ETag === undefined) throw noAnswer(bucket, 'ETag')
+          return 'written' as const
+        }),
+      })
     },
 
     async copy({ from, versionId, to, storageClass, metadata }) {
@@ -415,11 +434,15 @@ export function createS3Calls(of: S3ClientOptions): S3Calls {
         ...(ifAbsent ? { IfNoneMatch: '*' } : {}),
       })
       const call = { action: 's3:PutObject', key, bill: 'write' } as const
-      const sent = attempt(call, async () => {
-        await client.send(command)
-        return 'written' as const
+      const sent = attempt(call, () => client.send(command))
+      return await orElse({
+        codes: TAKEN_CODES,
+        give: 'taken' as const,
+        from: sent.then(({ ETag }) => {
+          if (ETag === undefined) throw noAnswer(bucket, 'ETag')
+          return 'written' as const
+        }),
       })
-      return await orElse({ codes: TAKEN_CODES, give: 'taken' as const, from: sent })
     },
 
     async abortUpload(key, uploadId) {
@@ -717,14 +740,21 @@ function signPaced(client: S3Client): void {
   )
 }
 
-/** The whole of an answer's body, and exactly as long as announced. @throws TruncatedBody */
-async function bodyOf(answer: GetObjectCommandOutput): Promise<Buffer> {
+/** The body of an answer, at most so much of it, and else as announced. @throws TruncatedBody */
+async function bodyOf(answer: GetObjectCommandOutput, mostBytes: number): Promise<Buffer> {
   const { Body: body, ContentLength: expected } = answer
-  const bytes = Buffer.from((await body?.transformToByteArray()) ?? [])
-  if (expected !== undefined && bytes.length !== expected) {
-    throw new TruncatedBody({ expected, received: bytes.length })
+  const chunks: Buffer[] = []
+  let received = 0
+  // Leaving the loop ends the connection: whatever else comes is not waited for.
+  for await (const chunk of (body ?? []) as AsyncIterable<Buffer>) {
+    chunks.push(chunk)
+    received += chunk.length
+    if (received > mostBytes) break
   }
-  return bytes
+  if (expected !== undefined && received < Math.min(expected, mostBytes)) {
+    throw new TruncatedBody({ expected, received })
+  }
+  return Buffer.concat(chunks, Math.min(received, mostBytes))
 }
 
 /** What a promise gives, or something else where the service answered with one of these codes. */
@@ -875,7 +905,15 @@ function newestFirst(one: S3Version, other: S3Version): number {
 }
 
 function decoded(key: string, encoding: string | undefined): string {
-  return encoding === 'url' ? decodeURIComponent(key.replaceAll('+', ' ')) : key
+  if (encoding !== 'url') return key
+  try {
+    return decodeURIComponent(key.replaceAll('+', ' '))
+  } catch (cause) {
+    throw new BackupError('TARGET_FAILED', `a listing has a name that is not encoded: ${key}`, {
+      hint: 'it is no good S3 service, or a proxy answers for it; nothing was changed',
+      cause,
+    })
+  }
 }
 
 function unquoted(etag: string | undefined): string {
@@ -894,8 +932,24 @@ function refuseCircle(asked: string | undefined, next: string | undefined): void
   })
 }
 
+/** @throws BackupError where an answer without any objects is no listing at all */
+function refuseNoListing(said: string | number | undefined): void {
+  if (said !== undefined) return
+  throw new BackupError('TARGET_FAILED', 'the answer to a listing is none', {
+    hint: 'check that endpoint is that of an S3 service, and that no proxy answers for it',
+    retry: 'later',
+  })
+}
+
+function tooLong(): BackupError {
+  return new BackupError('TARGET_FAILED', 'a listing of the bucket does not end', {
+    hint: 'a repository has far fewer files; nothing was changed',
+  })
+}
+
 function noAnswer(bucket: string, what: string): BackupError {
   return new BackupError('TARGET_FAILED', `bucket ${bucket}: an answer has no ${what}`, {
-    hint: 'check that endpoint is that of an S3 service; nothing was changed',
+    hint: 'check that endpoint is that of an S3 service, and that no proxy answers for it',
+    retry: 'later',
   })
 }

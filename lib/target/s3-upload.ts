@@ -83,6 +83,8 @@ export async function sendFile(
     readonly file: RawPath
     /** By its size. */
     readonly storageClassFor: (sizeBytes: number) => string
+    /** What the file has to be, in hex. */
+    readonly sha256?: string | undefined
   },
 ): Promise<void> {
   const { key, file } = of
@@ -90,6 +92,7 @@ export async function sendFile(
   const handle = await open(rawPathToBytes(file), O_RDONLY | O_NOFOLLOW)
   try {
     const local = await digestFile(handle, file)
+    if (of.sha256 !== undefined && of.sha256 !== local.sha256) throw changed(file)
     const options = { key, storageClass: of.storageClassFor(local.sizeBytes) }
     if (local.sizeBytes <= PART_BYTES) {
       const body = await local.readAt(0, Buffer.alloc(local.sizeBytes))

@@ -273,13 +273,13 @@ class S3Target implements Target {
     return path
   }
 
-  async publish(path: string): Promise<void> {
+  async publish(path: string, sha256?: string): Promise<void> {
     this.#abandoning ??= this.#abandon(path)
     const file = `${this.#spool}/${rawPathFromText(path)}.partial`
     try {
       const key = this.#keyOf(path)
       const storageClassFor = (size: number) => this.bucket.storageClassFor(path, size)
-      await sendFile(this.#sending, { key, file, storageClassFor })
+      await sendFile(this.#sending, { key, file, storageClassFor, sha256 })
     } catch (error) {
       throw targetError({ error, path: file })
     }

@@ -7,6 +7,7 @@
 // READ_BACK; and STAGING_FAILED, STAGING_FULL for the spool.
 
 import { Buffer } from 'node:buffer'
+import { createHash } from 'node:crypto'
 import { constants, mkdirSync, rmdirSync, unlinkSync } from 'node:fs'
 import { type FileHandle, open } from 'node:fs/promises'
 import { BackupError, systemCode } from '../errors.ts'
@@ -227,10 +228,11 @@ class SftpTarget implements Target {
     return path
   }
 
-  async publish(path: string): Promise<void> {
+  async publish(path: string, sha256?: string): Promise<void> {
     const spooled = this.localPath(`${path}${PARTIAL_SUFFIX}`)
     const local = await openSpooled(spooled)
     try {
+      if (sha256 !== undefined) await refuseChanged(local, { path: spooled, sha256 })
       const { size: sizeBytes } = await local.stat()
       const sending: Sending = { local, sizeBytes, sentBytes: undefined, provenBytes: 0 }
       const call: Call = {
@@ -619,6 +621,28 @@ async function openSpooled(path: RawPath): Promise<FileHandle> {
     throw spoolError({ error, path })
   }
 }
+
+/** @throws BackupError READ_BACK where a spooled file is not what was written */
+async function refuseChanged(
+  local: FileHandle,
+  { path, sha256 }: { readonly path: RawPath; readonly sha256: string },
+): Promise<void> {
+  const hash = createHash('sha256')
+  const buffer = Buffer.allocUnsafe(HASHED_BYTES)
+  for (let position = 0; ;) {
+    const { bytesRead } = await local.read(buffer, 0, buffer.length, position)
+    if (bytesRead === 0) break
+    hash.update(buffer.subarray(0, bytesRead))
+    position += bytesRead
+  }
+  if (hash.digest('hex') === sha256) return
+  throw new BackupError('READ_BACK', `what waits to be sent has changed: ${displayPath(path)}`, {
+    hint: 'suspect the disk of staging; the next run makes it anew; nothing was sent',
+  })
+}
+
+/** Read at once to hash a file. */
+const HASHED_BYTES = 4 * 2 ** 20
 
 function spoolError({ error, path }: { error: unknown; path: RawPath }): Error {
   const code = systemCode(error)

@@ -64,8 +64,10 @@ export interface Target {
    * Gives a proven file of workDirectory(), `<name>.partial`, its place and name on the target. On
    * a remote target it is sent, proven there, and then removed from the spool; what was sent before
    * an interruption is not sent again.
+   * @param sha256 what it has to be, in hex: what waited in a spool may have changed meanwhile
+   * @throws BackupError READ_BACK where it is something else: then nothing is sent
    */
-  publish(path: string): Promise<void>
+  publish(path: string, sha256?: string): Promise<void>
   /** Where access is `files`: a local path to read a bundle from. */
   localPath(path: string): RawPath
   /**

@@ -31,6 +31,7 @@ export interface CatalogNetwork {
   readonly target: Target
   /** What is known of the lengths of bundles, by name. */
   readonly sizeOf: (bundle: string) => number | undefined
+  readonly signal?: AbortSignal | undefined
 }
 
 interface FetchedBundle {
@@ -60,6 +61,10 @@ export class CatalogParts {
   /** Brings many parts at once, where they come over the network: read() then finds them there. */
   async prepare(places: readonly CatalogPlace[]): Promise<void> {
     if (this.#network === undefined) return
+    await unlessAborted(this.#network.signal, this.#fetch(places, this.#network))
+  }
+
+  async #fetch(places: readonly CatalogPlace[], network: CatalogNetwork): Promise<void> {
     const byBundle = new Map<string, CatalogPlace[]>()
     for (const place of places) {
       const there = byBundle.get(place.bundle)
@@ -67,7 +72,7 @@ export class CatalogParts {
       else there.push(place)
     }
     for (const [bundle, ofBundle] of byBundle) {
-      const { source, reader } = await this.#fetchedBundle(bundle, this.#network)
+      const { source, reader } = await this.#fetchedBundle(bundle, network)
       const frames = ofBundle.flatMap((place) => place.frames)
       await source.fetch(frames.map((frame) => reader.bytesOf(frame)))
     }
@@ -106,6 +111,23 @@ export class CatalogParts {
   close(): void {
     this.#bundles.close()
     this.#fetched.clear()
+  }
+}
+
+/** What a service keeps us waiting for need not be waited for. @throws BackupError INTERRUPTED */
+async function unlessAborted(signal: AbortSignal | undefined, work: Promise<void>): Promise<void> {
+  if (signal === undefined) return await work
+  let abort = (): void => {}
+  const aborted = new Promise<never>((_, reject) => {
+    abort = () => reject(new BackupError('INTERRUPTED', 'interrupted'))
+  })
+  signal.addEventListener('abort', abort, { once: true })
+  if (signal.aborted) abort()
+  try {
+    await Promise.race([work, aborted])
+  } finally {
+    signal.removeEventListener('abort', abort)
+    work.catch(() => undefined)
   }
 }
 

@@ -29,10 +29,13 @@ export class ExportReader {
     repository,
     manifest,
     identities,
+    signal,
   }: {
     repository: Repository
     manifest: Manifest
     identities: readonly string[]
+    /** Ends what is waited for over a network. */
+    signal?: AbortSignal
   }) {
     const { target } = repository
     this.manifest = manifest
@@ -43,7 +46,9 @@ export class ExportReader {
       machineDirectory: this.machineDirectory,
       identities,
       network:
-        target.access === 'network' ? { target, sizeOf: (name) => sizes.get(name) } : undefined,
+        target.access === 'network'
+          ? { target, sizeOf: (name) => sizes.get(name), signal }
+          : undefined,
     })
   }
 

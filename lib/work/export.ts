@@ -84,6 +84,7 @@ import {
 } from './state.ts'
 import {
   type UnfinishedBundle,
+  forgetBundle,
   forgetUnfinished,
   noteUnfinished,
   readUnfinished,
@@ -141,12 +142,33 @@ export async function exportSet(options: ExportOptions): Promise<ExportOutcome> 
     await repairLatest(options, { stamp: lastThere.stamp })
     return { kind: 'already there', stamp: lastThere.stamp }
   }
+  refuseTaken(
+    options,
+    stamps.find((place) => place.set === set && place.stamp === newest.stamp),
+  )
   const unfinished = await finishSending(options, stamps)
   const spare = new Set(unfinished.map(({ name }) => bundlePath(machine, name)))
-  await sweepUnfinished(repository, { stamps, set, after: lastThere?.stamp, spare })
+  const { publicKey } = options.signer
+  const sweep = { stamps, set, after: lastThere?.stamp, spare, publicKeys: [publicKey] }
+  const left = await sweepUnfinished(repository, { ...sweep, report: options.report })
   return await new Export(options, {
-    ...{ stamp: newest.stamp, stamps, previous: lastThere, unfinished },
+    ...{ stamp: newest.stamp, stamps: left, previous: lastThere, unfinished },
   }).run()
+}
+
+/**
+ * In a bucket a signed list stays, and another one of that name cannot be written: better told
+ * before anything is sent than after everything was.
+ */
+function refuseTaken({ repository }: ExportOptions, left: StampDirectory | undefined): void {
+  if (repository.target.bucket === undefined || left === undefined) return
+  const name = [VERIFICATION, VERIFICATION_SIGNATURE].find((one) => left.files.has(one))
+  if (name === undefined) return
+  const path = `${directoryOf(left)}/${name}`
+  throw new BackupError('TARGET_FAILED', `${path} is there already, of an export that is not`, {
+    hint: 'this collection cannot be exported there; collect again, and the next one is',
+    facts: { path },
+  })
 }
 
 function bundlePath(machine: string, name: string): string {
@@ -159,7 +181,7 @@ function bundlePath(machine: string, name: string): string {
  * is left alone.
  */
 async function finishCommit(options: ExportOptions): Promise<void> {
-  const { configuration, repository, set, signer } = options
+  const { configuration, repository, set, signer, report } = options
   const { staging, machine } = configuration
   const { target } = repository
   const directory = stateDirectory({ staging, id: repository.id })
@@ -188,9 +210,17 @@ async function finishCommit(options: ExportOptions): Promise<void> {
   const { bundles } = parseVerification(verification.toString(), place)
   const there = new Set((await target.listTree(`machines/${machine}`)).map(({ name }) => name))
   if (![...bundles.keys()].every((name) => there.has(bundleFile(name)))) return
-  await target.write(`${directoryOf(place)}/${VERIFICATION}`, verification)
-  await target.write(`${directoryOf(place)}/${VERIFICATION_SIGNATURE}`, signature)
-  await target.publish(path)
+  try {
+    await target.write(`${directoryOf(place)}/${VERIFICATION}`, verification)
+    await target.write(`${directoryOf(place)}/${VERIFICATION_SIGNATURE}`, signature)
+    await target.publish(path)
+  } catch (error) {
+    if (!isFinal(error)) throw error
+    // Or no newer collection would ever be exported.
+    const message = `${exportName(place)} cannot be finished: ${error.message}`
+    report({ kind: 'notice', level: 'warning', code: 'NOT_FINISHED', message })
+    return
+  }
   adoptPending(directory)
   await forgetSent(repository, { staging, ...place })
 }
@@ -239,14 +269,19 @@ async function finishSending(
   const unfinished: UnfinishedBundle[] = []
   for (const bundle of readUnfinished({ staging, id, set })) {
     const path = bundlePath(machine, bundle.name)
-    if (sizes.get(bundleFile(bundle.name)) !== bundle.sizeBytes) {
-      const directory = await target.workDirectory(path.slice(0, path.lastIndexOf('/')))
-      const spooled = `${directory}/${path.slice(path.lastIndexOf('/') + 1)}.partial`
-      // What changed while it waited is packed again: its pieces would not be what is known.
-      if (!(await isAsNoted(spooled, bundle))) continue
+    const directory = await target.workDirectory(path.slice(0, path.lastIndexOf('/')))
+    const spooled = `${directory}/${path.slice(path.lastIndexOf('/') + 1)}.partial`
+    if (existsSync(rawPathToBytes(spooled))) {
+      // Also where it is there: publish() clears the spool once it is proven, and not before.
       report({ kind: 'phase', name: `going on with ${bundle.name}` })
-      await target.publish(path)
-    }
+      const why = await whyNotSent(target, { path, spooled, bundle })
+      if (why !== undefined) {
+        forgetBundle({ staging, id, set }, bundle.name)
+        const message = `${bundle.name} cannot be gone on with, and is packed again: ${why}`
+        report({ kind: 'notice', level: 'warning', code: 'PACKED_AGAIN', message })
+        continue
+      }
+    } else if (sizes.get(bundleFile(bundle.name)) !== bundle.sizeBytes) continue
     unfinished.push(bundle)
   }
   // Whatever else is there was being packed when the run was killed.
@@ -254,9 +289,33 @@ async function finishSending(
   return unfinished
 }
 
-/** Whether a spooled bundle is there and is what was remembered of it. */
+/** Sends what waits in the spool. @returns why that cannot ever be done */
+async function whyNotSent(
+  target: Target,
+  of: { readonly path: string; readonly spooled: RawPath; readonly bundle: UnfinishedBundle },
+): Promise<string | undefined> {
+  const { path, spooled, bundle } = of
+  // Its pieces would not be what is known.
+  if (!(await isAsNoted(spooled, bundle))) return 'it changed while it waited to be sent'
+  try {
+    await target.publish(path)
+    return undefined
+  } catch (error) {
+    if (!isFinal(error)) throw error
+    return error.message
+  }
+}
+
+/** Whether what is there is another thing than what was to be there: that stays so. */
+function isFinal(error: unknown): error is BackupError {
+  if (!(error instanceof BackupError) || error.retry === 'later') return false
+  // A refusal of the service is about the call.
+  const isRefusal = error.facts['s3'] !== undefined
+  return (error.code === 'TARGET_FAILED' && !isRefusal) || error.code === 'READ_BACK'
+}
+
+/** Whether a spooled bundle is what was remembered of it. */
 async function isAsNoted(path: RawPath, bundle: UnfinishedBundle): Promise<boolean> {
-  if (!existsSync(rawPathToBytes(path))) return false
   const sha256 = createHash('sha256')
   for await (const chunk of createReadStream(rawPathToBytes(path))) sha256.update(chunk as Buffer)
   return sha256.digest('hex') === bundle.sha256
@@ -319,9 +378,8 @@ class Export {
     this.#firstFile = { data: this.#freeNumber('data'), catalog: this.#freeNumber('catalog') }
   }
 
-  /** Locally leftovers were swept; over a network they may stay, or be of use. */
+  /** What killed runs left may stay, or be of use. */
   #freeNumber(kind: 'data' | 'catalog'): number {
-    if (this.#target.access === 'files') return 1
     const { set, stamp } = this.#place
     const there = this.#stamps.find((place) => place.set === set && place.stamp === stamp)
     const names = [
@@ -518,7 +576,7 @@ class Export {
           const pieces = Buffer.from(bundle.pieces)
           noteUnfinished({ staging, id: repository.id, set }, { ...facts, pieces })
         }
-        await this.#target.publish(bundlePath(configuration.machine, facts.name))
+        await this.#target.publish(bundlePath(configuration.machine, facts.name), facts.sha256)
       },
       onProgress: ({ filesDone, bytesDone, bytesWritten, current }) =>
         report({
@@ -573,7 +631,8 @@ class Export {
       bundle: { name, partial: `${directory}/${file}.tar.zst.age.partial` },
     })
     if (catalog.bundle !== undefined) {
-      await repository.target.publish(`${this.#directory}/${file}.tar.zst.age`)
+      const { sha256 } = catalog.bundle
+      await repository.target.publish(`${this.#directory}/${file}.tar.zst.age`, sha256)
       bundles.add(bundles.next, { name, ...catalog.bundle })
     }
     return catalog
@@ -732,7 +791,7 @@ class Export {
     }
     await this.#mustBeThere(done)
     await sendSigned()
-    await repository.target.publish(`${this.#directory}/${MANIFEST}`)
+    await repository.target.publish(`${this.#directory}/${MANIFEST}`, manifestSha256)
     adoptPending(directory)
     await forgetSent(repository, { staging: configuration.staging, ...this.#place })
   }

@@ -103,11 +103,8 @@ export async function planPruning(
   const plan = planRetention({ ...request, takeUnknown: takeUnknown === true })
   const remove = new Set(plan.remove.filter((stamp) => only?.has(stamp) ?? true))
   const goes = (place: StampDirectory) => place.set === set && remove.has(place.stamp)
-  const needed = new Set<string>()
-  for (const place of exports.filter((staying) => !goes(staying))) {
-    const { bundles } = await readVerification(repository, place, publicKeys)
-    for (const name of bundles.keys()) needed.add(name)
-  }
+  const staying = exports.filter((place) => !goes(place))
+  const needed = await neededBy(repository, { exports: staying, publicKeys })
   const isFrozen = plan.frozenBy !== undefined
   const settled = stamps.filter(({ exists, stamp }) => {
     return exists || spareSince === undefined || stamp < spareSince
@@ -135,7 +132,7 @@ function leftoverOf(
     if (name === MANIFEST) return false
     // Parity stays and goes with what it belongs to.
     const file = name.replace(/\.par2$/, '')
-    const bundle = `${place.set}/${place.stamp}/${file.replace(/\.tar\.zst\.age$/, '')}`
+    const bundle = `${place.set}/${place.stamp}/${bundleOf(file)}`
     return !needed.has(bundle) && (isWhole || isBundle(file) || name.endsWith(PARTIAL_SUFFIX))
   })
   const bytes = sum(names.map((name) => place.files.get(name) ?? 0))
@@ -213,8 +210,10 @@ function isBundle(name: string): boolean {
 }
 
 /**
- * Sweeps what killed runs left of a set: stamps newer than its newest export (nothing can need
- * their bundles), and partial files anywhere in it.
+ * Sweeps what killed runs left of a set: stamps newer than its newest export, and partial files
+ * anywhere in it. What an export of another set needs stays: content is shared, and a manifest may
+ * have been lost.
+ * @returns the stamps with what they have then
  */
 export async function sweepUnfinished(
   repository: Repository,
@@ -222,29 +221,65 @@ export async function sweepUnfinished(
     stamps,
     set,
     after,
+    publicKeys,
+    report,
     spare = new Set(),
   }: {
     stamps: readonly StampDirectory[]
     set: string
     after: string | undefined
+    publicKeys: readonly string[]
+    report: Report
     /** Bundles that are still of use: their paths. */
     spare?: ReadonlySet<string>
   },
-): Promise<void> {
+): Promise<readonly StampDirectory[]> {
   // In a bucket nothing is deleted but by `backup prune`, which finds these too.
-  if (repository.target.bucket !== undefined) return
-  for (const place of stamps) {
-    if (place.set !== set || place.exists) continue
-    const isNewer = after === undefined || place.stamp > after
-    for (const name of place.files.keys()) {
-      const isLeft =
-        isNewer
-        || name.endsWith('.partial')
-        || name === VERIFICATION
-        || name === VERIFICATION_SIGNATURE
-      const path = `${directoryOf(place)}/${name}`
-      if (isLeft && !spare.has(path)) await repository.target.remove(path)
-    }
-    if (isNewer) await repository.target.removeDirectory(directoryOf(place))
+  if (repository.target.bucket !== undefined) return stamps
+  const left = stamps.filter((place) => place.set === set && !place.exists)
+  const isNewer = ({ stamp }: StampDirectory): boolean => after === undefined || stamp > after
+  const hasBundles = left.some((place) => {
+    return isNewer(place) && [...place.files.keys()].some(isBundle)
+  })
+  const message = `what killed runs left on ${repository.target.name} stays`
+  const needed = hasBundles
+    ? await unlessUnknown({ report, what: message }, async () => {
+        return await neededBy(repository, { exports: exportsOf(stamps), publicKeys })
+      })
+    : new Set<string>()
+  const isSwept = (place: StampDirectory, name: string): boolean => {
+    const file = name.replace(/\.par2$/, '')
+    const isSigned = name === VERIFICATION || name === VERIFICATION_SIGNATURE
+    if (spare.has(`${directoryOf(place)}/${name}`)) return false
+    if (name.endsWith(PARTIAL_SUFFIX) || isSigned) return true
+    if (!isNewer(place)) return false
+    const isUsed = needed?.has(`${place.set}/${place.stamp}/${bundleOf(file)}`) !== false
+    return !isBundle(file) || !isUsed
   }
+  const swept = new Map<StampDirectory, StampDirectory>()
+  for (const place of left) {
+    const going = [...place.files.keys()].filter((name) => isSwept(place, name))
+    for (const name of going) await repository.target.remove(`${directoryOf(place)}/${name}`)
+    if (isNewer(place)) await repository.target.removeDirectory(directoryOf(place))
+    const files = [...place.files].filter(([name]) => !going.includes(name))
+    swept.set(place, { ...place, files: new Map(files) })
+  }
+  return stamps.map((place) => swept.get(place) ?? place)
+}
+
+/** The bundles that some exports need, by their signed lists. */
+async function neededBy(
+  repository: Repository,
+  of: { readonly exports: readonly StampDirectory[]; readonly publicKeys: readonly string[] },
+): Promise<ReadonlySet<string>> {
+  const needed = new Set<string>()
+  for (const place of of.exports) {
+    const { bundles } = await readVerification(repository, place, of.publicKeys)
+    for (const name of bundles.keys()) needed.add(name)
+  }
+  return needed
+}
+
+function bundleOf(file: string): string {
+  return file.replace(/\.tar\.zst\.age$/, '')
 }

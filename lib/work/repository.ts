@@ -128,8 +128,16 @@ export async function createRepository(
   const id = randomBytes(16).toString('hex')
   const created = formatStamp(nowMs)
   const bytes = Buffer.from(`${JSON.stringify({ format: 1, id, created })}\n`)
-  await target.write(REPOSITORY, bytes)
-  return { target, id, created }
+  try {
+    await target.write(REPOSITORY, bytes)
+  } catch (error) {
+    // Another machine may have made it at the same time: then it is one for both.
+    const there = await findRepository(target).catch(() => undefined)
+    if (there === undefined) throw error
+    return there
+  }
+  // Nor is it certain that a name is taken only once: the last one counts.
+  return (await findRepository(target)) ?? { target, id, created }
 }
 
 /**

@@ -268,6 +268,9 @@ function previewRestore(
   return { written, same, bytes, kept, failures: [], lost: [] }
 }
 
+/** The target is not reached any more, or may not be read. */
+const ENDING: readonly string[] = ['TARGET_ABSENT', 'TARGET_DENIED', 'COLD_STORAGE']
+
 class Restore {
   readonly #options: RestoreOptions
   /**
@@ -399,7 +402,13 @@ class Restore {
       signal,
       interruptedHint: 'files restored so far are whole; the same command goes on from there',
       onReply: ({ outcomes, bytes }) => {
-        for (const { index, outcome } of outcomes) this.#takeOutcome(files[index]!, outcome)
+        for (const { index, outcome } of outcomes) {
+          // Whatever else was tried would fail as well.
+          if (outcome.kind === 'failed' && ENDING.includes(outcome.error.code ?? '')) {
+            throw unpackError(outcome.error)
+          }
+          this.#takeOutcome(files[index]!, outcome)
+        }
         this.#bytes += bytes
         report({
           kind: 'progress',

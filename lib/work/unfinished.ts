@@ -84,6 +84,12 @@ export function forgetUnfinished(place: UnfinishedPlace): void {
   rmSync(directoryOf(place), { recursive: true, force: true })
 }
 
+/** One that cannot be gone on with. */
+export function forgetBundle(place: UnfinishedPlace, name: string): void {
+  const base = join(directoryOf(place), name.replaceAll('/', '~'))
+  for (const file of [`${base}.json`, `${base}.pieces`]) rmSync(file, { force: true })
+}
+
 /** A state that knows these bundles besides. */
 export function withUnfinished(
   state: State | undefined,

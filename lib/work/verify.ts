@@ -6,7 +6,7 @@
 // result says so. Damage is named by path (invariants 8, 10).
 
 import { Buffer } from 'node:buffer'
-import { BackupError, type PlainError, packError } from '../errors.ts'
+import { BackupError, type PlainError, packError, unpackError } from '../errors.ts'
 import { DIGEST_BYTES } from '../format/chunker.ts'
 import type { Range } from '../model/entry.ts'
 import { exportName } from '../model/manifest.ts'
@@ -100,6 +100,16 @@ export async function verifyExports(options: VerifyOptions): Promise<VerifyOutco
   return { exports, bundles: replies.size, bytesRead, deep, damagedFiles, wholeFiles }
 }
 
+/**
+ * What cannot be reached, or may not be read, says nothing of what is there: it ends the
+ * verification, and nothing is called damaged.
+ */
+function isOfTarget({ code }: Pick<PlainError, 'code'>): boolean {
+  return code === 'INTERRUPTED' || NO_DAMAGE.includes(code ?? '')
+}
+
+const NO_DAMAGE: readonly string[] = ['TARGET_ABSENT', 'TARGET_DENIED', 'COLD_STORAGE']
+
 /** Everything but what is in cold storage. */
 async function toBeRead(
   { beforeReading, repository }: VerifyOptions,
@@ -183,7 +193,7 @@ async function examineShallow(
           ]
     return { ...none, bundles: [...verification.bundles.keys()], problems }
   } catch (error) {
-    if (!(error instanceof BackupError)) throw error
+    if (!(error instanceof BackupError) || isOfTarget(error)) throw error
     return { ...none, bundles: [], problems: [packError(error)] }
   }
 }
@@ -198,7 +208,7 @@ async function examineDeep(
   try {
     const publicKeys = await options.publicKeys(place.machine)
     const manifest = await readManifest(repository, place, { publicKeys, identities })
-    reader = new ExportReader({ repository, manifest, identities })
+    reader = new ExportReader({ repository, manifest, identities, signal: options.signal })
     for (const { name, sizeBytes, sha256 } of manifest.bundles) {
       expect(expectations, { machine: place.machine, name, sha256, sizeBytes, deep: true })
     }
@@ -211,6 +221,7 @@ async function examineDeep(
     return { place, reader, bundles, problems, complete, files, bytes }
   } catch (error) {
     if (!(error instanceof BackupError) || error.code === 'IDENTITY_WRONG') throw error
+    if (isOfTarget(error)) throw error
     const bundles = reader?.manifest.bundles.map(({ name }) => name) ?? []
     problems.push(packError(error))
     return {
@@ -323,6 +334,8 @@ async function verifyBundles(
     ),
     interruptedHint: 'nothing was changed; start it again',
     onReply: (reply) => {
+      const failure = reply.problems.find(isOfTarget)
+      if (failure !== undefined) throw unpackError(failure)
       replies.set(reply.key, reply)
       bytesDone += reply.bytesRead
       report({

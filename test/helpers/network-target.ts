@@ -48,7 +48,10 @@ export function networkTarget(of: {
     publish: async (path) =>
       await through('publish', path, async () => {
         const spooled = `${of.spool}/${path}.partial`
-        await files.write(path, readFileSync(spooled))
+        const bytes = readFileSync(spooled)
+        if ((await files.read(path, 2 ** 30))?.equals(bytes) !== true) {
+          await files.write(path, bytes)
+        }
         rmSync(spooled)
       }),
     localPath: () => {

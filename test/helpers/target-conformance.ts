@@ -5,6 +5,7 @@
 // made by the test, which can also look at the medium and change it behind the target's back.
 
 import { Buffer } from 'node:buffer'
+import { createHash } from 'node:crypto'
 import { closeSync, existsSync, fsyncSync, openSync, writeSync } from 'node:fs'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -241,6 +242,21 @@ export function conformance(name: string, make: () => Promise<Subject>, traits: 
     assert.is(await codeOf(async () => await target.publish('m/s/data-0001')), 'TARGET_FAILED')
     assert.equal(peek('m/s/data-0001'), other)
     assert.ok(existsSync(spooled), 'what was to be sent is lost')
+  })
+
+  check('publish() over a network sends nothing that changed while it waited', async (subject) => {
+    const { target, peek } = subject
+    if (target.access === 'files') return
+    for (const length of [9, 9 * MIB]) {
+      const path = `m/s/data-${length}`
+      const bytes = randomFrom(path).bytes(length)
+      await spool(target, path, bytes)
+      const sha256 = createHash('sha256').update(bytes).update('x').digest('hex')
+      assert.is(await codeOf(async () => await target.publish(path, sha256)), 'READ_BACK')
+      assert.is(peek(path), undefined)
+      await target.publish(path, createHash('sha256').update(bytes).digest('hex'))
+      assert.ok(peek(path)?.equals(bytes))
+    }
   })
 
   check('publish() needs something to publish', async ({ target, peek }) => {

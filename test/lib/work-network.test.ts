@@ -247,9 +247,14 @@ network(
     remote.target.onCall = (call) => {
       if (/^readRange .*data-/.test(call)) throw dropped()
     }
-    const verified = await verify(remote)
-    const codes = verified.exports.flatMap(({ problems }) => problems.map(({ code }) => code))
-    assert.ok(codes.includes('TARGET_ABSENT'), codes.join())
+    for (const reading of [async () => await verify(remote), async () => await restore(remote)]) {
+      try {
+        await reading()
+        assert.unreachable('nothing is called damaged that could not be reached')
+      } catch (error) {
+        assert.ok(error instanceof BackupError && error.code === 'TARGET_ABSENT', String(error))
+      }
+    }
   },
 )
 
