@@ -134,8 +134,8 @@ export async function exportSet(options: ExportOptions): Promise<ExportOutcome> 
   if (newest === undefined) return { kind: 'nothing collected' }
   if (isFrozen(newest)) return { kind: 'suspect', stamp: newest.stamp, doubts: newest.suspect }
   if (repository.target.access === 'network') await finishCommit(options)
-  const stamps = await listStamps(repository, machine)
-  const lastThere = exportsOf(stamps)
+  const listed = await listStamps(repository, machine)
+  const lastThere = exportsOf(listed)
     .filter((place) => place.set === set)
     .at(-1)
   if (lastThere !== undefined && lastThere.stamp >= newest.stamp) {
@@ -144,9 +144,11 @@ export async function exportSet(options: ExportOptions): Promise<ExportOutcome> 
   }
   refuseTaken(
     options,
-    stamps.find((place) => place.set === set && place.stamp === newest.stamp),
+    listed.find((place) => place.set === set && place.stamp === newest.stamp),
   )
-  const unfinished = await finishSending(options, stamps)
+  const unfinished = await finishSending(options, listed)
+  // What was sent just now is there, too, or it would be packed again.
+  const stamps = unfinished.length === 0 ? listed : await listStamps(repository, machine)
   const spare = new Set(unfinished.map(({ name }) => bundlePath(machine, name)))
   const { publicKey } = options.signer
   const sweep = { stamps, set, after: lastThere?.stamp, spare, publicKeys: [publicKey] }

@@ -19,6 +19,7 @@ import type {
   PackedBundle,
   PackedEntry,
 } from './pack-worker.ts'
+import type { ReadBack } from './prove.ts'
 import type { ProveReply, ProveRequest } from './prove-worker.ts'
 import { WORKER_LIMITS } from './worker-pool.ts'
 import { endWorkers } from '../machine/threads.ts'
@@ -52,7 +53,7 @@ export interface ProvenBundle extends BundleFacts {
   readonly bundle: number
   /** As the state keeps them; empty where they were not asked for. */
   readonly pieces: Uint8Array
-  readonly readBack: 'direct' | 'advised'
+  readonly readBack: ReadBack
 }
 
 /**
@@ -215,7 +216,8 @@ class Pool {
     } else if (reply.kind === 'bundle') {
       const { bundle, file } = reply.bundle
       this.#written.set(bundle, reply.bundle)
-      this.#prover.postMessage({ bundle, file } satisfies ProveRequest)
+      const isSpooled = this.#options.settings.withPieces
+      this.#prover.postMessage({ bundle, file, isSpooled } satisfies ProveRequest)
     } else if (reply.kind === 'finished') {
       this.#finished += 1
     }

@@ -434,7 +434,7 @@ async function proveInThread(file: WrittenFile, signal: AbortSignal): Promise<vo
     trackUnmanagedFds: false,
   })
   try {
-    worker.postMessage({ bundle: 0, file } satisfies ProveRequest)
+    worker.postMessage({ bundle: 0, file, isSpooled: false } satisfies ProveRequest)
     const [reply] = (await once(worker, 'message', { signal })) as [ProveReply]
     if (reply.kind === 'failed') throw asOurs(unpackError(reply.error))
   } catch (error) {

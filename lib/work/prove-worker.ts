@@ -5,21 +5,23 @@
 
 import { parentPort } from 'node:worker_threads'
 import { type PlainError, packError } from '../errors.ts'
-import { type WrittenFile, prove } from './prove.ts'
+import { type ReadBack, type WrittenFile, prove } from './prove.ts'
 
 export interface ProveRequest {
   /** Comes back with the reply. */
   readonly bundle: number
   readonly file: WrittenFile
+  /** Whether it waits to be sent elsewhere. */
+  readonly isSpooled: boolean
 }
 
 export type ProveReply =
-  | { readonly kind: 'proven'; readonly bundle: number; readonly readBack: 'direct' | 'advised' }
+  | { readonly kind: 'proven'; readonly bundle: number; readonly readBack: ReadBack }
   | { readonly kind: 'failed'; readonly error: PlainError }
 
-function answer({ bundle, file }: ProveRequest): ProveReply {
+function answer({ bundle, file, isSpooled }: ProveRequest): ProveReply {
   try {
-    return { kind: 'proven', bundle, readBack: prove(file) }
+    return { kind: 'proven', bundle, readBack: prove(file, { isSpooled }) }
   } catch (error) {
     return { kind: 'failed', error: packError(error) }
   }

@@ -26,15 +26,21 @@ export interface WrittenFile {
   readonly sums: readonly number[]
 }
 
-/** @returns how the read-back got past the page cache */
-export function prove(file: WrittenFile): 'direct' | 'advised' {
+/** How the read-back got past the page cache; or that there was none. */
+export type ReadBack = 'direct' | 'advised' | 'none'
+
+/**
+ * Proves a file on a medium. One in the spool only has to survive a crash: what is sent is compared
+ * with its SHA-256 then, and proven where it arrives.
+ */
+export function prove(file: WrittenFile, { isSpooled = false } = {}): ReadBack {
   try {
     try {
       fsyncSync(file.fd)
     } finally {
       closeSync(file.fd)
     }
-    return compareWithMedium(file)
+    return isSpooled ? 'none' : compareWithMedium(file)
   } catch (error) {
     remove(file.path)
     throw targetError({ error, path: file.path })

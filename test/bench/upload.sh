@@ -25,6 +25,7 @@ megabytes=288
 endpoint=http://127.0.0.1:$port
 export AWS_ACCESS_KEY_ID=testkey AWS_SECRET_ACCESS_KEY=testsecret AWS_REGION=us-east-1 AWS_EC2_METADATA_DISABLED=true
 export AWS_CONFIG_FILE=/dev/null AWS_SHARED_CREDENTIALS_FILE=/dev/null RESTIC_PASSWORD=bench XDG_CACHE_HOME=$work/cache
+unset AWS_CA_BUNDLE
 export RCLONE_CONFIG=$work/rclone.conf
 cat >"$RCLONE_CONFIG" <<EOF
 [ceph]
@@ -36,12 +37,16 @@ endpoint = $endpoint
 EOF
 backup() { HOME=$work/h node dist/commands/main.js "$@"; }
 backup init --source "$work/home/data" --staging "$work/staging" --machine bench --no-passphrase >/dev/null
-cat >>"$work/h/.config/backup/config.yaml" <<EOF
-targets:
-  - { name: cloud, kind: s3, bucket: ours, path: b, region: us-east-1, endpoint: "$endpoint", path_style: true,
-      bundle_size: 64 MiB, streams: 4 }
-notify: { desktop: false }
-EOF
+ENDPOINT=$endpoint node --input-type=module -e '
+  import { readFileSync, writeFileSync } from "node:fs"
+  import { parse } from "yaml"
+  const [path] = process.argv.slice(1)
+  const target = { name: "cloud", kind: "s3", bucket: "ours", path: "b", region: "us-east-1" }
+  const more = { endpoint: process.env.ENDPOINT, path_style: true, bundle_size: "64 MiB", streams: 4 }
+  const configuration = parse(readFileSync(path, "utf8"))
+  const targets = [{ ...target, ...more }]
+  writeFileSync(path, JSON.stringify({ ...configuration, targets, notify: { desktop: false } }))
+' "$work/h/.config/backup/config.yaml"
 backup collect >/dev/null
 
 # run NAME COMMAND…: what it took, in wall_NAME.
