@@ -199,7 +199,9 @@ async function planTarget(
               await recordPrune(repository, { machine, exports, signer, nowMs })
             }
             const removing = { ...options, report, only, beforeRemoving }
-            const done = await pruneExports(repository, removing)
+            const done = await pruneExports(repository, removing).catch((error: unknown) => {
+              throw withoutAdmin(error, target)
+            })
             if (bucket !== undefined) {
               await removeOldFreshness(repository, { machine, nowMs: context.now() })
             }
@@ -213,6 +215,19 @@ async function planTarget(
         jobs.push({ set, place: target.name, items, plan, sizes, freesBytes, saves, carryOut })
       })
     }
+  })
+}
+
+/** Whoever may only add is told who may do more. */
+function withoutAdmin(error: unknown, target: TargetConfiguration): unknown {
+  const isDenied = error instanceof BackupError && error.code === 'TARGET_DENIED'
+  if (!isDenied || target.kind !== 's3' || target.adminProfile !== undefined) return error
+  return new BackupError('TARGET_DENIED', error.message, {
+    hint:
+      'pruning takes credentials that may delete: name their profile as admin_profile of '
+      + target.name,
+    facts: error.facts,
+    cause: error,
   })
 }
 

@@ -366,9 +366,11 @@ class S3Target implements Target {
   /** Of the machine that publishes: those of others may go on with theirs. */
   async #abandon(path: string): Promise<void> {
     const machine = /^machines\/[^/]+\//.exec(path)?.[0] ?? path
-    const below = { prefix: this.#keyOf(machine), spool: this.#spool, nowMs: Date.now() }
-    // Whoever may not list or end them leaves that to the lifecycle rule.
-    await abandonUploads({ calls: this.#calls, ...below }).catch(() => undefined)
+    for (const folder of [machine, `${PROBE_FOLDER}/`]) {
+      const below = { prefix: this.#keyOf(folder), spool: this.#spool, nowMs: Date.now() }
+      // Whoever may not list or end them leaves that to the lifecycle rule.
+      await abandonUploads({ calls: this.#calls, ...below }).catch(() => undefined)
+    }
   }
 }
 

@@ -140,10 +140,13 @@ async function extendBucketLocks({
     const verification = await readVerification(repository, place, [signer.publicKey])
     for (const path of pathsToLock(place, verification)) paths.add(path)
   }
-  const untilMs = nowMs + target.lockMs
+  // To the day: what was sent a moment ago is locked long enough.
+  const untilMs = nowMs + target.lockMs - DAY_MS
   const cacheFile = rawPathFromText(join(staging, '.state', 'locks', `${target.name}.json`))
   await extendLocks(bucket, { paths: [...paths], nowMs, untilMs, cacheFile, report, signal })
 }
+
+const DAY_MS = 86_400_000
 
 /** What is free now that the exports are there. */
 function rememberSpace(
