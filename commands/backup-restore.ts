@@ -242,7 +242,16 @@ async function verifyTarget(job: Job): Promise<ExitCode> {
   const { reporter } = context
   const paths = outcome.damagedFiles
   const advise = { paths, staging: configuration.staging, signal: context.signal }
-  const isHidden = reading !== undefined && (await tellHidden(job, { repository, publicKeys }))
+  const isUntrusted = exports.some(({ problems }) => {
+    return problems.some(({ code }) => code === 'SIGNER_UNKNOWN')
+  })
+  if (isUntrusted) {
+    const message = `the keys of ${machine} are not trusted here: see trusted_signing_keys`
+    reporter.report({ kind: 'notice', level: 'warning', code: 'SIGNER_UNKNOWN', message })
+  }
+  // Without its keys nobody can say what it needs.
+  const isHidden =
+    reading !== undefined && !isUntrusted && (await tellHidden(job, { repository, publicKeys }))
   if (existsSync(configuration.staging) && target.access === 'files') {
     for (const line of await repairAdvice(target, advise)) reporter.print(line)
   }
@@ -258,6 +267,17 @@ async function verifyTarget(job: Job): Promise<ExitCode> {
     return problems.length > 0 ? 13 : complete === false || unread > 0 ? 3 : 0
   })
   return worstExitCode([...codes, isHidden ? 13 : 0])
+}
+
+/** What was restored is what was signed; that somebody hid it has to be known all the same. */
+function tellOlder({ reporter }: CommandContext, { name, bucket }: Target): void {
+  const paths = bucket?.olderReads() ?? []
+  if (paths.length === 0) return
+  const message =
+    `${name}: ${paths.length} objects were deleted or overwritten, and read from their older `
+    + `versions: ${paths.slice(0, 3).join(', ')} (\`backup repair --target ${name}\` brings them `
+    + 'back; find out who did it)'
+  reporter.report({ kind: 'notice', level: 'warning', code: 'OBJECT_HIDDEN', message })
 }
 
 /** What was deleted or overwritten in a bucket that keeps versions. */
@@ -295,6 +315,8 @@ async function keepReceipt(
 ): Promise<void> {
   const { staging } = configuration
   if (of.outcome.exports.length === 0 || !existsSync(staging)) return
+  // How another machine's exports are is that machine's affair.
+  if (of.outcome.exports.some(({ machine }) => machine !== configuration.machine)) return
   // What was not read is not proven.
   if (of.outcome.exports.some(({ unread }) => unread > 0)) return
   try {
@@ -418,6 +440,7 @@ async function restoreFromTarget(job: Job): Promise<ExitCode> {
         },
         selected,
       )
+      tellOlder(context, target)
       return { ...outcome, incomplete: !manifest.complete }
     } finally {
       reader.close()

@@ -87,7 +87,9 @@ export async function initFrom(context: CommandContext): Promise<ExitCode> {
   const named = textOption(values, 'config') ?? environment['BACKUP_CONFIG']
   const path = resolve(named || defaultConfigurationPath(home))
   const key = await keyForNewName(context, path)
-  refuseExisting([path, ...(key === undefined ? [] : [key.path, key.publicPath])])
+  if (!isGiven(values, 'dry-run')) {
+    refuseExisting([path, ...(key === undefined ? [] : [key.path, key.publicPath])])
+  }
   const place = placeOfText(textOption(values, 'from') ?? '', {
     endpoint: textOption(values, 'endpoint'),
     region: textOption(values, 'region'),

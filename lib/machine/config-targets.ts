@@ -143,9 +143,8 @@ export function placeOf(target: Exclude<TargetConfiguration, DriveTargetConfigur
     const at = endpoint === undefined ? '' : ` at ${endpoint}`
     return `s3://${bucket}${path === '' ? '' : `/${path}`}${at}`
   }
-  const { host, port, user, path } = target
-  const who = user === undefined ? '' : `${user}@`
-  return `sftp://${who}${host}${port === 22 ? '' : `:${port}`}/${path}`
+  const { host, port, path } = target
+  return `sftp://${host}${port === 22 ? '' : `:${port}`}/${path}`
 }
 
 /** The bounds of docs/format.md: small enough to fit any drive, large enough to be few. */

@@ -55,4 +55,6 @@ export interface Bucket {
   /** From now on ranges and the size of a path are those of this version, not of the newest. */
   preferVersion(path: string, version: Pick<S3Version, 'versionId' | 'sizeBytes'>): void
   usage(): BucketUsage
+  /** What was deleted or overwritten, and is read from an older version all the same: paths. */
+  olderReads(): readonly string[]
 }

@@ -146,6 +146,10 @@ class DirectoryTarget implements Target {
     })
   }
 
+  sentBytes(): undefined {
+    return undefined
+  }
+
   async close(): Promise<void> {}
 
   async read(path: string, maxBytes: number): Promise<Buffer | undefined> {

@@ -90,6 +90,8 @@ const CALL_TIMEOUT_MS = 2 * 3600_000
 const MAX_SOCKETS = 64
 
 const ATTEMPTS = 8
+/** Of a service that answered before: a line that is down for a minute is waited for. */
+const AWAY_ATTEMPTS = 12
 /** A service that never answered yet is not waited for as long as one that went away. */
 const FIRST_ATTEMPTS = 3
 const FIRST_DELAY_MS = 200
@@ -149,7 +151,8 @@ export function createS3Calls(of: S3ClientOptions): S3Calls {
         hasAnswered = true
         return answer
       } catch (error) {
-        const attempts = isConnectionTrouble(error) && !hasAnswered ? FIRST_ATTEMPTS : ATTEMPTS
+        const away = hasAnswered ? AWAY_ATTEMPTS : FIRST_ATTEMPTS
+        const attempts = isConnectionTrouble(error) ? away : ATTEMPTS
         const isOver = number >= attempts || performance.now() - begunMs > MAX_RETRY_MS
         if (isOver || !isWorthRetrying(error)) {
           const { action, key } = call
@@ -157,7 +160,8 @@ export function createS3Calls(of: S3ClientOptions): S3Calls {
           throw s3Error(error, { action, bucket, key, endpoint, region, profile, nowMs })
         }
         // Full jitter: whoever was refused together does not come back together.
-        const mostMs = Math.min(MAX_DELAY_MS, firstDelayMs * 2 ** (number - 1))
+        const capMs = (MAX_DELAY_MS * firstDelayMs) / FIRST_DELAY_MS
+        const mostMs = Math.min(capMs, firstDelayMs * 2 ** (number - 1))
         await sleep(Math.random() * mostMs)
       }
     }

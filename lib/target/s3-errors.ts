@@ -144,7 +144,7 @@ function meaning(error: unknown, of: S3Circumstances & Trouble): Meaning {
     return [
       'CONFIG_INVALID',
       `bucket ${bucket}: no region is known`,
-      { hint: 'write `region:` into the target, or into the profile in ~/.aws/config' },
+      { hint: 'write `region:` into the target or the profile in ~/.aws/config (init: --region)' },
     ]
   }
   const denied = credentialsMeaning(of)
@@ -276,7 +276,7 @@ function regionMeaning({ bucket, region, rightRegion }: S3Circumstances & Troubl
     'TARGET_FAILED',
     `bucket ${bucket} is in region ${rightRegion}, not ${asked}`,
     {
-      hint: `write \`region: ${rightRegion}\` into the target; nothing was written`,
+      hint: `write \`region: ${rightRegion}\` into the target (init: --region); nothing written`,
       facts: { region: rightRegion },
     },
   ]

@@ -149,6 +149,7 @@ class S3Target implements Target {
       capabilities,
       warmthOf: (path) => this.#warmthOf(path),
       preferVersion: (path, version) => void this.#older.set(this.#keyOf(path), version),
+      olderReads: () => [...this.#older.keys()].flatMap((key) => this.#pathOf(key) ?? []),
       usage: () => (calls === adminCalls ? calls.usage() : sum(calls.usage(), adminCalls.usage())),
     }
   }
@@ -313,6 +314,10 @@ class S3Target implements Target {
 
   async freeBytes(): Promise<number | undefined> {
     return undefined
+  }
+
+  sentBytes(): number {
+    return this.bucket.usage().bytesSent
   }
 
   async close(): Promise<void> {

@@ -167,7 +167,8 @@ function hostKeyError(
     return new BackupError('HOST_KEY_WRONG', `target ${name}: no key of ${host} is pinned`, {
       hint:
         `compare with what \`ssh-keygen -lf ${file}\` prints on the host itself; if it is the `
-        + `same, write \`host_key: ${key.fingerprint}\` into the target; nothing was sent`,
+        + `same, write \`host_key: ${key.fingerprint}\` into the target (for init --from: `
+        + '--host-key); nothing was sent',
       facts,
     })
   }

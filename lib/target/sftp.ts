@@ -314,6 +314,10 @@ class SftpTarget implements Target {
     })
   }
 
+  sentBytes(): number {
+    return this.#transfers.sentBytes()
+  }
+
   async close(): Promise<void> {
     this.#connections.close()
   }

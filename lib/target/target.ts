@@ -80,6 +80,8 @@ export interface Target {
   removeDirectory(path: string): Promise<void>
   /** Bytes that can still be written; undefined where nobody knows. */
   freeBytes(): Promise<number | undefined>
+  /** Over a network: what was sent so far, for people who wait; undefined where nothing is. */
+  sentBytes(): number | undefined
   /** Ends connections and timers, so that nothing keeps the program alive. */
   close(): Promise<void>
 }

@@ -12,6 +12,8 @@ export interface Transfers {
   run<T>(work: () => Promise<T>): Promise<T>
   /** Returns when that many bytes may be sent. @throws the reason of a signal that ends */
   pace(bytes: number, signal?: AbortSignal): Promise<void>
+  /** How many bytes were let through so far. */
+  sentBytes(): number
 }
 
 export interface TransfersOptions {
@@ -26,6 +28,7 @@ export function createTransfers({ streams, bandwidthLimitBytes }: TransfersOptio
   const waiting: (() => void)[] = []
   // When everything that was let through is sent, at the limit's pace.
   let sentAtMs = 0
+  let sentBytes = 0
 
   return {
     async run(work) {
@@ -42,6 +45,7 @@ export function createTransfers({ streams, bandwidthLimitBytes }: TransfersOptio
     },
     async pace(bytes, signal) {
       signal?.throwIfAborted()
+      sentBytes += bytes
       if (bandwidthLimitBytes === undefined) return
       const nowMs = performance.now()
       const startMs = Math.max(nowMs, sentAtMs)
@@ -49,5 +53,6 @@ export function createTransfers({ streams, bandwidthLimitBytes }: TransfersOptio
       if (startMs === nowMs) return
       await sleep(startMs - nowMs, undefined, signal === undefined ? {} : { signal })
     },
+    sentBytes: () => sentBytes,
   }
 }

@@ -11,12 +11,14 @@ import {
   type MonthlyCost,
   type ObjectGroup,
   type PricedObject,
+  addCosts,
   groupObjects,
   monthlyCost,
   paysToRewrite,
   pruneCost,
   runCost,
   uploadCost,
+  verifyCost,
 } from '../model/cost.ts'
 import { refuseOverLimit } from '../model/cost-limit.ts'
 import { describePrices, describePrune, describeUpload } from '../model/cost-text.ts'
@@ -84,7 +86,10 @@ export class BucketMoney {
    * Before an export of about so many bytes.
    * @throws BackupError COST_LIMIT: nothing was spent
    */
-  approveUpload({ set, bytes }: { set: string; bytes: number }, report: Report): void {
+  async approveUpload(
+    { set, bytes }: { set: string; bytes: number },
+    report: Report,
+  ): Promise<void> {
     const { bundleSizeBytes, name, costLimit } = this.#target
     // A service of one's own: there is nothing to say.
     if (this.#prices === NO_PRICES && costLimit === undefined) return
@@ -97,7 +102,16 @@ export class BucketMoney {
       return { storageClass: 'STANDARD', kind: 'metadata', sizeBytes: 1024 }
     })
     const groups = this.#group([...data, ...small])
-    const upload = uploadCost({ prices: this.#prices, groups })
+    const prices = this.#prices
+    const sending = uploadCost({ prices, groups })
+    // What the service does not check is read back, and that is paid for.
+    const { multipartChecksum } = await this.#bucket.capabilities()
+    const requests = Math.ceil(bytes / PART_BYTES) + bundles
+    const back = [{ storageClass: 'STANDARD', requests, bytes }]
+    const upload =
+      multipartChecksum === 'crc32'
+        ? sending
+        : addCosts([sending, verifyCost({ prices, read: back })])
     const monthly = monthlyCost({ prices: this.#prices, stored: groups, besides: [] })
     const message =
       `${set} → ${name}: about ${describeUpload(upload, monthly)} more; `

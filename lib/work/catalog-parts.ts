@@ -13,6 +13,7 @@ import { bundleFile } from '../model/verification.ts'
 import type { Target } from '../target/target.ts'
 import { type BundleReader, openBundle } from './bundle-reader.ts'
 import { type BundleAddress, FetchedSource, networkPath } from './bundle-source.ts'
+import { unlessAborted } from './interruption.ts'
 import { OpenBundles } from './open-bundles.ts'
 
 /** An index of five million entries is 6 MB, a shard 100 KB. */
@@ -111,23 +112,6 @@ export class CatalogParts {
   close(): void {
     this.#bundles.close()
     this.#fetched.clear()
-  }
-}
-
-/** What a service keeps us waiting for need not be waited for. @throws BackupError INTERRUPTED */
-async function unlessAborted(signal: AbortSignal | undefined, work: Promise<void>): Promise<void> {
-  if (signal === undefined) return await work
-  let abort = (): void => {}
-  const aborted = new Promise<never>((_, reject) => {
-    abort = () => reject(new BackupError('INTERRUPTED', 'interrupted'))
-  })
-  signal.addEventListener('abort', abort, { once: true })
-  if (signal.aborted) abort()
-  try {
-    await Promise.race([work, aborted])
-  } finally {
-    signal.removeEventListener('abort', abort)
-    work.catch(() => undefined)
   }
 }
 

@@ -49,6 +49,7 @@ import { CONFIGURATION_MEMBER, configurationMember } from './configuration-membe
 import { checkSpace, estimateExport } from './export-space.ts'
 import { type Packed, packAll } from './pack-pool.ts'
 import { dataBundleFile } from './pack-worker.ts'
+import { unlessAborted } from './interruption.ts'
 import { readKnownDamage } from './known-damage.ts'
 import { finishEntries, pieceIndexFor } from './packed-entries.ts'
 import type { PieceIndex } from './piece-index.ts'
@@ -257,7 +258,7 @@ function readSpooled(path: RawPath): Buffer | undefined {
  * is told. What is neither is packed again.
  */
 async function finishSending(
-  { configuration, repository, set, report }: ExportOptions,
+  { configuration, repository, set, report, signal }: ExportOptions,
   stamps: readonly StampDirectory[],
 ): Promise<readonly UnfinishedBundle[]> {
   const { target, id } = repository
@@ -276,7 +277,7 @@ async function finishSending(
     if (existsSync(rawPathToBytes(spooled))) {
       // Also where it is there: publish() clears the spool once it is proven, and not before.
       report({ kind: 'phase', name: `going on with ${bundle.name}` })
-      const why = await whyNotSent(target, { path, spooled, bundle })
+      const why = await whyNotSent(target, { path, spooled, bundle, signal })
       if (why !== undefined) {
         forgetBundle({ staging, id, set }, bundle.name)
         const message = `${bundle.name} cannot be gone on with, and is packed again: ${why}`
@@ -294,13 +295,18 @@ async function finishSending(
 /** Sends what waits in the spool. @returns why that cannot ever be done */
 async function whyNotSent(
   target: Target,
-  of: { readonly path: string; readonly spooled: RawPath; readonly bundle: UnfinishedBundle },
+  of: {
+    readonly path: string
+    readonly spooled: RawPath
+    readonly bundle: UnfinishedBundle
+    readonly signal: AbortSignal
+  },
 ): Promise<string | undefined> {
-  const { path, spooled, bundle } = of
+  const { path, spooled, bundle, signal } = of
   // Its pieces would not be what is known.
   if (!(await isAsNoted(spooled, bundle))) return 'it changed while it waited to be sent'
   try {
-    await target.publish(path)
+    await unlessAborted(signal, target.publish(path))
     return undefined
   } catch (error) {
     if (!isFinal(error)) throw error
@@ -553,6 +559,7 @@ class Export {
       0,
     )
     const bytesSkipped = plan.reduce((sum, { entry }) => sum + (entry.size ?? 0), 0) - bytesTotal
+    const sentBefore = this.#target.sentBytes() ?? 0
     return await packAll({
       items,
       signal,
@@ -580,18 +587,25 @@ class Export {
         }
         await this.#target.publish(bundlePath(configuration.machine, facts.name), facts.sha256)
       },
-      onProgress: ({ filesDone, bytesDone, bytesWritten, current }) =>
+      onProgress: ({ filesDone, bytesDone, bytesWritten, isPublishing, current }) => {
+        const files = { filesDone, filesTotal: items.length }
+        const sent = (this.#target.sentBytes() ?? 0) - sentBefore
+        if (isPublishing && this.#target.access === 'network') {
+          const sending = { bytesDone: Math.min(sent, bytesWritten), bytesTotal: bytesWritten }
+          report({ kind: 'progress', phase: `sending ${set}`, ...files, ...sending })
+          return
+        }
         report({
           kind: 'progress',
           phase: `exporting ${set}`,
-          filesDone,
-          filesTotal: items.length,
+          ...files,
           bytesDone,
           bytesTotal,
           bytesSkipped,
-          bytesWritten,
+          bytesWritten: this.#target.access === 'network' ? sent : bytesWritten,
           ...(current === undefined ? {} : { current }),
-        }),
+        })
+      },
     })
   }
 

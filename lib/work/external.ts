@@ -244,7 +244,7 @@ async function exportSets(
           money === undefined
             ? undefined
             : async (estimate: { set: string; bytes: number }) => {
-                money.approveUpload(estimate, report)
+                await money.approveUpload(estimate, report)
               }
         const compaction = money?.compaction(nowMs)
         return await exportSet({ ...from, targetConfiguration: target, approve, compaction })

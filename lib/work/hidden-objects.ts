@@ -102,7 +102,7 @@ export async function findHidden(
   const isKnowable = unversioned.length === 0
   const why = isKnowable
     ? undefined
-    : `${unversioned.length} objects were written without versioning: what was there before is gone`
+    : 'it keeps no versions, or did not when some of what is there was written'
   const suspects = [...versions].filter(([, list]) => isSuspicious(list)).map(([path]) => path)
   if (suspects.length === 0) return { isKnowable, why, hidden: [], unjudged: [] }
   const search = { bucket, id, machine, publicKeys, versions }

@@ -21,6 +21,7 @@ import type {
 } from './pack-worker.ts'
 import type { ReadBack } from './prove.ts'
 import type { ProveReply, ProveRequest } from './prove-worker.ts'
+import { unlessAborted } from './interruption.ts'
 import { WORKER_LIMITS } from './worker-pool.ts'
 import { endWorkers } from '../machine/threads.ts'
 
@@ -32,6 +33,8 @@ const BATCH_BYTES = 16 * 1024 * 1024
 const BATCH_ITEMS = 512
 /** Batches a worker has at hand, so that it never waits for the main thread. */
 const BATCHES_AHEAD = 2
+/** While bundles are sent, and nothing is packed any more. */
+const TELLING_MS = 1000
 /** Below this, one more worker would only make one more small bundle. */
 const MIN_BYTES_PER_WORKER = 4 * 1024 * 1024
 
@@ -39,6 +42,8 @@ export interface PackProgress {
   readonly filesDone: number
   readonly bytesDone: number
   readonly bytesWritten: number
+  /** Everything is packed, and bundles are still being published. */
+  readonly isPublishing: boolean
   readonly current: RawPath | undefined
 }
 
@@ -198,7 +203,12 @@ class Pool {
       }
     })
     await packing.finally(() => signal.removeEventListener('abort', onAbort))
-    await Promise.all(this.#publishing)
+    const telling = setInterval(() => this.#tell(), TELLING_MS)
+    try {
+      await unlessAborted(signal, Promise.all(this.#publishing))
+    } finally {
+      clearInterval(telling)
+    }
     return { entries: this.#entries, failures: this.#failures, bundles: this.#bundles }
   }
 
@@ -248,6 +258,7 @@ class Pool {
       filesDone: this.#filesDone,
       bytesDone: this.#bytesDone,
       bytesWritten: this.#bytesWritten,
+      isPublishing: this.#isDone(),
       current: this.#batches[this.#next]?.[0]?.metadata.path,
     })
   }

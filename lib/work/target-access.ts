@@ -84,7 +84,12 @@ export async function repositoryToRead(target: Target): Promise<Repository> {
   throw new BackupError(
     'TARGET_ABSENT',
     `target ${target.name}: there is no repository at ${target.place}`,
-    { hint: 'check that the right drive is mounted; the first export makes a repository' },
+    {
+      hint:
+        target.access === 'files'
+          ? 'check that the right drive is mounted; the first export makes a repository'
+          : 'check the place of the target; the first export makes a repository',
+    },
   )
 }
 
@@ -161,6 +166,15 @@ async function repositoryInDirectory(
   const known = knownRepositories(staging)
   const knownId = known[target.name]
   const found = await findRepository(target)
+  if (found === undefined && knownId !== undefined && target.access === 'network') {
+    throw new BackupError('TARGET_FAILED', `the repository at ${target.place} is gone`, {
+      hint:
+        'correct the place of the target if that changed; if not, somebody emptied it: `backup '
+        + `repair --target ${target.name}\` brings back what a bucket with versions still has; to `
+        + 'begin anew, give the target another name; nothing was written',
+      facts: { target: target.name, repository: knownId },
+    })
+  }
   if (found === undefined && knownId !== undefined) {
     throw new BackupError(
       'TARGET_ABSENT',

@@ -422,7 +422,8 @@ async function judge(
   }
   const isWhole = problems.length === 0
   const part = unread === 0 ? 'whole' : `whole as far as it was read, ${unread} bundles were not`
-  const state = isWhole ? part : `damaged, ${damaged.length} paths`
+  const lost = reader === undefined ? 'which paths is not known' : `${damaged.length} paths`
+  const state = isWhole ? part : `damaged, ${lost}`
   options.report({
     kind: 'notice',
     level: isWhole ? 'info' : 'warning',

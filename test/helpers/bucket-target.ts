@@ -56,6 +56,7 @@ export function bucketTarget({
     },
     preferVersion: none,
     usage: () => calls.usage(),
+    olderReads: () => [],
   }
   return {
     ...{ name: 'cloud', drive: undefined, place: 's3://bucket/backups', access: 'network', bucket },
@@ -86,6 +87,7 @@ export function bucketTarget({
     remove: async (path) => await bucket.adminCalls.remove(keyOf(path)),
     removeDirectory: none,
     freeBytes: none,
+    sentBytes: () => bucket.usage().bytesSent,
     close: async () => {
       calls.close()
       bucket.adminCalls.close()

@@ -61,6 +61,7 @@ export function networkTarget(of: {
     remove: async (path) => await through('remove', path, () => files.remove(path)),
     removeDirectory: async (path) => await files.removeDirectory(path),
     freeBytes: async () => undefined,
+    sentBytes: () => 0,
     close: async () => {},
   }
   const through = async <T>(call: string, path: string, action: () => Promise<T>): Promise<T> => {

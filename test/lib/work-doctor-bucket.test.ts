@@ -88,8 +88,10 @@ function targetOf(server: S3Server, change: Partial<S3TargetConfiguration> = {})
 
 /** Users `b` and `a` have the policies of backups and admins, as IAM would read them. */
 async function serve(change: S3ServerOptions = {}): Promise<S3Server> {
-  const may = (kind: 'backup' | 'admin') => (action: string, key: string) =>
-    decide([policyDocument(kind, SCOPE) as Policy], { action, key })
+  const may =
+    (kind: 'backup' | 'admin') =>
+    (action: string, key: string, conditions: Readonly<Record<string, string>>) =>
+      decide([policyDocument(kind, SCOPE) as Policy], { action, key, conditions })
   const server = await startS3Server({
     buckets: { bucket: GOOD_BUCKET },
     users: { b: { secret: 'sb', may: may('backup') }, a: { secret: 'sa', may: may('admin') } },
@@ -101,25 +103,25 @@ async function serve(change: S3ServerOptions = {}): Promise<S3Server> {
   return server
 }
 
-/** Conditions are about the request that is being answered: the last one that came. */
 function decide(
   policies: readonly Policy[],
-  { action, key }: { readonly action: string; readonly key: string },
+  {
+    action,
+    key,
+    conditions,
+  }: {
+    readonly action: string
+    readonly key: string
+    readonly conditions: Readonly<Record<string, string>>
+  },
 ): boolean {
-  const request = servers.at(-1)?.requests.at(-1)
-  assert.ok(request)
-  const { headers, query } = request
-  const isPart = ['CreateMultipartUpload', 'UploadPart'].includes(request.action)
   const isList = /^s3:List(Bucket|BucketVersions)$/.test(action)
-  const matching = headers['if-none-match']
   const context = {
-    's3:ObjectCreationOperation': String(!isPart),
-    ...(matching === undefined ? {} : { 's3:if-none-match': String(matching) }),
-    ...(isList ? { 's3:prefix': key } : {}),
-    ...(query['delimiter'] === undefined ? {} : { 's3:delimiter': query['delimiter'] }),
     // Of every lock here: a probe's.
     's3:object-lock-mode': 'GOVERNANCE',
     's3:object-lock-remaining-retention-days': '1',
+    ...conditions,
+    ...(isList ? { 's3:prefix': key } : {}),
   }
   const isOfBucket = key === '' || isList || action === 's3:ListBucketMultipartUploads'
   const resource = `arn:aws:s3:::bucket${isOfBucket ? '' : `/${key}`}`
@@ -141,6 +143,7 @@ function bucketOf(target: S3TargetConfiguration): Bucket {
     storageClassFor: () => 'STANDARD',
     capabilities: () => Promise.resolve(CAPABILITIES),
     warmthOf: () => Promise.resolve(undefined),
+    olderReads: () => [],
     preferVersion: () => {},
     usage: () => calls.usage(),
   }
@@ -267,7 +270,8 @@ doctor('a plain deletion that only hides is told from one that destroys', async 
     Version: '2012-10-17',
     Statement: [{ Sid: 'Hide', Effect: 'Allow', Action: ['s3:DeleteObject'], Resource: ['*'] }],
   }
-  const may = (action: string, key: string) => decide([policy, hiding], { action, key })
+  const may = (action: string, key: string, conditions: Readonly<Record<string, string>>) =>
+    decide([policy, hiding], { action, key, conditions })
   const users = { b: { secret: 'sb', may }, a: { secret: 'sa' } }
   const { findings } = await examine(await serve({ users }))
   const found = findings.find(({ name }) => name === 'delete')
