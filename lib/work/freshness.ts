@@ -306,6 +306,24 @@ export async function recordFreshness({
   await removeWhereAllowed(repository, { machine, nowMs })
 }
 
+/**
+ * Whether the newest record knows these exports: nothing new is to be said then. It does not where a
+ * run was killed between its exports and its record.
+ */
+export async function isFreshnessCurrent(
+  repository: Repository,
+  of: {
+    readonly machine: string
+    readonly publicKeys: readonly string[]
+    readonly newest: readonly { readonly set: string; readonly stamp: Stamp }[]
+    readonly nowMs: number
+  },
+): Promise<boolean> {
+  if (of.newest.length === 0) return true
+  const { record } = await readFreshness(repository, of)
+  return of.newest.every(({ set, stamp }) => (record?.sets.get(set)?.stamp ?? '') >= stamp)
+}
+
 /** A bucket with an admin profile has backups that only add; `backup prune` removes there. */
 function mayRemove(target: TargetConfiguration): boolean {
   return target.kind !== 's3' || target.adminProfile === undefined

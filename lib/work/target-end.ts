@@ -22,7 +22,7 @@ import { extendLocks, pathsToLock } from './bucket-locks.ts'
 import type { BucketBill, BucketMoney } from './bucket-money.ts'
 import { addParity } from './parity.ts'
 import { writeReceipt } from './receipts.ts'
-import { recordFreshness } from './freshness.ts'
+import { isFreshnessCurrent, recordFreshness } from './freshness.ts'
 import { type ExportPlace, type Repository, directoryOf, readVerification } from './repository.ts'
 import type { Signer } from './signing.ts'
 
@@ -92,12 +92,7 @@ export async function endTarget(options: EndOptions): Promise<TargetEnd> {
   const drill = wantsDrill(options) ? await attempt(async () => await runDrill(options)) : undefined
   const freeBytes = await attempt(async () => await repository.target.freeBytes())
   await attempt(async () => rememberSpace(options, freeBytes))
-  // A run that found everything there already says nothing new.
-  if (target.kind !== 'drive' && options.exported.length > 0) {
-    const { exported, signer, nowMs } = options
-    const record = { configuration, target, repository, signer, exported, nowMs }
-    await attempt(async () => await recordFreshness(record))
-  }
+  if (target.kind !== 'drive') await attempt(async () => await sayFreshness(options))
   await attempt(async () => await extendBucketLocks(options))
   const bill = await attempt(
     async () => await options.money?.bill(options.exported.map(directoryOf)),
@@ -120,6 +115,15 @@ export async function endTarget(options: EndOptions): Promise<TargetEnd> {
     problems,
     bill,
   }
+}
+
+/** A run that found everything there already mostly has nothing new to say. */
+async function sayFreshness(options: EndOptions): Promise<void> {
+  const { configuration, target, repository, signer, exported, newest, nowMs } = options
+  const { machine } = configuration
+  const of = { machine, publicKeys: [signer.publicKey], newest, nowMs }
+  if (exported.length === 0 && (await isFreshnessCurrent(repository, of))) return
+  await recordFreshness({ configuration, target, repository, signer, exported, nowMs })
 }
 
 /** Older bundles that the newest exports need are locked for as long as these. */
