@@ -307,8 +307,8 @@ export async function recordFreshness({
 }
 
 /**
- * Whether the newest record knows these exports: nothing new is to be said then. It does not where a
- * run was killed between its exports and its record.
+ * Whether the newest record knows these exports: nothing new is to be said then. It does not where
+ * a run was killed between its exports and its record.
  */
 export async function isFreshnessCurrent(
   repository: Repository,
