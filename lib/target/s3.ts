@@ -7,6 +7,7 @@
 
 import { Buffer } from 'node:buffer'
 import { mkdirSync } from 'node:fs'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { BackupError } from '../errors.ts'
 import { placeOf, type S3TargetConfiguration } from '../machine/config-targets.ts'
 import { rawPathFromText, type RawPath, rawPathToBytes } from '../model/raw-path.ts'
@@ -36,6 +37,9 @@ export interface S3TargetOptions {
 
 /** The classes of objects that have to be thawed before they can be read. */
 const COLD_CLASSES = ['GLACIER', 'DEEP_ARCHIVE']
+
+/** What is left is tidied up by a later run. */
+const CLOSE_MS = 5000
 
 /** What a class is chosen for; everything else is read too often. */
 const DATA_BUNDLE = /(^|\/)data-[^/]*\.tar\.zst\.age$/
@@ -321,7 +325,8 @@ class S3Target implements Target {
   }
 
   async close(): Promise<void> {
-    await this.#abandoning
+    // Tidying up is no reason to wait for a service that does not answer.
+    await Promise.race([this.#abandoning, sleep(CLOSE_MS, undefined, { ref: false })])
     this.#close()
   }
 

@@ -334,7 +334,7 @@ hide('what cannot be known is said: no versions, or no right to see them', async
   await writeExport(plain, FIRST)
   const found = await plain.find()
   assert.is(found.isKnowable, false)
-  assert.match(found.why ?? '', /without versioning/)
+  assert.match(found.why ?? '', /keeps no versions/)
   const made = await scene()
   const blind = bucketTarget({ server: made.server, profile: 'backup' })
   const denied = await findHidden(
