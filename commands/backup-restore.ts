@@ -13,13 +13,14 @@ import type { Target } from '../lib/target/target.ts'
 import { formatSize } from '../lib/model/amount.ts'
 import { isFrozen } from '../lib/model/collection.ts'
 import { type RawPath, rawPathFromText } from '../lib/model/raw-path.ts'
-import { bundleFile } from '../lib/model/verification.ts'
+import { bundlePath } from '../lib/model/verification.ts'
 import { ExportReader } from '../lib/work/export-reader.ts'
 import { findExports, pickExports } from '../lib/work/find-exports.ts'
 import {
   describeHidden,
   findHidden,
   hiddenError,
+  olderReadsError,
   preferSigned,
 } from '../lib/work/hidden-objects.ts'
 import { noteDamage } from '../lib/work/known-damage.ts'
@@ -270,14 +271,11 @@ async function verifyTarget(job: Job): Promise<ExitCode> {
 }
 
 /** What was restored is what was signed; that somebody hid it has to be known all the same. */
-function tellOlder({ reporter }: CommandContext, { name, bucket }: Target): void {
-  const paths = bucket?.olderReads() ?? []
-  if (paths.length === 0) return
-  const message =
-    `${name}: ${paths.length} objects were deleted or overwritten, and read from their older `
-    + `versions: ${paths.slice(0, 3).join(', ')} (\`backup repair --target ${name}\` brings them `
-    + 'back; find out who did it)'
-  reporter.report({ kind: 'notice', level: 'warning', code: 'OBJECT_HIDDEN', message })
+function tellOlder({ reporter }: CommandContext, target: Target): void {
+  const error = olderReadsError(target)
+  if (error === undefined) return
+  const { code, message, hint } = error
+  reporter.report({ kind: 'notice', level: 'warning', code, message: `${message} (${hint})` })
 }
 
 /** What was deleted or overwritten in a bucket that keeps versions. */
@@ -409,12 +407,12 @@ async function restoreFromTarget(job: Job): Promise<ExitCode> {
     target,
     configuration: targetNamed(configuration, target.name),
   })
-  return await restoreEach(job, pickExports(found, words.date), async (place) => {
+  const code = await restoreEach(job, pickExports(found, words.date), async (place) => {
     const manifest = await readManifest(repository, place, { publicKeys, identities })
     if (target.bucket !== undefined) {
       const bundles = new Map(
         manifest.bundles.map(({ name, sha256 }) => {
-          return [`machines/${place.machine}/${bundleFile(name)}`, sha256]
+          return [bundlePath(place.machine, name), sha256]
         }),
       )
       await preferSigned(target.bucket, { directory: `machines/${place.machine}`, bundles })
@@ -424,8 +422,8 @@ async function restoreFromTarget(job: Job): Promise<ExitCode> {
     try {
       const selected = await selectEntries(reader, words.paths)
       if (reading !== undefined) {
-        const read = words.dryRun ? tellReadable : makeReadable
-        await read(reading, { reader, selection: selected })
+        const needs = { reader, selection: selected, tier: words.thaw }
+        await (words.dryRun ? tellReadable : makeReadable)(reading, needs)
       }
       const outcome = await restoreEntries(
         {
@@ -440,12 +438,13 @@ async function restoreFromTarget(job: Job): Promise<ExitCode> {
         },
         selected,
       )
-      tellOlder(context, target)
       return { ...outcome, incomplete: !manifest.complete }
     } finally {
       reader.close()
     }
   })
+  tellOlder(context, target)
+  return code
 }
 
 /**

@@ -4,18 +4,17 @@
 // Called by backup-restore.ts with what is to be read. Prints a plan where something is cold.
 // Throws COST_LIMIT, COLD_STORAGE and THAWING, which end the command before anything is written.
 
-import { BackupError } from '../lib/errors.ts'
 import type { S3TargetConfiguration } from '../lib/machine/config-targets.ts'
 import { type RestoreOffer, restoreCost, verifyCost } from '../lib/model/cost.ts'
 import { refuseOverLimit } from '../lib/model/cost-limit.ts'
 import { describeCost, describeRestore } from '../lib/model/cost-text.ts'
 import { NO_PRICES, type RegionPrices, type Tier } from '../lib/model/prices.ts'
-import { describeThawPlan, parseTier, priceOfThaw } from '../lib/model/thaw-plan.ts'
+import { describeThawPlan, priceOfThaw } from '../lib/model/thaw-plan.ts'
 import { dataBytes } from '../lib/model/entry.ts'
 import type { Bucket } from '../lib/target/bucket.ts'
 import type { Target } from '../lib/target/target.ts'
 import { pricesOf } from '../lib/work/bucket-money.ts'
-import { networkPath } from '../lib/work/bundle-source.ts'
+import { networkPath } from '../lib/work/bundle-address.ts'
 import type { ExportReader } from '../lib/work/export-reader.ts'
 import type { Selection } from '../lib/work/restore.ts'
 import {
@@ -25,7 +24,7 @@ import {
   planThaw,
   thawOrSay,
 } from '../lib/work/thaw.ts'
-import { type CommandContext, isGiven, textOption } from './command.ts'
+import { type CommandContext, isGiven } from './command.ts'
 
 interface Reading {
   readonly context: CommandContext
@@ -51,14 +50,22 @@ export function readingOf(
  */
 export async function makeReadable(
   reading: Reading,
-  { reader, selection }: { readonly reader: ExportReader; readonly selection: Selection },
+  {
+    reader,
+    selection,
+    tier,
+  }: {
+    readonly reader: ExportReader
+    readonly selection: Selection
+    /** `--thaw` */
+    readonly tier: Tier | undefined
+  },
 ): Promise<void> {
   const { context, target, bucket, configuration } = reading
   const { values, reporter, signal, now } = context
   const bundles = neededBundles({ reader, selection })
   if (bundles.length === 0) return
   const prices = await pricesOf(configuration, bucket)
-  const tier = readTier(textOption(values, 'thaw'))
   const offerOf = (plan: Parameters<typeof hotBytes>[0], by: Tier | undefined): RestoreOffer[] => {
     const cold = plan.coldByClass.map(({ storageClass, count, bytes }) => {
       return { storageClass, objects: count, bytes }
@@ -119,14 +126,6 @@ interface Plan {
   }[]
   readonly hot: { readonly bytes: number }
   readonly thawed: { readonly bytes: number }
-}
-
-/** @throws BackupError USAGE */
-function readTier(text: string | undefined): Tier | undefined {
-  if (text === undefined) return undefined
-  const tier = parseTier(text)
-  if (tier !== undefined) return tier
-  throw new BackupError('USAGE', `--thaw is bulk, standard or expedited, not ${text}`)
 }
 
 function hotBytes({ hot, thawed }: Plan): number {

@@ -7,6 +7,8 @@ import { existsSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import { BackupError } from '../lib/errors.ts'
 import type { Configuration } from '../lib/machine/config.ts'
+import type { Tier } from '../lib/model/prices.ts'
+import { parseTier } from '../lib/model/thaw-plan.ts'
 import { type IdentityFile, readIdentityFile } from '../lib/machine/identity.ts'
 import { type RawPath, rawPathFromText } from '../lib/model/raw-path.ts'
 import { type CommandContext, type Values, isGiven, textOption, textOptions } from './command.ts'
@@ -24,6 +26,8 @@ export interface RestoreWords {
   readonly paths: readonly RawPath[]
   /** Undefined: the original place. */
   readonly into: string | undefined
+  /** How what is in cold storage is asked for; undefined: not at all. */
+  readonly thaw: Tier | undefined
   readonly overwrite: boolean
   readonly yes: boolean
   readonly dryRun: boolean
@@ -37,9 +41,11 @@ export function readWords(values: Values, workingDirectory: string): RestoreWord
     throw new BackupError('USAGE', '--list and --verify do not go together')
   }
   const into = textOption(values, 'into')
+  const source = readSource(values, { action, target })
   return {
     action,
-    source: readSource(values, { action, target }),
+    source,
+    thaw: readTier(values, { action, source }),
     target,
     machine: textOption(values, 'machine'),
     set: textOption(values, 'set'),
@@ -50,6 +56,22 @@ export function readWords(values: Values, workingDirectory: string): RestoreWord
     yes: isGiven(values, 'yes'),
     dryRun: isGiven(values, 'dry-run'),
   }
+}
+
+/** Cold storage is a matter of restoring from a bucket. */
+function readTier(
+  values: Values,
+  { action, source }: Pick<RestoreWords, 'action' | 'source'>,
+): Tier | undefined {
+  for (const name of ['thaw', 'wait', 'resume']) {
+    if (values[name] === undefined || (action === 'restore' && source === 'external')) continue
+    throw new BackupError('USAGE', `--${name} goes with restoring from a target`)
+  }
+  const text = textOption(values, 'thaw')
+  if (text === undefined) return undefined
+  const tier = parseTier(text)
+  if (tier !== undefined) return tier
+  throw new BackupError('USAGE', `--thaw is bulk, standard or expedited, not ${text}`)
 }
 
 function readSource(

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that the tests, the demo and the benchmark need beside Node: system programs and npm packages.
-# Usage: test/programs.sh test|demo|bench
+# Usage: test/programs.sh test|demo|bench|s3|upload|vm
 # Installs what is missing where it may (as root on Debian, or with Homebrew); elsewhere prints the one line
 # that does it, and exits 2. Runs under bash 3.2 too, which is what macOS has.
 set -euo pipefail
@@ -9,7 +9,8 @@ purpose=${1:-test}
 PATH=$PATH:/usr/sbin:/sbin
 
 # program, Debian package, Homebrew formula (- where there is none), who needs it:
-# all: everyone; test: the tests; root: only those tests that need root; bench: the benchmark.
+# all: everyone; test: the tests; root: only those tests that need root; bench: the benchmark; s3, upload and vm: the
+# suites test:s3, bench:upload and test:vm (whatever s3 needs, upload needs too).
 table='
 rsync       rsync             rsync       all
 age         age               age         all
@@ -64,6 +65,20 @@ borg        borgbackup        borgbackup  bench
 python3     python3           python3     root
 python3     python3           python3     bench
 /usr/bin/time time            -           bench
+ceph-mon    ceph-mon          -           s3
+ceph-osd    ceph-osd          -           s3
+ceph-mgr    ceph-mgr          -           s3
+radosgw     radosgw           -           s3
+curl        curl              curl        s3
+rclone      rclone            rclone      upload
+restic      restic            restic      upload
+/usr/bin/time time            -           upload
+qemu-system-x86_64 qemu-system-x86 -      vm
+debootstrap debootstrap       -           vm
+mkfs.ext4   e2fsprogs         -           vm
+mkfs.exfat  exfatprogs        -           vm
+sfdisk      fdisk             -           vm
+setpriv     util-linux        -           vm
 '
 
 stop() {
@@ -77,7 +92,8 @@ needed() {
     all) true ;;
     test) [ "$purpose" = test ] ;;
     root) [ "$purpose" = test ] && [ "$(uname)" = Linux ] && [ "$(id -u)" = 0 ] ;;
-    bench) [ "$purpose" = bench ] ;;
+    s3) [ "$purpose" = s3 ] || [ "$purpose" = upload ] ;;
+    *) [ "$purpose" = "$1" ] ;;
   esac
 }
 

@@ -5,6 +5,7 @@
 // not answer, or does not let us ask, is unknown and never safe. Commands name the bucket and are
 // for its owner: neither of our credentials may change it. Pure; throws nothing.
 
+import { isCold } from './storage-class.ts'
 import {
   bad,
   type BucketFacts,
@@ -23,9 +24,6 @@ import { type Check, failure, ok, warning } from './check.ts'
 import { counted, formatPeriod } from './period.ts'
 
 const DAY_MS = 86_400_000
-
-/** Nothing can be read back from them. */
-const COLD_CLASSES: readonly string[] = ['GLACIER', 'DEEP_ARCHIVE']
 
 /** All findings, in the order in which people want to read them. */
 export function bucketFindings(facts: BucketFacts): Finding[] {
@@ -293,7 +291,7 @@ function findCapabilities(facts: BucketFacts): Finding[] {
   } else {
     const what = checksum === 'none' ? 'nothing that is sent' : 'no large upload as a whole'
     const read = `the service checks ${what}: each is read back to prove it`
-    if (!COLD_CLASSES.includes(storageClass)) {
+    if (!isCold(storageClass)) {
       findings.push(safe(name, read))
     } else {
       const fix = 'write storage_class: STANDARD: what is cold cannot be read back'

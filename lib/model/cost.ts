@@ -407,26 +407,6 @@ export function paysToRewrite({
   return { pays, saves, costs }
 }
 
-/** A request takes as long as so many more bytes, on a line of 10 MiB/s with 100 ms to answer. */
-const REQUEST_BYTES = 2 ** 20
-
-/**
- * Whether to fetch an object whole instead of ranges of it, each with a request of its own. What is
- * no larger than a request costs is fetched whole always.
- */
-export function paysToFetchWhole({
-  rangesBytes,
-  objectBytes,
-}: {
-  readonly rangesBytes: readonly number[]
-  readonly objectBytes: number
-}): boolean {
-  if (rangesBytes.length === 0) return false
-  if (objectBytes <= REQUEST_BYTES) return true
-  const ranged = rangesBytes.reduce((sum, bytes) => sum + bytes + REQUEST_BYTES, 0)
-  return objectBytes + REQUEST_BYTES <= ranged
-}
-
 /** Whether not one item of a cost has a price. */
 export function isNothingKnown({ known, items }: Cost): boolean {
   return !known && items.every(({ micros }) => micros === undefined)

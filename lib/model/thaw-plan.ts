@@ -121,21 +121,6 @@ const SPANS: Readonly<Record<string, Partial<Record<Tier, Span>>>> = {
   INTELLIGENT_TIERING: { Bulk: [5 * HOUR_MS, 48 * HOUR_MS], Standard: [3 * HOUR_MS, 12 * HOUR_MS] },
 }
 
-/** Classes whose objects can always be read at once. */
-const HOT_CLASSES: ReadonlySet<string> = new Set([
-  'STANDARD',
-  'STANDARD_IA',
-  'ONEZONE_IA',
-  'GLACIER_IR',
-  'REDUCED_REDUNDANCY',
-  'EXPRESS_ONEZONE',
-])
-
-/** Whether objects of this class never have to be thawed; false where only asking tells. */
-export function isAlwaysHot(storageClass: string): boolean {
-  return HOT_CLASSES.has(storageClass)
-}
-
 export function isReadable({ kind }: ThawState): boolean {
   return kind === 'hot' || kind === 'thawed'
 }

@@ -29,6 +29,11 @@ export function bundleFile(name: string): string {
   return `${name}${BUNDLE_SUFFIX}`
 }
 
+/** Where a machine's bundle is in the repository, by bundle name. */
+export function bundlePath(machine: string, name: string): string {
+  return `machines/${machine}/${bundleFile(name)}`
+}
+
 export function encodeVerification(verification: Verification, { set, stamp }: Place): string {
   const lines = [...verification.bundles]
     .sort(([a], [b]) => (a < b ? -1 : 1))

@@ -6,7 +6,7 @@
 
 import { GetPublicAccessBlockCommand, S3ControlClient } from '@aws-sdk/client-s3-control'
 import { GetCallerIdentityCommand, STSClient } from '@aws-sdk/client-sts'
-import type { S3PublicAccessBlock } from './s3-calls.ts'
+import type { PublicAccessBlock } from '../model/bucket-facts.ts'
 
 export interface AccountOptions {
   readonly region: string
@@ -17,7 +17,7 @@ export interface AccountOptions {
 }
 
 /** Of the account that the credentials belong to. */
-export async function accountPublicAccessBlock(of: AccountOptions): Promise<S3PublicAccessBlock> {
+export async function accountPublicAccessBlock(of: AccountOptions): Promise<PublicAccessBlock> {
   const { region, profile, connectTimeoutMs, idleTimeoutMs } = of
   const options = {
     region,

@@ -6,6 +6,7 @@
 // facts.s3 = the service's own code. Times are milliseconds since 1970.
 
 import type { Buffer } from 'node:buffer'
+import type { LifecycleRule, ObjectLock, PublicAccessBlock } from '../model/bucket-facts.ts'
 
 export interface S3Object {
   readonly key: string
@@ -69,26 +70,6 @@ export interface S3Part {
   readonly etag: string
   /** Base64, where the service keeps one. */
   readonly crc32: string | undefined
-}
-
-/** One rule of a bucket's lifecycle, as far as we care. */
-export interface S3LifecycleRule {
-  readonly id: string | undefined
-  readonly isEnabled: boolean
-  readonly prefix: string
-  /** Whether it is limited to tags or sizes, which our objects may or may not have. */
-  readonly isFiltered: boolean
-  readonly expiresAfterDays: number | undefined
-  readonly expiresOldVersionsAfterDays: number | undefined
-  readonly abortsUploadsAfterDays: number | undefined
-  readonly transitions: readonly { readonly afterDays: number; readonly storageClass: string }[]
-}
-
-export interface S3PublicAccessBlock {
-  readonly blocksAcls: boolean
-  readonly ignoresAcls: boolean
-  readonly blocksPolicy: boolean
-  readonly restrictsBuckets: boolean
 }
 
 export type Unsupported = 'unsupported'
@@ -170,17 +151,13 @@ export interface S3Calls {
   getLocation(): Promise<string | undefined | Unsupported>
   getVersioning(): Promise<'on' | 'suspended' | 'off' | Unsupported>
   /** `off`, or the default retention where there is one. */
-  getObjectLock(): Promise<
-    | 'off'
-    | { readonly mode: S3Lock['mode'] | undefined; readonly days: number | undefined }
-    | Unsupported
-  >
-  getLifecycle(): Promise<readonly S3LifecycleRule[] | Unsupported>
+  getObjectLock(): Promise<ObjectLock | Unsupported>
+  getLifecycle(): Promise<readonly LifecycleRule[] | Unsupported>
   getEncryption(): Promise<string | undefined | Unsupported>
   /** Undefined: none is set. */
-  getPublicAccessBlock(): Promise<S3PublicAccessBlock | undefined | Unsupported>
+  getPublicAccessBlock(): Promise<PublicAccessBlock | undefined | Unsupported>
   /** Of the whole account; only Amazon has one. */
-  getAccountPublicAccessBlock(): Promise<S3PublicAccessBlock | undefined | Unsupported>
+  getAccountPublicAccessBlock(): Promise<PublicAccessBlock | undefined | Unsupported>
   /** Undefined: there is no policy. */
   isPolicyPublic(): Promise<boolean | undefined | Unsupported>
   getPolicy(): Promise<string | undefined | Unsupported>

@@ -43,11 +43,11 @@ import {
   type StorageClass,
   UploadPartCommand,
 } from '@aws-sdk/client-s3'
+import type { LifecycleRule as BucketRule } from '../model/bucket-facts.ts'
 import { BackupError } from '../errors.ts'
 import type {
   S3Calls,
   S3Head,
-  S3LifecycleRule,
   S3Lock,
   S3Object,
   S3Part,
@@ -165,6 +165,17 @@ export function createS3Calls(of: S3ClientOptions): S3Calls {
         await sleep(Math.random() * mostMs)
       }
     }
+  }
+
+  /**
+   * How a bucket is set; undefined where nothing is, which the service says by the code `unset`.
+   */
+  async function setting<T>(
+    action: string,
+    { ask, unset }: { readonly ask: () => Promise<T>; readonly unset: string },
+  ): Promise<T | undefined | Unsupported> {
+    const asked = attempt(read(action), ask)
+    return await unlessUnsupported(orElse({ codes: [unset], give: undefined, from: asked }))
   }
 
   function count({ bill, sends = 0 }: Call): void {
@@ -581,36 +592,30 @@ export function createS3Calls(of: S3ClientOptions): S3Calls {
 
     async getLifecycle() {
       const command = new GetBucketLifecycleConfigurationCommand({ Bucket: bucket })
-      const asked = orElse({
-        codes: ['NoSuchLifecycleConfiguration'],
-        give: { Rules: [] },
-        from: attempt(read('s3:GetLifecycleConfiguration'), () => client.send(command)),
+      const answer = await setting('s3:GetLifecycleConfiguration', {
+        ask: () => client.send(command),
+        unset: 'NoSuchLifecycleConfiguration',
       })
-      const answer = await unlessUnsupported(asked)
-      return answer === 'unsupported' ? answer : (answer.Rules ?? []).map(ruleOf)
+      return answer === 'unsupported' ? answer : (answer?.Rules ?? []).map(ruleOf)
     },
 
     async getEncryption() {
       const command = new GetBucketEncryptionCommand({ Bucket: bucket })
-      const asked = orElse({
-        codes: ['ServerSideEncryptionConfigurationNotFoundError'],
-        give: undefined,
-        from: attempt(read('s3:GetEncryptionConfiguration'), () => client.send(command)),
+      const answer = await setting('s3:GetEncryptionConfiguration', {
+        ask: () => client.send(command),
+        unset: 'ServerSideEncryptionConfigurationNotFoundError',
       })
-      const answer = await unlessUnsupported(asked)
-      if (answer === undefined || answer === 'unsupported') return answer
-      const [rule] = answer.ServerSideEncryptionConfiguration?.Rules ?? []
+      if (answer === 'unsupported') return answer
+      const [rule] = answer?.ServerSideEncryptionConfiguration?.Rules ?? []
       return rule?.ApplyServerSideEncryptionByDefault?.SSEAlgorithm
     },
 
     async getPublicAccessBlock() {
       const command = new GetPublicAccessBlockCommand({ Bucket: bucket })
-      const asked = orElse({
-        codes: ['NoSuchPublicAccessBlockConfiguration'],
-        give: undefined,
-        from: attempt(read('s3:GetBucketPublicAccessBlock'), () => client.send(command)),
+      const answer = await setting('s3:GetBucketPublicAccessBlock', {
+        ask: () => client.send(command),
+        unset: 'NoSuchPublicAccessBlockConfiguration',
       })
-      const answer = await unlessUnsupported(asked)
       if (answer === undefined || answer === 'unsupported') return answer
       const block = answer.PublicAccessBlockConfiguration
       return {
@@ -625,36 +630,32 @@ export function createS3Calls(of: S3ClientOptions): S3Calls {
       if (endpoint !== undefined) return 'unsupported'
       const { accountPublicAccessBlock } = await import('./s3-account.ts')
       const timeouts = { connectTimeoutMs: CONNECT_TIMEOUT_MS, idleTimeoutMs: IDLE_TIMEOUT_MS }
-      const asked = attempt(read('s3:GetAccountPublicAccessBlock'), async () => {
-        return await accountPublicAccessBlock({
-          ...{ region: await client.config.region(), profile, ...timeouts },
-        })
+      return await setting('s3:GetAccountPublicAccessBlock', {
+        ask: async () => {
+          const where = { region: await client.config.region(), profile }
+          return await accountPublicAccessBlock({ ...where, ...timeouts })
+        },
+        unset: 'NoSuchPublicAccessBlockConfiguration',
       })
-      const codes = ['NoSuchPublicAccessBlockConfiguration']
-      return await unlessUnsupported(orElse({ codes, give: undefined, from: asked }))
     },
 
     async isPolicyPublic() {
       const command = new GetBucketPolicyStatusCommand({ Bucket: bucket })
-      const asked = orElse({
-        codes: ['NoSuchBucketPolicy'],
-        give: undefined,
-        from: attempt(read('s3:GetBucketPolicyStatus'), () => client.send(command)),
+      const answer = await setting('s3:GetBucketPolicyStatus', {
+        ask: () => client.send(command),
+        unset: 'NoSuchBucketPolicy',
       })
-      const answer = await unlessUnsupported(asked)
       if (answer === undefined || answer === 'unsupported') return answer
       return answer.PolicyStatus?.IsPublic === true
     },
 
     async getPolicy() {
       const command = new GetBucketPolicyCommand({ Bucket: bucket })
-      const asked = orElse({
-        codes: ['NoSuchBucketPolicy'],
-        give: undefined,
-        from: attempt(read('s3:GetBucketPolicy'), () => client.send(command)),
+      const answer = await setting('s3:GetBucketPolicy', {
+        ask: () => client.send(command),
+        unset: 'NoSuchBucketPolicy',
       })
-      const answer = await unlessUnsupported(asked)
-      return answer === undefined || answer === 'unsupported' ? answer : answer.Policy
+      return answer === 'unsupported' ? answer : answer?.Policy
     },
 
     async publicGrants() {
@@ -669,14 +670,13 @@ export function createS3Calls(of: S3ClientOptions): S3Calls {
 
     async getOwnership() {
       const command = new GetBucketOwnershipControlsCommand({ Bucket: bucket })
-      const asked = orElse({
-        codes: ['OwnershipControlsNotFoundError'],
-        give: undefined,
-        from: attempt(read('s3:GetBucketOwnershipControls'), () => client.send(command)),
+      const answer = await setting('s3:GetBucketOwnershipControls', {
+        ask: () => client.send(command),
+        unset: 'OwnershipControlsNotFoundError',
       })
-      const answer = await unlessUnsupported(asked)
-      if (answer === undefined || answer === 'unsupported') return answer
-      return answer.OwnershipControls?.Rules?.[0]?.ObjectOwnership
+      return answer === 'unsupported'
+        ? answer
+        : answer?.OwnershipControls?.Rules?.[0]?.ObjectOwnership
     },
 
     usage: () => ({ ...used }),
@@ -876,7 +876,7 @@ function versionOf(
   }
 }
 
-function ruleOf(rule: LifecycleRule): S3LifecycleRule {
+function ruleOf(rule: LifecycleRule): BucketRule {
   const { Filter: filter } = rule
   const within = filter?.And ?? filter
   const isTagged = filter?.Tag !== undefined || filter?.And?.Tags !== undefined

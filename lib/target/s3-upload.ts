@@ -11,6 +11,7 @@ import { createHash } from 'node:crypto'
 import { constants, readFileSync, rmSync } from 'node:fs'
 import { type FileHandle, open, readdir, stat } from 'node:fs/promises'
 import { crc32 } from 'node:zlib'
+import { isCold } from '../model/storage-class.ts'
 import { BackupError, systemCode } from '../errors.ts'
 import { syncDirectory, writeDurably } from '../machine/durable-file.ts'
 import { displayPath, parentOf, type RawPath, rawPathToBytes } from '../model/raw-path.ts'
@@ -24,9 +25,6 @@ const MAX_PARTS = 10_000
 
 /** What an upload that nobody goes on with may stay. Its parts are paid for. */
 const ABANDONED_MS = 24 * 3600_000
-
-/** Classes that cannot be read back when they were written. */
-const COLD_CLASSES = ['GLACIER', 'DEEP_ARCHIVE']
 
 const RECORD_SUFFIX = '.upload'
 
@@ -554,7 +552,7 @@ function refuseUnprovable(of: {
   readonly storageClass: string
   readonly isProven: boolean
 }): void {
-  if (of.isProven || !COLD_CLASSES.includes(of.storageClass)) return
+  if (of.isProven || !isCold(of.storageClass)) return
   throw new BackupError(
     'TARGET_FAILED',
     `${of.key} could not be proven in storage class ${of.storageClass}`,

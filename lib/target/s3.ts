@@ -8,6 +8,7 @@
 import { Buffer } from 'node:buffer'
 import { mkdirSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { isCold } from '../model/storage-class.ts'
 import { BackupError } from '../errors.ts'
 import { placeOf, type S3TargetConfiguration } from '../machine/config-targets.ts'
 import { rawPathFromText, type RawPath, rawPathToBytes } from '../model/raw-path.ts'
@@ -34,9 +35,6 @@ export interface S3TargetOptions {
   /** See s3-client.ts. */
   readonly firstDelayMs?: number
 }
-
-/** The classes of objects that have to be thawed before they can be read. */
-const COLD_CLASSES = ['GLACIER', 'DEEP_ARCHIVE']
 
 /** What is left is tidied up by a later run. */
 const CLOSE_MS = 5000
@@ -366,7 +364,7 @@ class S3Target implements Target {
   async #warmthOf(path: string): Promise<Warmth | undefined> {
     const head = await this.#calls.head(this.#keyOf(path))
     if (head === undefined) return undefined
-    if (!COLD_CLASSES.includes(head.storageClass)) return { kind: 'hot' }
+    if (!isCold(head.storageClass)) return { kind: 'hot' }
     if (head.restore === undefined) return { kind: 'cold' }
     const { isOngoing, expiryMs } = head.restore
     if (isOngoing) return { kind: 'thawing' }

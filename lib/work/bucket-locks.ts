@@ -2,10 +2,9 @@
 // more.
 //
 // A lock is set when an object is written; bundles of older stamps that newer exports still need
-// would lose theirs. extendLocks is called after each export; locksThatEndSoon by `doctor`,
-// rememberedLocks by `status`, which asks no network. A lock is never shortened. What was extended
-// is remembered in a local file, a cache. Throws what a Target throws, but a refusal: that is a
-// warning.
+// would lose theirs. extendLocks is called after each export; locksThatEndSoon by `doctor`. A lock
+// is never shortened. What was extended is remembered in a local file, a cache. Throws what a
+// Target throws, but a refusal: that is a warning.
 
 import { Buffer } from 'node:buffer'
 import { mkdirSync, readFileSync } from 'node:fs'
@@ -15,7 +14,7 @@ import { parentOf, type RawPath, rawPathToBytes } from '../model/raw-path.ts'
 import { lockSlackMs } from '../model/bucket-policy.ts'
 import type { Report } from '../model/report.ts'
 import {
-  bundleFile,
+  bundlePath,
   MANIFEST,
   type Verification,
   VERIFICATION,
@@ -31,7 +30,7 @@ export function pathsToLock(place: ExportPlace, { bundles }: Verification): read
   const own = [VERIFICATION, VERIFICATION_SIGNATURE, MANIFEST].map((name) => {
     return `${directoryOf(place)}/${name}`
   })
-  const needed = [...bundles.keys()].map((name) => `machines/${place.machine}/${bundleFile(name)}`)
+  const needed = [...bundles.keys()].map((name) => bundlePath(place.machine, name))
   return [...needed, ...own]
 }
 

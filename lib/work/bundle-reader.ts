@@ -20,7 +20,8 @@ import { FRAME_MAX_BYTES, decompressFrameInto, parseSeekTable } from '../format/
 import type { FrameRange } from '../model/entry.ts'
 import { framesOf } from '../model/shard.ts'
 import type { ByteRange } from '../target/target.ts'
-import { type BundleAddress, type BundleSource, damaged, openSource } from './bundle-source.ts'
+import { type BundleAddress, damaged } from './bundle-address.ts'
+import { type BundleSource, openSource } from './bundle-source.ts'
 
 /** Frames kept decompressed: neighbours in a catalog mostly share one. */
 const CACHED_FRAMES = 2

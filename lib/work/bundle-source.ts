@@ -11,31 +11,14 @@ import { BackupError, systemCode } from '../errors.ts'
 import { readBack } from '../machine/durable-file.ts'
 import { type RawPath, displayPath, rawPathToBytes } from '../model/raw-path.ts'
 import type { ByteRange, Target } from '../target/target.ts'
+import { type BundleAddress, damaged, missing, networkPath } from './bundle-address.ts'
 import { NetworkSource } from './network-source.ts'
-
-/**
- * What names a bundle for a reader, in any thread: an absolute path of this machine, or `network:`
- * and its path in the repository.
- */
-export type BundleAddress = RawPath
-
-const NETWORK = 'network:'
 
 export interface BundleSource {
   readonly sizeBytes: number
   /** Fills `out` from `position`: how many bytes there were; 0 at the end. */
   read(out: Buffer, position: number): number
   close(): void
-}
-
-/** The address of a file, or of a directory that addresses are made of by appending `/name`. */
-export function addressOf(target: Target, path: string): BundleAddress {
-  return target.access === 'files' ? target.localPath(path) : `${NETWORK}${path}`
-}
-
-/** The path in the repository of an address over the network; undefined for one of a file. */
-export function networkPath(address: BundleAddress): string | undefined {
-  return address.startsWith(NETWORK) ? address.slice(NETWORK.length) : undefined
 }
 
 /** A source that can be read in this thread. @throws BackupError BUNDLE_MISSING, BUNDLE_DAMAGED */
@@ -61,11 +44,6 @@ export function readWhole(address: BundleAddress, onBlock: (block: Uint8Array) =
     onBlock(block)
     position += block.length
   }
-}
-
-/** For messages. */
-export function displayAddress(address: BundleAddress): string {
-  return displayPath(networkPath(address) ?? address)
 }
 
 class FileSource implements BundleSource {
@@ -233,19 +211,4 @@ function guarded<T>(path: RawPath, action: () => T): T {
       facts: { path: displayPath(path) },
     })
   }
-}
-
-/** A bundle that is not there. */
-export function missing(path: RawPath, cause?: unknown): BackupError {
-  return new BackupError('BUNDLE_MISSING', `a bundle is missing: ${displayPath(path)}`, {
-    hint: 'files with content in it cannot be read from this target; use another target',
-    cause,
-    facts: { path: displayPath(path) },
-  })
-}
-
-/** A bundle that is not what it should be. */
-export function damaged(address: BundleAddress, what: string): BackupError {
-  const path = displayAddress(address)
-  return new BackupError('BUNDLE_DAMAGED', `a bundle ${what}: ${path}`, { facts: { path } })
 }

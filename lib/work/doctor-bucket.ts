@@ -20,10 +20,16 @@ import {
   type PolicyKind,
   type PolicyScope,
 } from '../model/bucket-policy.ts'
-import { asFailure, type Check, ok, quoted } from '../model/check.ts'
+import { asFailure, type Check, ok, quoted, warning } from '../model/check.ts'
+import { counted } from '../model/period.ts'
 import { rotationPeriodMs } from '../model/rotation.ts'
+import { formatStamp } from '../model/stamp.ts'
 import type { Bucket } from '../target/bucket.ts'
 import type { S3Calls, S3Version, Unsupported } from '../target/s3-calls.ts'
+import type { Target } from '../target/target.ts'
+import { locksThatEndSoon, pathsToLock } from './bucket-locks.ts'
+import { exportsOf, findRepository, listStamps, readVerification } from './repository.ts'
+import { openSigner } from './signing.ts'
 import { openTarget } from './target-access.ts'
 
 export interface BucketDoctorOptions {
@@ -70,12 +76,55 @@ export async function examineBucket(options: BucketDoctorOptions): Promise<void>
     onCheck(ok('target', `${configured.name} is at ${quoted(target.place)}`))
     const facts = await gatherFacts(bucket, options)
     for (const finding of bucketFindings(facts)) onCheck(findingCheck(finding))
+    try {
+      for (const check of await checkLocks(target, options)) onCheck(check)
+    } catch (error) {
+      onCheck(asFailure('locks', error))
+    }
   } catch (error) {
     onCheck(asFailure('target', error))
   } finally {
     await target.close()
   }
 }
+
+/** Whether what the newest exports need stays locked until the next ones lock it again. */
+async function checkLocks(
+  target: Target,
+  { configuration, target: { name: targetName, lockMs }, now, signal }: BucketDoctorOptions,
+): Promise<readonly Check[]> {
+  const name = 'locks'
+  const repository = lockMs === undefined ? undefined : await findRepository(target)
+  if (lockMs === undefined || repository === undefined || target.bucket === undefined) return []
+  const { publicKey } = await openSigner(configuration)
+  const exports = exportsOf(await listStamps(repository, configuration.machine))
+  const newest = new Map(exports.map((place) => [place.set, place]))
+  const paths = new Set<string>()
+  for (const place of newest.values()) {
+    const verification = await readVerification(repository, place, [publicKey])
+    for (const path of pathsToLock(place, verification)) paths.add(path)
+  }
+  if (paths.size === 0) return []
+  const within = { nowMs: now(), withinMs: Math.min(SOON_MS, lockMs / 2), signal }
+  const ending = await locksThatEndSoon(target.bucket, { paths: [...paths], ...within })
+  if (ending === undefined) {
+    return [
+      warning(name, 'unknown: these credentials may not see them', 'allow s3:GetObjectRetention'),
+    ]
+  }
+  const what = `of ${counted(paths.size, 'object')} that the newest exports need`
+  const [first] = ending
+  if (first === undefined) return [ok(name, `${what} none ends soon`)]
+  const when =
+    first.untilMs === undefined
+      ? 'are not locked'
+      : `end by ${formatStamp(first.untilMs)} or soon after`
+  const fix = `\`backup-external --target ${targetName}\` locks them again`
+  return [warning(name, `${what} ${ending.length} ${when}`, fix)]
+}
+
+/** An export that is due weekly comes before that. */
+const SOON_MS = 8 * 86_400_000
 
 /** One failed check is enough where nothing answers. Who may not list may still do the rest. */
 async function refuseAbsent({ calls }: Bucket, { path }: S3TargetConfiguration): Promise<void> {

@@ -44,7 +44,7 @@ import {
   MANIFEST,
   VERIFICATION,
   VERIFICATION_SIGNATURE,
-  bundleFile,
+  bundlePath,
 } from '../model/verification.ts'
 import { ExportReader } from './export-reader.ts'
 import { findExports, pickExports } from './find-exports.ts'
@@ -260,10 +260,6 @@ function sizesOf(stamps: readonly StampDirectory[]): ReadonlyMap<string, number>
 /** The manifest is read with the bundles, and counts as none. */
 function isManifest({ key }: WholeBundle): boolean {
   return key.endsWith(`/${MANIFEST}`)
-}
-
-function bundlePath(machine: string, bundle: string): string {
-  return `machines/${machine}/${bundleFile(bundle)}`
 }
 
 /** How many bytes of so many may be read. */

@@ -8,9 +8,9 @@
 import type { Manifest } from '../model/manifest.ts'
 import { type RawPath, comparePaths } from '../model/raw-path.ts'
 import { type Shard, type ShardPlace, parseIndex, parseShard } from '../model/shard.ts'
-import { bundleFile } from '../model/verification.ts'
+import { bundleFile, bundlePath } from '../model/verification.ts'
 import type { Target } from '../target/target.ts'
-import { type BundleAddress, addressOf } from './bundle-source.ts'
+import { type BundleAddress, addressOf } from './bundle-address.ts'
 import { CatalogParts } from './catalog-parts.ts'
 import type { Repository } from './repository.ts'
 
@@ -92,9 +92,7 @@ export class ExportReader {
   /** The lengths of all bundles, by path in the repository. */
   bundleSizes(): ReadonlyMap<string, number> {
     const { machine, bundles } = this.manifest
-    return new Map(
-      bundles.map(({ name, sizeBytes }) => [`machines/${machine}/${bundleFile(name)}`, sizeBytes]),
-    )
+    return new Map(bundles.map(({ name, sizeBytes }) => [bundlePath(machine, name), sizeBytes]))
   }
 
   close(): void {

@@ -7,8 +7,6 @@
 // READ_BACK, STAGING_FAILED, SIGNER_UNKNOWN, INTERRUPTED; nothing exists then that did not before.
 
 import { Buffer } from 'node:buffer'
-import { createHash } from 'node:crypto'
-import { createReadStream, existsSync, readFileSync, rmSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import { BackupError } from '../errors.ts'
 import { encodePlainHeader, tarPadding } from '../format/tar.ts'
@@ -22,13 +20,7 @@ import {
   encodeManifest,
   exportName,
 } from '../model/manifest.ts'
-import {
-  type RawPath,
-  baseOf,
-  displayPath,
-  rawPathFromText,
-  rawPathToBytes,
-} from '../model/raw-path.ts'
+import { type RawPath, baseOf, displayPath, rawPathFromText } from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
 import type { Doubt } from '../model/sanity.ts'
 import { isAhead } from '../model/stamp.ts'
@@ -37,8 +29,8 @@ import {
   VERIFICATION,
   VERIFICATION_SIGNATURE,
   bundleFile,
+  bundlePath,
   encodeVerification,
-  parseVerification,
 } from '../model/verification.ts'
 import type { Target } from '../target/target.ts'
 import { BundleTable, type Compaction } from './bundle-table.ts'
@@ -49,7 +41,6 @@ import { CONFIGURATION_MEMBER, configurationMember } from './configuration-membe
 import { checkSpace, estimateExport } from './export-space.ts'
 import { type Packed, packAll } from './pack-pool.ts'
 import { dataBundleFile } from './pack-worker.ts'
-import { unlessAborted } from './interruption.ts'
 import { readKnownDamage } from './known-damage.ts'
 import { finishEntries, pieceIndexFor } from './packed-entries.ts'
 import type { PieceIndex } from './piece-index.ts'
@@ -64,7 +55,7 @@ import {
   listStamps,
   sha256OfFile,
 } from './repository.ts'
-import { type Signer, verifySigned } from './signing.ts'
+import type { Signer } from './signing.ts'
 import {
   type Collection,
   collectionDirectory,
@@ -79,18 +70,11 @@ import {
   adoptPending,
   encodePieces,
   loadState,
-  pendingCommit,
   stateDirectory,
   writePending,
 } from './state.ts'
-import {
-  type UnfinishedBundle,
-  forgetBundle,
-  forgetUnfinished,
-  noteUnfinished,
-  readUnfinished,
-  withUnfinished,
-} from './unfinished.ts'
+import { finishCommit, finishSending, forgetSent, refuseTaken } from './resume-export.ts'
+import { type UnfinishedBundle, noteUnfinished, withUnfinished } from './unfinished.ts'
 
 export interface ExportOptions {
   readonly configuration: Configuration
@@ -129,12 +113,12 @@ export type ExportOutcome =
 
 /** Exports the newest collection of one set, unless the repository has it or a newer one. */
 export async function exportSet(options: ExportOptions): Promise<ExportOutcome> {
-  const { configuration, repository, set } = options
+  const { configuration, repository, set, signer, report, signal } = options
   const { staging, machine } = configuration
   const newest = surveyCollections({ staging, set }).collections.at(-1)
   if (newest === undefined) return { kind: 'nothing collected' }
   if (isFrozen(newest)) return { kind: 'suspect', stamp: newest.stamp, doubts: newest.suspect }
-  if (repository.target.access === 'network') await finishCommit(options)
+  await finishCommit(repository, { staging, machine, publicKey: signer.publicKey, report })
   const listed = await listStamps(repository, machine)
   const lastThere = exportsOf(listed)
     .filter((place) => place.set === set)
@@ -144,189 +128,21 @@ export async function exportSet(options: ExportOptions): Promise<ExportOutcome> 
     return { kind: 'already there', stamp: lastThere.stamp }
   }
   refuseTaken(
-    options,
+    repository,
     listed.find((place) => place.set === set && place.stamp === newest.stamp),
   )
-  const unfinished = await finishSending(options, listed)
+  const unfinished = await finishSending(repository, {
+    ...{ staging, machine, set, stamps: listed, report, signal },
+  })
   // What was sent just now is there, too, or it would be packed again.
   const stamps = unfinished.length === 0 ? listed : await listStamps(repository, machine)
   const spare = new Set(unfinished.map(({ name }) => bundlePath(machine, name)))
-  const { publicKey } = options.signer
-  const sweep = { stamps, set, after: lastThere?.stamp, spare, publicKeys: [publicKey] }
-  const left = await sweepUnfinished(repository, { ...sweep, report: options.report })
+  const publicKeys = [signer.publicKey]
+  const sweep = { stamps, set, after: lastThere?.stamp, spare, publicKeys, report }
+  const left = await sweepUnfinished(repository, sweep)
   return await new Export(options, {
     ...{ stamp: newest.stamp, stamps: left, previous: lastThere, unfinished },
   }).run()
-}
-
-/**
- * In a bucket a signed list stays, and another one of that name cannot be written: better told
- * before anything is sent than after everything was.
- */
-function refuseTaken({ repository }: ExportOptions, left: StampDirectory | undefined): void {
-  if (repository.target.bucket === undefined || left === undefined) return
-  const name = [VERIFICATION, VERIFICATION_SIGNATURE].find((one) => left.files.has(one))
-  if (name === undefined) return
-  const path = `${directoryOf(left)}/${name}`
-  throw new BackupError('TARGET_FAILED', `${path} is there already, of an export that is not`, {
-    hint: 'this collection cannot be exported there; collect again, and the next one is',
-    facts: { path },
-  })
-}
-
-function bundlePath(machine: string, name: string): string {
-  return `machines/${machine}/${bundleFile(name)}`
-}
-
-/**
- * An export over the network that lacked nothing but its manifest when it was killed: the manifest
- * still waits in the spool, and is sent now. Nothing else of it can have changed meanwhile, or it
- * is left alone.
- */
-async function finishCommit(options: ExportOptions): Promise<void> {
-  const { configuration, repository, set, signer, report } = options
-  const { staging, machine } = configuration
-  const { target } = repository
-  const directory = stateDirectory({ staging, id: repository.id })
-  const commit = pendingCommit(directory)
-  if (commit === undefined || commit.set !== set) return
-  const place = { machine, set, stamp: commit.stamp }
-  const path = `${directoryOf(place)}/${MANIFEST}`
-  const spool = await target.workDirectory(directoryOf(place))
-  const [manifest, verification, signature] = [
-    readSpooled(`${spool}/${MANIFEST}.partial`),
-    readSpooled(`${spool}/${VERIFICATION}`),
-    readSpooled(`${spool}/${VERIFICATION_SIGNATURE}`),
-  ]
-  if (manifest === undefined || verification === undefined || signature === undefined) return
-  if (createHash('sha256').update(manifest).digest('hex') !== commit.sha256) return
-  // A disk that changes bits must not have us publish a signature that does not fit.
-  const signed = { bytes: verification, signature: signature.toString() }
-  const file = `${exportName(place)}/${VERIFICATION}`
-  const isOurs = await verifySigned({
-    ...{ ...signed, publicKeys: [signer.publicKey], file, repository: repository.id },
-  }).then(
-    () => true,
-    () => false,
-  )
-  if (!isOurs) return
-  const { bundles } = parseVerification(verification.toString(), place)
-  const there = new Set((await target.listTree(`machines/${machine}`)).map(({ name }) => name))
-  if (![...bundles.keys()].every((name) => there.has(bundleFile(name)))) return
-  try {
-    await target.write(`${directoryOf(place)}/${VERIFICATION}`, verification)
-    await target.write(`${directoryOf(place)}/${VERIFICATION_SIGNATURE}`, signature)
-    await target.publish(path)
-  } catch (error) {
-    if (!isFinal(error)) throw error
-    // Or no newer collection would ever be exported.
-    const message = `${exportName(place)} cannot be finished: ${error.message}`
-    report({ kind: 'notice', level: 'warning', code: 'NOT_FINISHED', message })
-    return
-  }
-  adoptPending(directory)
-  await forgetSent(repository, { staging, ...place })
-}
-
-/** Once the manifest is there: nothing of the set waits to be sent any more. */
-async function forgetSent(
-  { target, id }: Repository,
-  { staging, machine, set }: { readonly staging: string; readonly machine: string; set: string },
-): Promise<void> {
-  forgetUnfinished({ staging, id, set })
-  if (target.access === 'network') await clearSpool(target, { machine, set })
-}
-
-async function clearSpool(
-  target: Target,
-  { machine, set }: { readonly machine: string; readonly set: string },
-): Promise<void> {
-  const spool = await target.workDirectory(`machines/${machine}/${set}`)
-  rmSync(rawPathToBytes(spool), { recursive: true, force: true })
-}
-
-function readSpooled(path: RawPath): Buffer | undefined {
-  try {
-    return readFileSync(rawPathToBytes(path))
-  } catch {
-    return undefined
-  }
-}
-
-/**
- * Bundles of a killed export over the network: what waits in the spool is sent, and what is there
- * is told. What is neither is packed again.
- */
-async function finishSending(
-  { configuration, repository, set, report, signal }: ExportOptions,
-  stamps: readonly StampDirectory[],
-): Promise<readonly UnfinishedBundle[]> {
-  const { target, id } = repository
-  if (target.access !== 'network') return []
-  const { machine, staging } = configuration
-  const sizes = new Map<string, number>(
-    stamps.flatMap(({ stamp, files, set: of }) =>
-      [...files].map(([name, sizeBytes]) => [`${of}/${stamp}/${name}`, sizeBytes] as const),
-    ),
-  )
-  const unfinished: UnfinishedBundle[] = []
-  for (const bundle of readUnfinished({ staging, id, set })) {
-    const path = bundlePath(machine, bundle.name)
-    const directory = await target.workDirectory(path.slice(0, path.lastIndexOf('/')))
-    const spooled = `${directory}/${path.slice(path.lastIndexOf('/') + 1)}.partial`
-    if (existsSync(rawPathToBytes(spooled))) {
-      // Also where it is there: publish() clears the spool once it is proven, and not before.
-      report({ kind: 'phase', name: `going on with ${bundle.name}` })
-      const why = await whyNotSent(target, { path, spooled, bundle, signal })
-      if (why !== undefined) {
-        forgetBundle({ staging, id, set }, bundle.name)
-        const message = `${bundle.name} cannot be gone on with, and is packed again: ${why}`
-        report({ kind: 'notice', level: 'warning', code: 'PACKED_AGAIN', message })
-        continue
-      }
-    } else if (sizes.get(bundleFile(bundle.name)) !== bundle.sizeBytes) continue
-    unfinished.push(bundle)
-  }
-  // Whatever else is there was being packed when the run was killed.
-  await clearSpool(target, { machine, set })
-  return unfinished
-}
-
-/** Sends what waits in the spool. @returns why that cannot ever be done */
-async function whyNotSent(
-  target: Target,
-  of: {
-    readonly path: string
-    readonly spooled: RawPath
-    readonly bundle: UnfinishedBundle
-    readonly signal: AbortSignal
-  },
-): Promise<string | undefined> {
-  const { path, spooled, bundle, signal } = of
-  // Its pieces would not be what is known.
-  if (!(await isAsNoted(spooled, bundle))) return 'it changed while it waited to be sent'
-  try {
-    await unlessAborted(signal, target.publish(path))
-    return undefined
-  } catch (error) {
-    if (!isFinal(error)) throw error
-    return error.message
-  }
-}
-
-/** Whether what is there is another thing than what was to be there: that stays so. */
-function isFinal(error: unknown): error is BackupError {
-  if (!(error instanceof BackupError) || error.retry === 'later') return false
-  // A refusal of the service is about the call.
-  const isRefusal = error.facts['s3'] !== undefined
-  return (error.code === 'TARGET_FAILED' && !isRefusal) || error.code === 'READ_BACK'
-}
-
-/** Whether a spooled bundle is what was remembered of it. */
-async function isAsNoted(path: RawPath, bundle: UnfinishedBundle): Promise<boolean> {
-  const sha256 = createHash('sha256')
-  for await (const chunk of createReadStream(rawPathToBytes(path))) sha256.update(chunk as Buffer)
-  return sha256.digest('hex') === bundle.sha256
 }
 
 /** Moves `latest` where a run that was killed after its manifest could not. */

@@ -12,6 +12,7 @@ import { isFrozen } from '../model/collection.ts'
 import type { Report } from '../model/report.ts'
 import type { Check } from '../model/check.ts'
 import { examineBucket } from './doctor-bucket.ts'
+import { olderReadsError } from './hidden-objects.ts'
 import { BucketMoney } from './bucket-money.ts'
 import { type ExportOutcome, exportSet } from './export.ts'
 import {
@@ -122,6 +123,12 @@ async function exportToTarget(options: ExternalOptions, work: Work): Promise<Ext
   if (drive?.warning !== undefined) {
     const message = `${target.name}: ${drive.warning}; ${dirtyHint(drive.plugged.filesystem)}`
     options.report({ kind: 'notice', level: 'warning', code: 'DRIVE_DIRTY', message })
+  }
+  const older = olderReadsError(opened.repository.target)
+  if (older !== undefined) {
+    const { code, message, hint } = older
+    const text = `${message} (${hint})`
+    options.report({ kind: 'notice', level: 'warning', code, message: text })
   }
   const outcomes: ExternalOutcome[] = []
   try {

@@ -13,10 +13,11 @@ import { BackupError } from '../errors.ts'
 import { MAX_MANIFEST_BYTES } from '../model/manifest.ts'
 import { isValidName } from '../model/names.ts'
 import type { Report } from '../model/report.ts'
+import { counted } from '../model/period.ts'
 import { parseStamp } from '../model/stamp.ts'
-import { isAlwaysHot } from '../model/thaw-plan.ts'
+import { isAlwaysHot } from '../model/storage-class.ts'
 import {
-  bundleFile,
+  bundlePath,
   MANIFEST,
   parseVerification,
   VERIFICATION,
@@ -24,6 +25,7 @@ import {
 } from '../model/verification.ts'
 import type { Bucket } from '../target/bucket.ts'
 import type { S3Version } from '../target/s3-calls.ts'
+import type { Target } from '../target/target.ts'
 import { inParallel } from './in-parallel.ts'
 import { parsePruneRecord, pruneRecordDirectory } from './prune-records.ts'
 import { RECOVERY_FILES } from './recovery-files.ts'
@@ -206,7 +208,7 @@ async function gatherExpected(
     need(`${directory}/${VERIFICATION_SIGNATURE}`, { good: signatureVersion })
     need(`${directory}/${MANIFEST}`, { sha256: manifestSha256 })
     for (const [bundle, sha256] of bundles) {
-      need(`machines/${machine}/${bundleFile(bundle)}`, { sha256 })
+      need(bundlePath(machine, bundle), { sha256 })
     }
   }
   return { expected, unjudged }
@@ -460,6 +462,19 @@ export function describeHidden({ path, how, atMs, neededBy }: HiddenObject): str
   const at = new Date(atMs).toISOString().slice(0, 16).replace('T', ' ')
   const who = neededBy === undefined ? '' : `, needed by ${neededBy}`
   return `${path} was ${how} at ${at} UTC${who}`
+}
+
+/** What was read from an older version, and has to be told; undefined where nothing was. */
+export function olderReadsError({ name, bucket }: Target): BackupError | undefined {
+  const paths = bucket?.olderReads() ?? []
+  if (paths.length === 0) return undefined
+  const what = `${counted(paths.length, 'object')} of ${name} ${paths.length === 1 ? 'is' : 'are'}`
+  const named = paths.slice(0, 3).join(', ')
+  const message = `${what} deleted or overwritten, and read from older versions: ${named}`
+  return new BackupError('OBJECT_HIDDEN', message, {
+    hint: `\`backup repair --target ${name}\` brings them back; find out who did it`,
+    facts: { target: name, paths },
+  })
 }
 
 /** What a verification ends with; undefined where nothing is hidden. */

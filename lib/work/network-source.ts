@@ -9,8 +9,9 @@
 import { Buffer } from 'node:buffer'
 import assert from 'node:assert/strict'
 import { MessageChannel, type MessagePort, workerData } from 'node:worker_threads'
-import { BackupError, type PlainError, packError, unpackError } from '../errors.ts'
+import { type PlainError, packError, unpackError } from '../errors.ts'
 import type { Target } from '../target/target.ts'
+import { missing } from './bundle-address.ts'
 
 /** What a worker needs, in its workerData under `network`. */
 export interface NetworkLink {
@@ -112,12 +113,7 @@ function ask(request: NetworkRequest): number {
   const length = Atomics.load(words, LENGTH)
   const status = Atomics.load(words, STATUS)
   if (status === DONE) return length
-  if (status === ABSENT) {
-    throw new BackupError('BUNDLE_MISSING', `a bundle is missing: ${request.path}`, {
-      hint: 'files with content in it cannot be read from this target; use another target',
-      facts: { path: request.path },
-    })
-  }
+  if (status === ABSENT) throw missing(request.path)
   throw unpackError(JSON.parse(data.subarray(0, length).toString()) as PlainError)
 }
 

@@ -6,7 +6,7 @@
 // that throws.
 
 import { type BundleReader, openBundle } from './bundle-reader.ts'
-import type { BundleAddress } from './bundle-source.ts'
+import type { BundleAddress } from './bundle-address.ts'
 
 /** Each keeps two frames of at most 4 MiB decompressed. */
 const OPEN_BUNDLES = 4

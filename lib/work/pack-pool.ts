@@ -6,7 +6,7 @@
 // name.
 
 import { Worker } from 'node:worker_threads'
-import { BackupError, unpackError } from '../errors.ts'
+import { unpackError } from '../errors.ts'
 import { dataBytes } from '../model/entry.ts'
 import type { RawPath } from '../model/raw-path.ts'
 import type { BundleFacts } from './bundle-writer.ts'
@@ -176,16 +176,7 @@ class Pool {
 
   async run(): Promise<Packed> {
     const { signal } = this.#options
-    let onAbort = () => {}
     const packing = new Promise<void>((resolve, reject) => {
-      onAbort = () =>
-        reject(
-          new BackupError('INTERRUPTED', 'the export was interrupted', {
-            hint: 'earlier exports are unharmed; the next run starts this one again',
-          }),
-        )
-      if (signal.aborted) onAbort()
-      signal.addEventListener('abort', onAbort, { once: true })
       this.#prover.on('error', reject)
       this.#prover.on('message', (reply: ProveReply) => {
         if (reply.kind === 'failed') return reject(unpackError(reply.error))
@@ -202,7 +193,8 @@ class Pool {
         for (let ahead = 0; ahead < BATCHES_AHEAD; ahead++) this.#deal(worker)
       }
     })
-    await packing.finally(() => signal.removeEventListener('abort', onAbort))
+    const hint = 'earlier exports are unharmed; the next run starts this one again'
+    await unlessAborted(signal, packing, hint)
     const telling = setInterval(() => this.#tell(), TELLING_MS)
     try {
       await unlessAborted(signal, Promise.all(this.#publishing))

@@ -37,7 +37,7 @@ import {
   rawPathToBytes,
 } from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
-import { MANIFEST, bundleFile } from '../model/verification.ts'
+import { MANIFEST, bundlePath } from '../model/verification.ts'
 import { targetError } from '../target/target-error.ts'
 import type { Target } from '../target/target.ts'
 import type { ProveReply, ProveRequest } from './prove-worker.ts'
@@ -256,7 +256,7 @@ export async function protectedFiles(
       const manifest = `${directoryOf(place)}/${MANIFEST}`
       const files = new Map<string, string>([[manifest, signed.manifestSha256]])
       for (const [bundle, sha256] of signed.bundles) {
-        files.set(`machines/${machine}/${bundleFile(bundle)}`, sha256)
+        files.set(bundlePath(machine, bundle), sha256)
       }
       for (const [path, sha256] of files) {
         const neededBy = [...(needed.get(path)?.neededBy ?? []), exportName(place)]

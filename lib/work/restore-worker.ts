@@ -23,7 +23,7 @@ import { digestBytes } from '../format/chunker.ts'
 import { applyMetadata } from '../machine/metadata.ts'
 import { type Entry, type FrameRange, dataBytes } from '../model/entry.ts'
 import { type RawPath, displayPath, parentOf, rawPathToBytes } from '../model/raw-path.ts'
-import type { BundleAddress } from './bundle-source.ts'
+import type { BundleAddress } from './bundle-address.ts'
 import { OpenBundles } from './open-bundles.ts'
 import { StagedFile, StagedFileChanged } from './staged-file.ts'
 

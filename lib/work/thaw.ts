@@ -6,6 +6,7 @@
 // for before `approve` returned. Throws COLD_STORAGE, THAWING, USAGE, INTERRUPTED, and what a
 // Target throws.
 
+import { isAlwaysHot } from '../model/storage-class.ts'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { BackupError } from '../errors.ts'
 import { formatSize } from '../model/amount.ts'
@@ -15,7 +16,6 @@ import {
   daysToFetch,
   describeThawPlan,
   estimateFetchMs,
-  isAlwaysHot,
   isExpiringSoon,
   isReadable,
   itemsToRequest,

@@ -14,7 +14,8 @@ import { DIGEST_BYTES, digestBytes } from '../format/chunker.ts'
 import { FRAME_MAX_BYTES, decompressFrameInto } from '../format/zstd-frames.ts'
 import type { FrameRange } from '../model/entry.ts'
 import { BundleReader } from './bundle-reader.ts'
-import { type BundleAddress, readWhole } from './bundle-source.ts'
+import type { BundleAddress } from './bundle-address.ts'
+import { readWhole } from './bundle-source.ts'
 
 /** Runs of a bundle's tar with the digests they have to have: ascending, without overlap. */
 export interface ExpectedRanges {

@@ -13,9 +13,9 @@ import { exportName } from '../model/manifest.ts'
 import type { RawPath } from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
 import type { ShardPlace } from '../model/shard.ts'
-import { MANIFEST, bundleFile } from '../model/verification.ts'
+import { MANIFEST, bundlePath } from '../model/verification.ts'
 import type { ExpectReply, ExpectSettings } from './expect-worker.ts'
-import { addressOf } from './bundle-source.ts'
+import { addressOf } from './bundle-address.ts'
 import { ExportReader } from './export-reader.ts'
 import {
   type ExportPlace,
@@ -129,7 +129,7 @@ async function toBeRead(
 }
 
 function pathOf({ machine, name }: Pick<BundleExpectation, 'machine' | 'name'>): string {
-  return `machines/${machine}/${bundleFile(name)}`
+  return bundlePath(machine, name)
 }
 
 /** What all exports together expect of one bundle. */

@@ -5,9 +5,9 @@
 // once: pack-pool.ts.)
 
 import { Worker } from 'node:worker_threads'
-import { BackupError } from '../errors.ts'
 import { endWorkers } from '../machine/threads.ts'
 import type { Target } from '../target/target.ts'
+import { unlessAborted } from './interruption.ts'
 import { serveNetwork } from './network-source.ts'
 
 /**
@@ -55,12 +55,8 @@ export async function runWorkers<Request, Reply>(options: {
   })
   let next = 0
   let done = 0
-  let abort = () => {}
   try {
-    await new Promise<void>((resolve, reject) => {
-      abort = () => reject(new BackupError('INTERRUPTED', 'interrupted', { hint: interruptedHint }))
-      signal.addEventListener('abort', abort, { once: true })
-      if (signal.aborted) abort()
+    const answered = new Promise<void>((resolve, reject) => {
       if (count === 0) resolve()
       for (const worker of workers) {
         const deal = () => {
@@ -80,8 +76,8 @@ export async function runWorkers<Request, Reply>(options: {
         for (let ahead = 0; ahead < options.ahead; ahead++) deal()
       }
     })
+    await unlessAborted(signal, answered, interruptedHint)
   } finally {
-    signal.removeEventListener('abort', abort)
     await endWorkers(workers)
     for (const link of links) link.close()
   }

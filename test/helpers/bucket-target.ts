@@ -2,7 +2,7 @@
 // targets is tried against it without spools and multipart uploads. The real one is s3.ts.
 
 import { createHash } from 'node:crypto'
-import { isAlwaysHot } from '../../lib/model/thaw-plan.ts'
+import { isAlwaysHot } from '../../lib/model/storage-class.ts'
 import type { Bucket } from '../../lib/target/bucket.ts'
 import { createS3Calls } from '../../lib/target/s3-client.ts'
 import type { S3Calls } from '../../lib/target/s3-calls.ts'

@@ -1,6 +1,7 @@
 // A directory that behaves like a target over a network: read by ranges only, written by way of a
 // spool. For tests of what is above targets; the real ones are s3.ts and sftp.ts.
 
+import { createHash } from 'node:crypto'
 import { existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs'
 import { setImmediate } from 'node:timers/promises'
 import { BackupError } from '../../lib/errors.ts'
@@ -45,10 +46,12 @@ export function networkTarget(of: {
       mkdirSync(`${of.spool}/${path}`, { recursive: true })
       return `${of.spool}/${path}`
     },
-    publish: async (path) =>
+    publish: async (path, sha256) =>
       await through('publish', path, async () => {
         const spooled = `${of.spool}/${path}.partial`
         const bytes = readFileSync(spooled)
+        const found = createHash('sha256').update(bytes).digest('hex')
+        if (sha256 !== undefined && sha256 !== found) throw changed()
         if ((await files.read(path, 2 ** 30))?.equals(bytes) !== true) {
           await files.write(path, bytes)
         }
@@ -71,6 +74,11 @@ export function networkTarget(of: {
     return await action()
   }
   return proxy
+}
+
+/** As targets tell of a spooled file that is not what was written. */
+function changed(): BackupError {
+  return new BackupError('READ_BACK', 'what waits to be sent has changed')
 }
 
 /** As a dropped connection is told. */

@@ -7,7 +7,6 @@ import {
   groupObjects,
   monthlyCost,
   type ObjectGroup,
-  paysToFetchWhole,
   paysToRewrite,
   pruneCost,
   restoreCost,
@@ -453,20 +452,6 @@ cost('rewriting pays as soon as the storage of a year is dearer than fee and req
   assert.is(at('DEEP_ARCHIVE', 0, 0).pays, true)
   assert.is(at('UNPRICED', 0, 0).pays, undefined)
   assert.is(at('NO_SUCH', 400, 0).pays, undefined)
-})
-
-cost('small objects and many ranges are fetched whole', () => {
-  const whole = (objectBytes: number, ...rangesBytes: number[]) => {
-    return paysToFetchWhole({ rangesBytes, objectBytes })
-  }
-  assert.ok(whole(MIB, 1))
-  assert.not.ok(whole(MIB + 1, 1))
-  assert.not.ok(whole(256 * MIB, MIB))
-  // Two ranges of 1 MiB cost as much as 4 MiB: an object of 3 MiB costs that too.
-  assert.ok(whole(3 * MIB, MIB, MIB))
-  assert.not.ok(whole(3 * MIB + 1, MIB, MIB))
-  assert.ok(whole(100 * MIB, 100 * MIB))
-  assert.not.ok(whole(100))
 })
 
 cost('a limit holds for what is known; only where nothing is known the unknown is over it', () => {

@@ -1,3 +1,4 @@
+import { isAlwaysHot } from '../../lib/model/storage-class.ts'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { loadPriceList } from '../../lib/machine/price-list.ts'
@@ -12,7 +13,6 @@ import {
   daysToFetch,
   describeThawPlan,
   estimateFetchMs,
-  isAlwaysHot,
   isExpiringSoon,
   itemsToRequest,
   latestThawMs,
