@@ -1,6 +1,7 @@
-import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { createS3Calls } from '../../lib/target/s3-client.ts'
 import { type CloudScenario, makeCloud } from '../helpers/cloud-scenario.ts'
 import { randomFrom } from '../helpers/random.ts'
 import { inventory, jsonLines } from '../helpers/scenario.ts'
@@ -76,6 +77,50 @@ s3('without staging and state everything is still there to restore', async () =>
     assert.equal(inventory(`${into}${cloud.source}`), inventory(cloud.source))
     const list = await cloud.restore('--list', '--json')
     assert.ok(jsonLines(list, 'result').length > 0 || list.stdout.length > 0, list.stdout)
+  } finally {
+    await cloud.server.close()
+  }
+})
+
+s3('what belongs to cold storage is checked before anything is opened', async () => {
+  const cloud = await makeCloud()
+  try {
+    const into = `${cloud.directory}/back`
+    for (const words of [
+      ['--source', 'external', '--thaw', 'soon', '--into', into],
+      ['--source', 'local', '--thaw', 'bulk', '--into', into],
+      ['--source', 'external', '--verify', '--wait'],
+      ['--source', 'local', '--resume', '--into', into],
+    ]) {
+      const { status, stderr } = await cloud.run('restore', ...words)
+      assert.is(status, 2, stderr)
+      assert.match(stderr, /--(thaw|wait|resume) (is bulk|goes with)/)
+    }
+    assert.equal(cloud.server.requests, [])
+    assert.not.ok(existsSync(into))
+  } finally {
+    await cloud.server.close()
+  }
+})
+
+s3('doctor tells of locks that end before the next export renews them', async () => {
+  const cloud = await makeCloud({ bucket: { objectLock: true }, target: { lock: '30d' } })
+  try {
+    fill(cloud)
+    await cloud.generation()
+    const before = await cloud.run('doctor', '--target', 'cloud')
+    assert.match(before.stdout, /ok +locks: of \d+ objects .* none ends soon/)
+    const [key] = [...cloud.server.objects().keys()].filter((one) => one.includes('/data-'))
+    Object.assign(process.env, cloud.server.environment())
+    const calls = createS3Calls({
+      ...{ bucket: 'bucket', region: 'us-east-1', endpoint: cloud.server.endpoint },
+      ...{ isPathStyle: true, profile: undefined },
+    })
+    const untilMs = Date.now() + 86_400_000
+    await calls.setLock({ key: key!, lock: { mode: 'GOVERNANCE', untilMs }, bypass: true })
+    calls.close()
+    const after = await cloud.run('doctor', '--target', 'cloud')
+    assert.match(after.stdout, /WARN +locks: of \d+ objects .* 1 end by/)
   } finally {
     await cloud.server.close()
   }

@@ -55,7 +55,10 @@ async function configurationOf({ scenario }: Remote) {
   return await loadConfiguration({ path, environment: { HOME: home }, home, hostName: 'tester' })
 }
 
-async function exportNow(remote: Remote, compaction?: Compaction): Promise<ExportOutcome> {
+async function exportNow(
+  remote: Remote,
+  { set = 'data', compaction }: { readonly set?: string; readonly compaction?: Compaction } = {},
+): Promise<ExportOutcome> {
   const configuration = await configurationOf(remote)
   const signer = await openSigner(configuration)
   const { target } = remote
@@ -63,7 +66,7 @@ async function exportNow(remote: Remote, compaction?: Compaction): Promise<Expor
   await enterMachine(repository, { machine: 'tester', signer })
   const targetConfiguration = configuration.targets[0]!
   return await exportSet({
-    ...{ configuration, targetConfiguration, repository, set: 'data', signer },
+    ...{ configuration, targetConfiguration, repository, set, signer },
     ...{ nowMs: Date.now(), report, signal, compaction },
   })
 }
@@ -273,10 +276,12 @@ network(
     let asked: readonly BundleUse[] = []
     const isShort = ({ sizeBytes }: BundleUse): boolean => sizeBytes < 300_000
     const outcome = await exportNow(remote, {
-      pays: () => false,
-      join: (uses) => {
-        asked = uses
-        return uses.filter(isShort).map(({ name }) => name)
+      compaction: {
+        pays: () => false,
+        join: (uses) => {
+          asked = uses
+          return uses.filter(isShort).map(({ name }) => name)
+        },
       },
     })
     assert.ok(outcome.kind === 'exported')
@@ -299,6 +304,28 @@ async function neededBy(remote: Remote): Promise<readonly string[]> {
   const { bundles } = await readManifest(repository, place!, await keysOf(remote))
   return bundles.map(({ name }) => name)
 }
+
+network('an export that lacks its manifest is finished whichever set comes next', async () => {
+  const remote = await makeRemote()
+  const mail = `${remote.scenario.home}/mail`
+  mkdirSync(mail)
+  writeFileSync(`${mail}/letter`, 'dear')
+  configure(remote.scenario, (c) => c['backup_sets'].push({ name: 'mail', sources: [mail] }))
+  assert.is((await remote.scenario.collect()).status, 0)
+  remote.target.onCall = (call) => {
+    if (/^publish .*\/data\/.*manifest/.test(call)) throw dropped()
+  }
+  await assertDropped(remote)
+  remote.target.onCall = () => {}
+  assert.is((await exportNow(remote, { set: 'mail' })).kind, 'exported')
+  const there = exportsOf(await listStamps((await findRepository(remote.target))!, 'tester'))
+  assert.equal(there.map(({ set }) => set).sort(), ['data', 'mail'])
+  assert.is((await exportNow(remote)).kind, 'already there')
+  assert.equal(
+    (await verify(remote)).exports.flatMap(({ problems }) => problems),
+    [],
+  )
+})
 
 async function assertDropped(remote: Remote): Promise<void> {
   try {
