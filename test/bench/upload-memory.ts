@@ -8,8 +8,8 @@ import { linkSync, mkdirSync, rmSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { Worker, isMainThread, parentPort } from 'node:worker_threads'
-import type { S3TargetConfiguration } from '../../lib/machine/config-targets.ts'
 import { openS3Target } from '../../lib/target/s3.ts'
+import { s3Configuration } from '../helpers/s3-configuration.ts'
 
 const MIB = 2 ** 20
 const BUNDLE_BYTES = 256 * MIB
@@ -22,14 +22,8 @@ async function send(directory: string, gigabytes: number): Promise<void> {
   const port = await new Promise<number>((resolve) => server.once('message', resolve))
   const endpoint = `http://127.0.0.1:${port}`
   Object.assign(process.env, { AWS_ACCESS_KEY_ID: 'a', AWS_SECRET_ACCESS_KEY: 'b' })
-  const configuration: S3TargetConfiguration = {
-    ...{ name: 'cloud', kind: 's3', bucket: 'sink', path: 'b', region: 'us-east-1', endpoint },
-    ...{ isPathStyle: true, profile: undefined, adminProfile: undefined },
-    ...{ storageClass: 'STANDARD', hotBelowBytes: 0, lockMs: undefined, costLimit: undefined },
-    ...{ pricesPath: undefined, streams: 4, bandwidthLimitBytes: undefined },
-    ...{ spoolLimitBytes: 2 ** 31, bundleSizeBytes: BUNDLE_BYTES, compressionLevel: 3 },
-    ...{ priority: 0, parityPercent: 0, drill: 'never' },
-  }
+  const place = { bucket: 'sink', path: 'b', region: 'us-east-1', endpoint }
+  const configuration = s3Configuration({ ...place, streams: 4, bundleSizeBytes: BUNDLE_BYTES })
   mkdirSync(directory, { recursive: true })
   const capabilitiesFile = `${directory}/capabilities.json`
   const known = { checksum: 'crc32', multipartChecksum: 'crc32' }

@@ -7,10 +7,7 @@ import { lstatSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from '
 import { dirname, join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import type {
-  S3TargetConfiguration,
-  SftpTargetConfiguration,
-} from '../../lib/machine/config-targets.ts'
+import type { SftpTargetConfiguration } from '../../lib/machine/config-targets.ts'
 import { openDirectoryTarget } from '../../lib/target/directory.ts'
 import { openS3Target } from '../../lib/target/s3.ts'
 import { openSftpTarget } from '../../lib/target/sftp.ts'
@@ -24,6 +21,7 @@ import { type Sshd, startSshd } from '../helpers/sshd.ts'
 import { planFault } from '../helpers/system-faults.ts'
 import { codeOf, conformance, MIB, spool, type Subject } from '../helpers/target-conformance.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
+import { s3Configuration } from '../helpers/s3-configuration.ts'
 
 let made = 0
 
@@ -97,14 +95,8 @@ if (canRunAsRoot('targets on a drive and over SFTP')) {
 const openS3 = async (spoolDirectory = tempDirectory(), running?: S3Server) => {
   const server = running ?? (await startS3Server())
   Object.assign(process.env, server.environment())
-  const configuration: S3TargetConfiguration = {
-    ...{ name: 'cloud', kind: 's3', bucket: 'bucket', path: 'backups', region: undefined },
-    ...{ endpoint: server.endpoint, isPathStyle: true, profile: undefined },
-    ...{ adminProfile: undefined, storageClass: 'STANDARD', hotBelowBytes: 0, lockMs: undefined },
-    ...{ costLimit: undefined, pricesPath: undefined, streams: 4, bandwidthLimitBytes: undefined },
-    ...{ bundleSizeBytes: MIB, compressionLevel: 3, priority: 0, parityPercent: 0 },
-    ...{ drill: 'never', spoolLimitBytes: 2 ** 30 },
-  }
+  const more = { streams: 4, bundleSizeBytes: MIB }
+  const configuration = s3Configuration({ endpoint: server.endpoint, ...more })
   const capabilitiesFile = `${spoolDirectory}/capabilities.json`
   const target = await openS3Target({
     ...{ configuration, capabilitiesFile, spool: spoolDirectory, firstDelayMs: 1 },

@@ -18,6 +18,8 @@ import type { Target } from '../../lib/target/target.ts'
 import { createTransfers } from '../../lib/target/transfers.ts'
 import { type S3Server, type S3ServerOptions, startS3Server } from '../helpers/s3-server.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
+import { s3Configuration } from '../helpers/s3-configuration.ts'
+import { failureOf } from '../helpers/failure.ts'
 
 const s3 = suite('target/s3')
 const MIB = 2 ** 20
@@ -46,15 +48,7 @@ interface Place {
 }
 
 function configurationOf({ server, configuration }: Place): S3TargetConfiguration {
-  return {
-    ...{ name: 'cloud', kind: 's3', bucket: 'bucket', path: 'backups', region: undefined },
-    ...{ endpoint: server.endpoint, isPathStyle: true, profile: undefined },
-    ...{ adminProfile: undefined, storageClass: 'STANDARD', hotBelowBytes: 0, lockMs: undefined },
-    ...{ costLimit: undefined, pricesPath: undefined, streams: 3, bandwidthLimitBytes: undefined },
-    ...{ spoolLimitBytes: 2 ** 30, bundleSizeBytes: 2 ** 28, compressionLevel: 3, priority: 0 },
-    ...{ parityPercent: 0, drill: 'never' },
-    ...configuration,
-  }
+  return s3Configuration({ endpoint: server.endpoint, ...configuration })
 }
 
 async function openAt(place: Place): Promise<Target> {
@@ -92,16 +86,6 @@ async function spool(target: Target, bytes: Buffer, path = BUNDLE): Promise<stri
   const file = join(await target.workDirectory(directory), `${name}.partial`)
   writeFileSync(file, bytes, { mode: 0o600 })
   return file
-}
-
-async function failureOf(action: () => Promise<unknown>): Promise<BackupError> {
-  try {
-    await action()
-  } catch (error) {
-    if (error instanceof BackupError) return error
-    throw error
-  }
-  throw new Error('it did not fail')
 }
 
 const codeOf = async (action: () => Promise<unknown>) => (await failureOf(action)).code

@@ -16,6 +16,7 @@ import { configurationOf, setConfiguration } from '../helpers/configuration.ts'
 import { isAllowed } from '../helpers/iam.ts'
 import { type S3Server, type S3ServerOptions, startS3Server } from '../helpers/s3-server.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
+import { s3Configuration } from '../helpers/s3-configuration.ts'
 
 const doctor = suite('work/doctor-bucket')
 const DAY_MS = 86_400_000
@@ -58,32 +59,9 @@ const CAPABILITIES: Capabilities = {
 }
 
 function targetOf(server: S3Server, change: Partial<S3TargetConfiguration> = {}) {
-  const target: S3TargetConfiguration = {
-    kind: 's3',
-    name: 'cloud',
-    bundleSizeBytes: 2 ** 28,
-    compressionLevel: 3,
-    priority: 100,
-    parityPercent: 0,
-    drill: 'never',
-    streams: 2,
-    bandwidthLimitBytes: undefined,
-    spoolLimitBytes: 2 ** 30,
-    bucket: 'bucket',
-    path: 'home',
-    region: 'us-east-1',
-    endpoint: server.endpoint,
-    isPathStyle: true,
-    profile: 'backup',
-    adminProfile: 'admin',
-    storageClass: 'STANDARD',
-    hotBelowBytes: 0,
-    lockMs: 30 * DAY_MS,
-    costLimit: undefined,
-    pricesPath: undefined,
-    ...change,
-  }
-  return target
+  const place = { path: 'home', region: 'us-east-1', endpoint: server.endpoint }
+  const profiles = { profile: 'backup', adminProfile: 'admin' }
+  return s3Configuration({ ...place, ...profiles, lockMs: 30 * DAY_MS, ...change })
 }
 
 /** Users `b` and `a` have the policies of backups and admins, as IAM would read them. */

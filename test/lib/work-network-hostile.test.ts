@@ -16,7 +16,6 @@ import type { AddressInfo } from 'node:net'
 import { dirname } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { BackupError } from '../../lib/errors.ts'
 import { loadConfiguration } from '../../lib/machine/config.ts'
 import { readIdentityFile } from '../../lib/machine/identity.ts'
 import { createS3Calls } from '../../lib/target/s3-client.ts'
@@ -37,6 +36,7 @@ import { randomFrom } from '../helpers/random.ts'
 import { MAIN } from '../helpers/run-cli.ts'
 import { type Scenario, configure, exportStamps, makeScenario } from '../helpers/scenario.ts'
 import { assertWhole, inventory, setDirectory } from '../helpers/scenario.ts'
+import { failureOf } from '../helpers/failure.ts'
 
 const hostile = suite('work/network-hostile')
 const random = randomFrom('network-hostile')
@@ -122,16 +122,6 @@ async function exportCut(remote: Remote, at: RegExp, after = 0): Promise<string>
   remote.target.calls.length = 0
   assert.ok(cut !== undefined)
   return cut
-}
-
-async function failureOf(action: () => Promise<unknown>): Promise<BackupError> {
-  try {
-    await action()
-  } catch (error) {
-    if (error instanceof BackupError) return error
-    throw error
-  }
-  return assert.unreachable('it has to fail') as never
 }
 
 const DATA = /^publish .*\/data\/.*data-/

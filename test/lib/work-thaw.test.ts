@@ -13,6 +13,7 @@ import {
 import { bucketTarget } from '../helpers/bucket-target.ts'
 import { startS3Server } from '../helpers/s3-server.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
+import { failureOf } from '../helpers/failure.ts'
 
 const thaw = suite('work/thaw')
 const HOUR_MS = 3_600_000
@@ -46,16 +47,6 @@ function scene(...classes: readonly string[]) {
 
 const asked = (action: string) => server.requests.filter((one) => one.action === action)
 const keysOf = (action: string) => asked(action).map(({ key }) => key.replace('backups/', ''))
-
-async function failure(action: () => Promise<unknown>): Promise<BackupError> {
-  try {
-    await action()
-  } catch (error) {
-    if (error instanceof BackupError) return error
-    throw error
-  }
-  throw new Error('it did not fail')
-}
 
 thaw('a plan of hot bundles is one listing, and no HEAD', async () => {
   const { bundles } = scene('STANDARD', 'GLACIER_IR', 'STANDARD_IA')
@@ -114,14 +105,14 @@ thaw('a limit of costs stops before anything is asked for', async () => {
   const approve = (): never => {
     throw new BackupError('COST_LIMIT', 'too dear')
   }
-  const error = await failure(() => thawOrSay(target, { ...options, tier: 'Bulk', approve }))
+  const error = await failureOf(() => thawOrSay(target, { ...options, tier: 'Bulk', approve }))
   assert.is(error.code, 'COST_LIMIT')
   assert.is(asked('RestoreObject').length, 0)
 })
 
 thaw('a tier that the class does not have is refused, and the ones it has are named', async () => {
   const { options } = scene('DEEP_ARCHIVE')
-  const error = await failure(() => thawOrSay(target, { ...options, tier: 'Expedited' }))
+  const error = await failureOf(() => thawOrSay(target, { ...options, tier: 'Expedited' }))
   assert.is(error.code, 'USAGE')
   assert.match(error.hint ?? '', /--thaw bulk or standard/)
   assert.is(asked('RestoreObject').length, 0)
@@ -150,7 +141,7 @@ thaw('while it waits it looks at a few objects only', async () => {
   const controller = new AbortController()
   const { report, now } = options
   const wait = { tier: 'Standard', days: 7, report, now, fetchMs: 0, pollMs: 60_000 } as const
-  const waiting = failure(() => waitForThaw(target, plan, { ...wait, signal: controller.signal }))
+  const waiting = failureOf(() => waitForThaw(target, plan, { ...wait, signal: controller.signal }))
   while (asked('HeadObject').length < 4) await new Promise((resolve) => setTimeout(resolve, 5))
   controller.abort()
   const error = await waiting
@@ -216,7 +207,7 @@ thaw('a bundle that is in no version is missing, not cold', async () => {
 thaw('a refusal names the right that is needed; one failure keeps nobody back', async () => {
   const { options, bundles, notices } = scene('GLACIER', 'GLACIER')
   const reader = bucketTarget({ server, profile: 'reader' })
-  const error = await failure(() => thawOrSay(reader, { ...options, tier: 'Bulk' }))
+  const error = await failureOf(() => thawOrSay(reader, { ...options, tier: 'Bulk' }))
   assert.is(error.code, 'TARGET_DENIED')
   assert.match(error.hint ?? '', /s3:RestoreObject/)
   notices.splice(0)

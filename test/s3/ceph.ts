@@ -14,13 +14,14 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { BackupError } from '../../lib/errors.ts'
 import type { S3TargetConfiguration } from '../../lib/machine/config-targets.ts'
 import { openS3Target } from '../../lib/target/s3.ts'
 import { createS3Calls } from '../../lib/target/s3-client.ts'
 import { abandonUploads } from '../../lib/target/s3-upload.ts'
 import type { Target } from '../../lib/target/target.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
+import { s3Configuration } from '../helpers/s3-configuration.ts'
+import { failureOf } from '../helpers/failure.ts'
 
 const MIB = 2 ** 20
 const DAY_MS = 24 * 3600_000
@@ -43,17 +44,9 @@ interface Place {
 }
 
 function configurationOf({ directory, configuration }: Place): S3TargetConfiguration {
-  return {
-    ...{ name: 'cloud', kind: 's3', bucket: 'plain', region: undefined, endpoint },
-    // A prefix of its own for each test.
-    path: `of${directory.replaceAll('/', '-')}`,
-    ...{ isPathStyle: true, profile: undefined, adminProfile: undefined },
-    ...{ storageClass: 'STANDARD', hotBelowBytes: 0, lockMs: undefined },
-    ...{ costLimit: undefined, pricesPath: undefined, streams: 2, bandwidthLimitBytes: undefined },
-    ...{ spoolLimitBytes: 2 ** 30, bundleSizeBytes: 2 ** 28, compressionLevel: 3, priority: 0 },
-    ...{ parityPercent: 0, drill: 'never' },
-    ...configuration,
-  }
+  // A prefix of its own for each test.
+  const path = `of${directory.replaceAll('/', '-')}`
+  return s3Configuration({ bucket: 'plain', path, endpoint, streams: 2, ...configuration })
 }
 
 async function openAt(place: Place): Promise<Target> {
@@ -82,16 +75,6 @@ async function spool(target: Target, bytes: Buffer): Promise<string> {
   const file = join(await target.workDirectory(directory), `${name}.partial`)
   writeFileSync(file, bytes)
   return file
-}
-
-async function failureOf(action: () => Promise<unknown>): Promise<BackupError> {
-  try {
-    await action()
-  } catch (error) {
-    if (error instanceof BackupError) return error
-    throw error
-  }
-  throw new Error('it did not fail')
 }
 
 async function namesIn(target: Target): Promise<readonly string[]> {
