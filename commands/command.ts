@@ -48,6 +48,8 @@ export interface CommandContext {
   readonly hasTerminal: boolean
   /** False without a terminal: nobody is there to confirm. */
   readonly confirm: (question: string) => Promise<boolean>
+  /** What is typed; empty without a terminal. */
+  readonly ask: (question: string) => Promise<string>
   /** What is typed, without echo. @throws USAGE without a terminal, INTERRUPTED */
   readonly askSecret: (prompt: string) => Promise<string>
   /**

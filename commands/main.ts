@@ -22,7 +22,7 @@ import { COMMON_OPTIONS, COMMON_USAGE, isGiven, textOption } from './command.ts'
 import type { Command, CommandContext, Options, Values } from './command.ts'
 import { createReporter } from './reporter.ts'
 import type { Reporter } from './reporter.ts'
-import { askSecret, confirm, isInteractive } from './terminal.ts'
+import { askSecret, askText, confirm, isInteractive } from './terminal.ts'
 import { errorJson, errorLines, exitCodeOf, safeText } from './voice.ts'
 
 /** A verb, and how its file is loaded. The empty verb is `backup` alone. */
@@ -40,6 +40,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<{ readonly command: Comman
   drives: () => import('./drives.ts'),
   drill: () => import('./drill.ts'),
   repair: () => import('./repair.ts'),
+  recover: () => import('./recover.ts'),
   schedule: () => import('./schedule.ts'),
   doctor: () => import('./doctor.ts'),
   init: () => import('./init.ts'),
@@ -260,6 +261,10 @@ function makeContext({
     confirm: async (question) => {
       reporter.finish()
       return await confirm(safeText(question), terminal)
+    },
+    ask: async (question) => {
+      reporter.finish()
+      return await askText(safeText(question), terminal)
     },
     askSecret: async (prompt) => {
       reporter.finish()

@@ -16,7 +16,7 @@ import type { Target } from '../lib/target/target.ts'
 import { pricesOf } from '../lib/work/bucket-money.ts'
 import { networkPath } from '../lib/work/bundle-address.ts'
 import type { ExportReader } from '../lib/work/export-reader.ts'
-import type { Selection } from '../lib/work/restore.ts'
+import type { Selection } from '../lib/work/selection.ts'
 import {
   coldBundles,
   DEFAULT_THAW_DAYS,
@@ -100,7 +100,9 @@ function neededBundles({
   readonly selection: Selection
 }): readonly NeededBundle[] {
   const sizes = reader.bundleSizes()
-  return selection.bundles.flatMap(({ path: address }) => {
+  const { content } = selection
+  const bundles = content.kind === 'bundles' ? content.bundles : []
+  return bundles.flatMap(({ path: address }) => {
     const path = networkPath(address)
     return path === undefined ? [] : [{ path, sizeBytes: sizes.get(path) ?? 0 }]
   })

@@ -1,5 +1,5 @@
-// What the words of backup-restore mean: source, paths, directory, identity. Checked before
-// anything is opened.
+// What the words of backup-restore mean: sources, paths, directory, policies, identity. Checked
+// before anything is opened.
 //
 // Throws USAGE for words that do not go together.
 
@@ -8,6 +8,8 @@ import { join, resolve } from 'node:path'
 import { BackupError } from '../lib/errors.ts'
 import type { Configuration } from '../lib/machine/config.ts'
 import type { Tier } from '../lib/model/prices.ts'
+import { OVERWRITE_POLICIES, type OverwritePolicy, parseOverwrite } from '../lib/model/overwrite.ts'
+import { type PathPatterns, compilePatterns } from '../lib/model/path-patterns.ts'
 import { parseTier } from '../lib/model/thaw-plan.ts'
 import { type IdentityFile, readIdentityFile } from '../lib/machine/identity.ts'
 import { type RawPath, rawPathFromText } from '../lib/model/raw-path.ts'
@@ -15,20 +17,34 @@ import { type CommandContext, type Values, isGiven, textOption, textOptions } fr
 import { passphraseFromFile } from './passphrase.ts'
 
 export interface RestoreWords {
-  readonly action: 'list' | 'verify' | 'restore'
-  /** Undefined: both, for a list. */
+  readonly action: 'list' | 'verify' | 'restore' | 'undo'
+  /** Of a list or a verification; undefined: both, for a list. */
   readonly source: 'local' | 'external' | undefined
+  /** Of a restore: `local`, `external` and names of targets, in this order; none: nearest first. */
+  readonly sources: readonly string[]
   readonly target: string | undefined
   readonly machine: string | undefined
   readonly set: string | undefined
   readonly date: string | undefined
   /** Without leading slash; none: everything. */
   readonly paths: readonly RawPath[]
+  readonly patterns: PathPatterns | undefined
+  /** The newest generation that has the paths, even if newer ones do not. */
+  readonly last: boolean
+  /** To standard output. */
+  readonly prints: boolean
+  /** A directory of what a restore replaced, which is undone. */
+  readonly undo: string | undefined
   /** Undefined: the original place. */
   readonly into: string | undefined
   /** How what is in cold storage is asked for; undefined: not at all. */
   readonly thaw: Tier | undefined
-  readonly overwrite: boolean
+  readonly overwrite: OverwritePolicy
+  /** What a directory has and the generation has not goes. */
+  readonly deletes: boolean
+  /** What is replaced or deleted is not kept. */
+  readonly discards: boolean
+  readonly ignoresSpace: boolean
   readonly yes: boolean
   readonly dryRun: boolean
 }
@@ -36,35 +52,92 @@ export interface RestoreWords {
 /** @throws BackupError USAGE */
 export function readWords(values: Values, workingDirectory: string): RestoreWords {
   const target = textOption(values, 'target')
-  const action = isGiven(values, 'list') ? 'list' : isGiven(values, 'verify') ? 'verify' : 'restore'
-  if (isGiven(values, 'list') && isGiven(values, 'verify')) {
-    throw new BackupError('USAGE', '--list and --verify do not go together')
-  }
+  const action = readAction(values)
   const into = textOption(values, 'into')
   const source = readSource(values, { action, target })
+  const paths = textOptions(values, 'path').map((path) => toEntryPath(path, workingDirectory))
+  const undo = textOption(values, 'undo')
+  if (action === 'restore') checkTogether(values, { paths, into })
   return {
     action,
-    source,
+    source: source === 'local' || source === 'external' ? source : undefined,
+    sources: source === undefined || action !== 'restore' ? [] : source.split(','),
+    patterns: compilePatterns({
+      include: textOptions(values, 'include'),
+      exclude: textOptions(values, 'exclude'),
+    }),
+    last: isGiven(values, 'last'),
+    prints: isGiven(values, 'stdout'),
+    undo: undo === undefined ? undefined : resolve(workingDirectory, undo),
     thaw: readTier(values, { action, source }),
     target,
     machine: textOption(values, 'machine'),
     set: textOption(values, 'set'),
     date: textOption(values, 'date'),
-    paths: textOptions(values, 'path').map((path) => toEntryPath(path, workingDirectory)),
+    paths,
     into: into === undefined ? undefined : resolve(workingDirectory, into),
-    overwrite: isGiven(values, 'overwrite'),
+    overwrite: readOverwrite(values),
+    deletes: isGiven(values, 'delete'),
+    discards: isGiven(values, 'discard'),
+    ignoresSpace: isGiven(values, 'ignore-space'),
     yes: isGiven(values, 'yes'),
     dryRun: isGiven(values, 'dry-run'),
+  }
+}
+
+function readAction(values: Values): RestoreWords['action'] {
+  const actions = (['list', 'verify', 'undo'] as const).filter((name) => values[name] !== undefined)
+  if (actions.length > 1) {
+    throw new BackupError('USAGE', `--${actions[0]} and --${actions[1]} do not go together`)
+  }
+  return actions[0] ?? 'restore'
+}
+
+/** At a terminal somebody is asked; else nothing is replaced. */
+function readOverwrite(values: Values): OverwritePolicy {
+  const text = textOption(values, 'overwrite')
+  if (text === undefined) return 'ask'
+  const policy = parseOverwrite(text)
+  if (policy !== undefined) return policy
+  const policies = OVERWRITE_POLICIES.join(', ')
+  throw new BackupError('USAGE', `--overwrite is one of ${policies}, not ${text}`)
+}
+
+/** @throws BackupError USAGE */
+function checkTogether(
+  values: Values,
+  { paths, into }: { readonly paths: readonly RawPath[]; readonly into: string | undefined },
+): void {
+  const isGivenAny = (...names: readonly string[]) =>
+    names.some((name) => values[name] !== undefined)
+  const refuse = (message: string, hint: string): never => {
+    throw new BackupError('USAGE', message, { hint })
+  }
+  if (isGiven(values, 'delete')) {
+    if (paths.length === 0) refuse('--delete needs --path', 'name the directory that is meant')
+    if (isGivenAny('include', 'exclude')) {
+      refuse('--delete and patterns do not go together', 'what is left out would be deleted')
+    }
+  }
+  if (isGiven(values, 'last')) {
+    if (paths.length === 0) refuse('--last needs --path', 'name what is looked for')
+    if (isGivenAny('date')) refuse('--last and --date do not go together', 'give one of them')
+  }
+  if (!isGiven(values, 'stdout')) return
+  if (paths.length !== 1) refuse('--stdout needs one --path', 'name the file that is printed')
+  if (into !== undefined) refuse('--stdout and --into do not go together', 'give one of them')
+  if (isGivenAny('json', 'dry-run')) {
+    refuse('--stdout prints the file and nothing else', 'leave --json and --dry-run out')
   }
 }
 
 /** Cold storage is a matter of restoring from a bucket. */
 function readTier(
   values: Values,
-  { action, source }: Pick<RestoreWords, 'action' | 'source'>,
+  { action, source }: { readonly action: string; readonly source: string | undefined },
 ): Tier | undefined {
   for (const name of ['thaw', 'wait', 'resume']) {
-    if (values[name] === undefined || (action === 'restore' && source === 'external')) continue
+    if (values[name] === undefined || (action === 'restore' && source !== 'local')) continue
     throw new BackupError('USAGE', `--${name} goes with restoring from a target`)
   }
   const text = textOption(values, 'thaw')
@@ -77,18 +150,24 @@ function readTier(
 function readSource(
   values: Values,
   { action, target }: { action: string; target: string | undefined },
-): RestoreWords['source'] {
+): string | undefined {
   const source = textOption(values, 'source')
-  if (source === 'local' && target !== undefined) {
+  if (source !== undefined && source !== 'external' && target !== undefined) {
     throw new BackupError('USAGE', '--target goes with --source external')
   }
   if (source === 'local' || source === 'external') return source
-  if (source !== undefined) {
+  if (source !== undefined && action !== 'restore') {
     throw new BackupError('USAGE', `--source is local or external, not ${source}`)
   }
+  if (source?.split(',').includes('') === true) {
+    throw new BackupError('USAGE', `--source has an empty name: ${source}`, {
+      hint: 'it is a list of local, external and names of targets: --source local,t9',
+    })
+  }
+  if (source !== undefined) return source
   if (target !== undefined) return 'external'
-  if (action === 'list') return undefined
-  throw new BackupError('USAGE', 'where from?', {
+  if (action !== 'verify') return undefined
+  throw new BackupError('USAGE', 'what is to be verified?', {
     hint: 'give --source local (staging) or --source external (a target)',
   })
 }

@@ -23,6 +23,11 @@ export interface RestoreJob {
   readonly configuration: Configuration
 }
 
+/** The same as far as some of the words go: other commands read backups, too. */
+interface Placed<Word extends keyof RestoreWords> extends Pick<RestoreJob, 'configuration'> {
+  readonly words: Pick<RestoreWords, Word>
+}
+
 /** A tag stands where a date does: it names a set's generation. */
 export function withTag(words: RestoreWords, { staging }: Configuration): RestoreWords {
   if (words.date === undefined || !/^[a-z]/.test(words.date)) return words
@@ -32,37 +37,40 @@ export function withTag(words: RestoreWords, { staging }: Configuration): Restor
 
 /** The keys of the machine whose exports are meant. */
 export async function keysOf(
-  { configuration, words }: Pick<RestoreJob, 'configuration' | 'words'>,
+  { configuration, words }: Placed<'machine'>,
   fromIdentity: readonly { readonly machine: string; readonly publicKey: string }[],
 ): Promise<readonly string[]> {
   const machine = words.machine ?? configuration.machine
   return await trustedKeys(configuration, { machine, fromIdentity })
 }
 
+/** The repository of one target, to read from. */
+export async function openRepositoryOn(
+  { configuration }: Pick<RestoreJob, 'configuration'>,
+  target: TargetConfiguration,
+): Promise<Repository> {
+  // Backups need not be allowed to read back what they wrote; whoever restores has to be.
+  const as = target.kind === 's3' && target.adminProfile !== undefined ? 'admin' : 'backup'
+  return await repositoryToRead(await openTarget(target, configuration, { as }))
+}
+
 /** The first configured target that is there, or the one that was named. */
-export async function openRepository({
-  words,
-  configuration,
-  context,
-}: RestoreJob): Promise<Repository> {
-  const open = async (target: TargetConfiguration): Promise<Target> => {
-    // Backups need not be allowed to read back what they wrote; whoever restores has to be.
-    const as = target.kind === 's3' && target.adminProfile !== undefined ? 'admin' : 'backup'
-    return await openTarget(target, configuration, { as })
-  }
+export async function openRepository(
+  job: Placed<'target'> & Pick<RestoreJob, 'context'>,
+): Promise<Repository> {
+  const { words, configuration, context } = job
   if (words.target !== undefined) {
-    return await repositoryToRead(await open(targetNamed(configuration, words.target)))
+    return await openRepositoryOn(job, targetNamed(configuration, words.target))
   }
   let last: BackupError | undefined
   for (const target of configuration.targets) {
     try {
-      const opened = await open(target)
-      const repository = await repositoryToRead(opened)
+      const repository = await openRepositoryOn(job, target)
       context.reporter.report({
         kind: 'notice',
         level: 'info',
         code: 'TARGET',
-        message: `from ${describe(opened)}`,
+        message: `from ${describeTarget(repository.target)}`,
       })
       return repository
     } catch (error) {
@@ -78,15 +86,13 @@ export async function openRepository({
   )
 }
 
-function describe({ name, place }: Target): string {
+/** For people: its name and where it is. */
+export function describeTarget({ name, place }: Target): string {
   return `${name} (${place})`
 }
 
 /** @throws BackupError NOTHING_FOUND when there is no collection */
-export function collectionsOf({
-  words,
-  configuration,
-}: Pick<RestoreJob, 'words' | 'configuration'>): readonly ExportPlace[] {
+export function collectionsOf({ words, configuration }: Placed<'set'>): readonly ExportPlace[] {
   const { staging, machine, backupSets } = configuration
   const sets = words.set === undefined ? backupSets.map(({ name }) => name) : [words.set]
   const found = sets.flatMap((set) =>

@@ -7,7 +7,9 @@ import { ERRORS, type ExitCode, worstExitCode } from '../lib/errors.ts'
 import { formatSize } from '../lib/model/amount.ts'
 import { displayPath } from '../lib/model/raw-path.ts'
 import type { ListedExport } from '../lib/work/list.ts'
+import { type RestorePlan, bytesToWrite, countPlan } from '../lib/work/restore-plan.ts'
 import type { RestoreOutcome } from '../lib/work/restore.ts'
+import type { UndoOutcome } from '../lib/work/undo-restore.ts'
 import type { CollectionVerification } from '../lib/work/verify-local.ts'
 import type { VerifiedExport } from '../lib/work/verify.ts'
 import type { Reporter } from './reporter.ts'
@@ -109,16 +111,41 @@ export function tellVerifiedCollection(
   })
 }
 
+/** What a plan would do: for a dry run, and before the question. */
+export function planLines(plan: RestorePlan, { set, stamp }: Place): readonly string[] {
+  const counts = countPlan(plan)
+  const { replacedOlder: older, replacedNewer: newer, replacedEven: even } = counts
+  const place = plan.into === '' ? 'the original place' : displayPath(plan.into)
+  return [
+    `${set} ${stamp} to ${place}:`,
+    `  new        ${counts.new}`,
+    `  same       ${counts.same}`,
+    `  overwrite  ${older + newer + even} (${older} older, ${newer} newer, ${even} of one time)`,
+    `  keep       ${counts.kept}`,
+    `  delete     ${counts.deleted}`,
+    ...plan.deletions.slice(0, PATHS_SHOWN).map(({ path, paths }) => {
+      return `    ${displayPath(path)}${paths === 1 ? '' : ` and ${paths - 1} in it`}`
+    }),
+    `  write      ${formatSize(bytesToWrite(plan))}`,
+  ]
+}
+
 export function tellRestored(
-  outcome: RestoreOutcome & { readonly incomplete?: boolean },
+  outcome: RestoreOutcome & { readonly complete: boolean },
   { place, dryRun, reporter }: { place: Place; dryRun: boolean; reporter: Reporter },
 ): ExitCode {
-  const { written, same, bytes, kept, failures, lost, incomplete } = outcome
+  const { written, same, bytes, deleted, kept, failures, lost, aside } = outcome
+  const incomplete = !outcome.complete
   const verb = dryRun ? 'would be restored' : 'restored'
+  const gone = deleted === 0 ? '' : `, ${deleted} ${dryRun ? 'would be deleted' : 'deleted'}`
   reporter.tell(
     `${place.set} ${place.stamp}: ${written} ${verb} (${formatSize(bytes)}), `
-      + `${same} the same already`,
+      + `${same} the same already${gone}`,
   )
+  for (const directory of aside) {
+    const path = displayPath(directory)
+    reporter.tell(`what was there is in ${path}; \`backup-restore --undo ${path}\` undoes it`)
+  }
   const warn = (code: string, paths: readonly string[]) => {
     for (const message of paths.slice(0, PATHS_SHOWN))
       reporter.report({ kind: 'notice', level: 'warning', code, message })
@@ -135,7 +162,7 @@ export function tellRestored(
     'KEPT',
     kept.map(
       (path) =>
-        `${displayPath(path)}: something else is there and was kept (--overwrite replaces it)`,
+        `${displayPath(path)}: something else is there and was kept (--overwrite always replaces it)`,
     ),
   )
   warn(
@@ -149,14 +176,11 @@ export function tellRestored(
         `${displayPath(path)}: restored without ${what.map(displayPath).join(', ')}`,
     ),
   )
-  if (incomplete === true) {
+  if (incomplete) {
     warn('INCOMPLETE', [`${place.set} ${place.stamp} was incomplete when it was collected`])
   }
   const codes = failures.map(({ code }) => ERRORS[code][0])
-  const exitCode = worstExitCode([
-    ...codes,
-    kept.length + lost.length > 0 || incomplete === true ? 3 : 0,
-  ])
+  const exitCode = worstExitCode([...codes, kept.length + lost.length > 0 || incomplete ? 3 : 0])
   reporter.report({
     kind: 'result',
     command: COMMAND,
@@ -166,9 +190,27 @@ export function tellRestored(
     written,
     same,
     bytes,
+    deleted,
+    aside: aside.map(displayPath),
     kept: kept.map(displayPath),
     failures: failures.map((failure) => ({ ...failure, path: displayPath(failure.path) })),
     lost: lost.map(({ path, what }) => ({ path: displayPath(path), what })),
   })
+  return exitCode
+}
+
+export function tellUndone(
+  { back, removed, left }: UndoOutcome,
+  { dryRun, reporter }: { readonly dryRun: boolean; readonly reporter: Reporter },
+): ExitCode {
+  const verb = dryRun ? 'would be ' : ''
+  reporter.tell(`${back} ${verb}brought back, ${removed} ${verb}removed`)
+  for (const { path, why } of left) {
+    const message = `${displayPath(path)}: left as it is: ${why}`
+    reporter.report({ kind: 'notice', level: 'warning', code: 'LEFT', message })
+  }
+  const exitCode = left.length > 0 ? 3 : 0
+  const named = left.map((failure) => ({ ...failure, path: displayPath(failure.path) }))
+  reporter.report({ kind: 'result', command: COMMAND, exitCode, back, removed, left: named })
   return exitCode
 }

@@ -26,6 +26,12 @@ export async function confirm(question: string, terminal: Terminal): Promise<boo
   return /^y(es)?$/i.test(answer.trim())
 }
 
+/** What is typed in answer to a question; empty without a terminal. */
+export async function askText(question: string, terminal: Terminal): Promise<string> {
+  if (!isInteractive(terminal)) return ''
+  return await ask({ prompt: `${question} `, echo: true, terminal })
+}
+
 /** What is typed, without echo. */
 export async function askSecret(prompt: string, terminal: Terminal): Promise<string> {
   if (isInteractive(terminal)) return await ask({ prompt, echo: false, terminal })

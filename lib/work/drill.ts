@@ -60,6 +60,7 @@ import {
   readVerification,
 } from './repository.ts'
 import type { RestoreItem, RestoreReply, RestoreSettings } from './restore-worker.ts'
+import type { NumberedBundles } from './selection.ts'
 import type { Signer } from './signing.ts'
 import { stagingError, stateRoot } from './staging.ts'
 import type { VerifyReply, VerifyRequest } from './verify-worker.ts'
@@ -518,7 +519,8 @@ async function restoreRuns(options: DrillOptions, { plan, damaged }: Carrying): 
   let bytes = 0
   let filesDone = 0
   await withScratch(staging, async (scratch) => {
-    const settings: RestoreSettings = { identities, bundles, overwrite: false }
+    const content = { kind: 'bundles' as const, bundles }
+    const settings: RestoreSettings = { identities, content, keepsCorrupt: false }
     await runWorkers<readonly RestoreItem[], RestoreReply>({
       script: './restore-worker.js',
       ahead: 1,
@@ -557,7 +559,7 @@ interface NumberedRun {
 function numberBundles(
   { target }: Repository,
   runs: readonly FileRun[],
-): { readonly bundles: RestoreSettings['bundles']; readonly runs: readonly NumberedRun[] } {
+): { readonly bundles: NumberedBundles; readonly runs: readonly NumberedRun[] } {
   const numbers = new Map<string, number>()
   const frames: Map<number, FrameRange>[] = []
   const numberOf = (path: string): number => {
@@ -608,7 +610,8 @@ function batchesOf(
     const owner = { uid: process.getuid?.() ?? 0, gid: process.getgid?.() ?? 0 }
     const metadata = { path: String(index), type: 'file', mode: 0o600, mtimeNs: 0n } as const
     const entry: Entry = { ...metadata, ...owner, size: run.bytes, pieces }
-    batches.at(-1)!.push({ index, path, entry, isFresh: true })
+    const nothing = { isFresh: true, mayReplace: false, looksSame: false, aside: undefined }
+    batches.at(-1)!.push({ index, path, entry, from: entry.path, ...nothing })
     bytes += run.bytes
   }
   return batches

@@ -5,7 +5,9 @@
 // where a date is ambiguous.
 
 import { BackupError } from '../errors.ts'
-import { matchStamps } from '../model/stamp.ts'
+import { parseMoment } from '../model/natural-date.ts'
+import { formatLocalTime } from '../model/schedule.ts'
+import { matchStamps, parseStamp } from '../model/stamp.ts'
 import {
   type ExportPlace,
   type Repository,
@@ -19,7 +21,7 @@ export interface ExportQuery {
   readonly machine: string
   /** Undefined: every set. */
   readonly set: string | undefined
-  /** A prefix of a stamp, `latest`, or undefined. */
+  /** A prefix of a stamp, `latest`, a moment (lib/model/natural-date.ts), or undefined. */
   readonly date: string | undefined
 }
 
@@ -56,36 +58,44 @@ export interface Generation {
 }
 
 /**
- * One export a set: the newest for `latest` or no date, else the one that the date names.
- * @throws BackupError USAGE when a date fits several exports of a set, NOTHING_FOUND when it fits
- * none
+ * One generation a set: the newest for `latest` or no date, else the one that the date names. A
+ * date that begins a stamp is that stamp, in UTC; only one that begins none is a moment, and means
+ * the newest generation that is not after it. Without `nowMs` nothing is a moment.
+ * @throws BackupError USAGE when a date begins several stamps of a set, NOTHING_FOUND when it fits
+ * none, or when every generation is younger
  */
 export function pickExports<T extends Generation>(
   places: readonly T[],
   date: string | undefined,
+  { nowMs }: { readonly nowMs?: number } = {},
 ): readonly T[] {
-  const sets = [...new Set(places.map(({ set }) => set))]
-  const picked = sets.flatMap((set) =>
-    pickOne(
-      places.filter((place) => place.set === set),
-      date,
-    ),
-  )
+  const isLatest = date === undefined || date === 'latest'
+  const picked = eachSet(places, (its) => (isLatest ? newestTrusted(its) : pickStamp(its, date)))
   if (picked.length > 0) return picked
+  const isMoment = !isLatest && nowMs !== undefined
+  const moment = isMoment ? parseMoment(date, { nowMs }) : undefined
+  if (isMoment && moment !== undefined) return pickMoment(places, { date, ...moment })
   const stamps = places.map(({ set, stamp }) => `${set} ${stamp}`)
+  const forms = nowMs === undefined ? '' : '`latest`, `2025-04-01` and `3 days ago` are dates; '
   throw new BackupError('NOTHING_FOUND', `there is nothing of ${date}`, {
-    hint: `there are: ${stamps.slice(-8).join(', ')}`,
+    hint: `${forms}there are: ${stamps.slice(-8).join(', ')}`,
   })
 }
 
-function pickOne<T extends Generation>(
+function eachSet<T extends Generation>(
   places: readonly T[],
-  date: string | undefined,
+  pick: (its: readonly T[]) => readonly T[],
 ): readonly T[] {
-  if (date === undefined || date === 'latest') {
-    const trusted = places.filter(({ isSuspect }) => isSuspect !== true)
-    return (trusted.length > 0 ? trusted : places).slice(-1)
-  }
+  const sets = [...new Set(places.map(({ set }) => set))]
+  return sets.flatMap((set) => pick(places.filter((place) => place.set === set)))
+}
+
+function newestTrusted<T extends Generation>(places: readonly T[]): readonly T[] {
+  const trusted = places.filter(({ isSuspect }) => isSuspect !== true)
+  return (trusted.length > 0 ? trusted : places).slice(-1)
+}
+
+function pickStamp<T extends Generation>(places: readonly T[], date: string): readonly T[] {
   const stamps = matchStamps({ prefix: date, stamps: places.map(({ stamp }) => stamp) })
   if (stamps.length > 1) {
     throw new BackupError(
@@ -95,6 +105,23 @@ function pickOne<T extends Generation>(
     )
   }
   return places.filter(({ stamp }) => stamp === stamps[0])
+}
+
+/** A set that is younger than the moment has nothing of it, as if it did not exist then. */
+function pickMoment<T extends Generation>(
+  places: readonly T[],
+  { date, latestMs }: { readonly date: string; readonly latestMs: number },
+): readonly T[] {
+  const picked = eachSet(places, (its) => {
+    return newestTrusted(its.filter(({ stamp }) => (parseStamp(stamp) ?? Infinity) <= latestMs))
+  })
+  if (picked.length > 0) return picked
+  const [oldest] = places.toSorted((one, other) => (one.stamp < other.stamp ? -1 : 1))
+  const { set, stamp } = oldest ?? { set: '', stamp: '' }
+  const until = formatLocalTime(latestMs)
+  throw new BackupError('NOTHING_FOUND', `there is nothing as old as ${date} (${until})`, {
+    hint: oldest === undefined ? 'there is nothing at all' : `the oldest is ${set} ${stamp}`,
+  })
 }
 
 export function describePlace({ set, stamp }: ExportPlace): string {

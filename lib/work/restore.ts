@@ -1,9 +1,9 @@
-// Restores paths of one export into a directory: plan, directories, files by worker threads, links,
-// metadata.
+// Carries out a plan: directories, files by worker threads, links, deletions, metadata.
 //
-// Upholds invariants 9 and 10: every path is checked, no link is followed below the directory,
-// files get their final names only when their bytes are proven, and whatever is not restored is
-// named. Throws TARGET and catalog errors, NOTHING_FOUND.
+// From a repository and from staging alike (selection.ts). Upholds invariants 9 and 10: files get
+// their final names only when their bytes are proven, what is replaced or deleted is kept aside
+// (aside.ts), and whatever is not restored is named. Throws TARGET errors, INTERRUPTED,
+// RESTORE_FULL.
 
 import {
   existsSync,
@@ -11,333 +11,259 @@ import {
   lstatSync,
   mkdirSync,
   readdirSync,
-  readlinkSync,
   renameSync,
+  rmSync,
   statSync,
+  statfsSync,
   symlinkSync,
   unlinkSync,
   writeFileSync,
 } from 'node:fs'
-import { BackupError, type ErrorCode, systemCode, unpackError } from '../errors.ts'
+import { BackupError, unpackError } from '../errors.ts'
 import { applyFlags, applyMetadata } from '../machine/metadata.ts'
 import { makeNode } from '../machine/posix.ts'
-import { type Entry, type FrameRange, dataBytes } from '../model/entry.ts'
+import { formatSize } from '../model/amount.ts'
+import { type Entry, dataBytes } from '../model/entry.ts'
 import {
   type RawPath,
   baseOf,
   comparePaths,
   displayPath,
-  isWithin,
   parentOf,
   rawPathToBytes,
 } from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
 import { checkSafePath } from '../model/safe-path.ts'
-import type { ShardPlace } from '../model/shard.ts'
-import type { ExportReader } from './export-reader.ts'
+import { type Aside, keepAside } from './aside.ts'
+import { isPartialName, partialName } from './restore-names.ts'
 import {
-  type FileOutcome,
-  type RestoreItem,
-  type RestoreReply,
-  type RestoreSettings,
-  isPartialName,
-  partialName,
-} from './restore-worker.ts'
+  type PlanOptions,
+  type PlannedEntry,
+  type RestoreFailure,
+  type RestorePlan,
+  asFailure,
+  bytesToWrite,
+  lookAtDirectory,
+  notADirectory,
+  planRestore,
+} from './restore-plan.ts'
+import type { FileOutcome, RestoreItem, RestoreReply, RestoreSettings } from './restore-worker.ts'
+import type { Selection } from './selection.ts'
 import { runWorkers } from './worker-pool.ts'
 
 export interface RestoreOptions {
-  readonly reader: ExportReader
   readonly identities: readonly string[]
-  /** An existing directory, without a trailing slash; empty for the root. */
-  readonly into: RawPath
-  readonly overwrite: boolean
-  readonly dryRun: boolean
   readonly cores: number
+  /** Keeps what is replaced or deleted; undefined: it is gone. */
+  readonly aside: Aside | undefined
   readonly report: Report
   readonly signal: AbortSignal
-}
-
-export interface RestoreFailure {
-  readonly path: RawPath
-  readonly code: ErrorCode
-  readonly why: string
 }
 
 export interface RestoreOutcome {
   readonly written: number
   readonly same: number
   readonly bytes: number
+  readonly deleted: number
   /** Something else is there and was left alone. */
   readonly kept: readonly RawPath[]
   readonly failures: readonly RestoreFailure[]
   /** Metadata that could not be set here. */
   readonly lost: readonly { readonly path: RawPath; readonly what: readonly string[] }[]
+  /** Where what was replaced or deleted is kept. */
+  readonly aside: readonly RawPath[]
 }
 
-/** What is to be restored. */
-export interface Selection {
-  /** In catalog order. */
-  readonly entries: readonly Entry[]
-  /**
-   * The directories above them, which are made as they were where they are missing, and else left
-   * alone.
-   */
-  readonly parents: readonly Entry[]
-  readonly bundles: RestoreSettings['bundles']
-}
-
-/** What would be restored. @throws BackupError NOTHING_FOUND when a path matches nothing */
-export async function selectEntries(
-  reader: ExportReader,
-  paths: readonly RawPath[],
-): Promise<Selection> {
-  const table = new BundleNumbers(reader)
-  const wanted = paths.length === 0 ? [''] : paths
-  const candidates = new Set<ShardPlace>()
-  for (const path of wanted) {
-    for (const place of await reader.shardsOf(path)) candidates.add(place)
-  }
-  const places = (await reader.index()).filter((place) => candidates.has(place))
-  const entries: Entry[] = []
-  const parents = await findParents(reader, paths)
-  for await (const { shard } of reader.shards(places)) {
-    for (const entry of shard.entries) {
-      const isWanted = wanted.some((directory) => isWithin({ path: entry.path, directory }))
-      if (isWanted) entries.push(table.renumber(entry, shard.bundles))
-    }
-  }
-  for (const path of paths) {
-    if (entries.some((entry) => isWithin({ path: entry.path, directory: path }))) continue
-    throw new BackupError('NOTHING_FOUND', `there is no ${displayPath(path)} in this export`, {
-      hint: 'paths are those of the source: --path /home/you/letters; --list shows the exports',
-    })
-  }
-  const selected = new Set(entries.map(({ path }) => path))
-  const standIns = new Map<RawPath, RawPath>()
-  const resolved: Entry[] = []
-  for (const entry of entries) {
-    const isWhole = entry.type !== 'link' || selected.has(entry.target!)
-    const context = { standIns, reader, table }
-    resolved.push(isWhole ? entry : await resolveLink(entry, context))
-  }
-  return { entries: resolved, parents, bundles: table.bundles() }
-}
-
-async function findParents(
-  reader: ExportReader,
-  paths: readonly RawPath[],
-): Promise<readonly Entry[]> {
-  const wanted = new Set<RawPath>()
-  for (const path of paths) {
-    for (let parent = parentOf(path); parent !== ''; parent = parentOf(parent)) wanted.add(parent)
-  }
-  const parents: Entry[] = []
-  for (const path of [...wanted].sort(comparePaths)) {
-    const [place] = await reader.shardsOf(path)
-    if (place === undefined) continue
-    const entry = (await reader.shard(place)).entries.find((one) => one.path === path)
-    if (entry?.type === 'directory') parents.push(entry)
-  }
-  return parents
-}
-
-/** Bundles of several shards under one numbering. */
-class BundleNumbers {
-  readonly #reader: ExportReader
-  readonly #numbers = new Map<string, number>()
-  readonly #frames: Map<number, FrameRange>[] = []
-
-  constructor(reader: ExportReader) {
-    this.#reader = reader
-  }
-
-  renumber(
-    entry: Entry,
-    places: readonly { readonly name: string; readonly frames: readonly FrameRange[] }[],
-  ): Entry {
-    const { header: _header, pieces, ...rest } = entry
-    if (pieces === undefined) return rest
-    const map = (bundle: number) => this.#numberOf(places[bundle]!)
-    return {
-      ...rest,
-      pieces: pieces.map(([id, bundle, offset, length]) => [id, map(bundle), offset, length]),
-    }
-  }
-
-  bundles(): RestoreSettings['bundles'] {
-    return [...this.#numbers].map(([name, number]) => ({
-      path: this.#reader.bundleAddress(name),
-      frames: [...this.#frames[number]!.values()].sort((a, b) => a[0] - b[0]),
-    }))
-  }
-
-  #seen = new WeakMap<object, number>()
-
-  #numberOf(place: { readonly name: string; readonly frames: readonly FrameRange[] }): number {
-    const seen = this.#seen.get(place)
-    if (seen !== undefined) return seen
-    let number = this.#numbers.get(place.name)
-    if (number === undefined) {
-      this.#numbers.set(place.name, (number = this.#numbers.size))
-      this.#frames.push(new Map())
-    }
-    for (const frame of place.frames) this.#frames[number]!.set(frame[0], frame)
-    this.#seen.set(place, number)
-    return number
+/** What a dry run tells: nothing was changed. */
+export function previewRestore(plan: RestorePlan): RestoreOutcome {
+  const count = (...verdicts: readonly string[]): number =>
+    plan.items.filter(({ verdict }) => verdicts.includes(verdict)).length
+  return {
+    written: count('make', 'replace'),
+    same: count('same'),
+    bytes: bytesToWrite(plan),
+    deleted: plan.deletions.reduce((sum, { paths }) => sum + paths, 0),
+    kept: keptOf(plan),
+    failures: plan.failures,
+    lost: [],
+    aside: [],
   }
 }
 
 /**
- * A hard link whose first path is not restored becomes the file itself, and the first of those that
- * follow.
+ * Plans and restores a selection; a dry run only tells.
+ * @param options.decide sees the plan before anything is done: it may change it, or throw
  */
-async function resolveLink(
-  entry: Entry,
-  context: {
-    /** By the path that is not restored: which one is the file instead. */
-    readonly standIns: Map<RawPath, RawPath>
-    readonly reader: ExportReader
-    readonly table: BundleNumbers
-  },
-): Promise<Entry> {
-  const { standIns, reader, table } = context
-  const target = entry.target!
-  const standIn = standIns.get(target)
-  if (standIn !== undefined) return { ...entry, target: standIn }
-  for (const place of await reader.shardsOf(target)) {
-    const shard = await reader.shard(place)
-    const file = shard.entries.find(({ path }) => path === target)
-    if (file === undefined) continue
-    standIns.set(target, entry.path)
-    const { pieces, size, sparse, chunk } = table.renumber(file, shard.bundles)
-    const { target: _target, ...rest } = entry
-    return {
-      ...rest,
-      type: 'file',
-      ...(size === undefined ? {} : { size }),
-      ...(sparse === undefined ? {} : { sparse }),
-      ...(pieces === undefined ? {} : { pieces }),
-      ...(chunk === undefined ? {} : { chunk }),
-    }
-  }
-  throw new BackupError(
-    'CATALOG_DAMAGED',
-    `${displayPath(entry.path)} is a link to a file that is not there`,
-  )
-}
-
-/** Restores what selectEntries() found. */
-export async function restoreEntries(
-  options: RestoreOptions,
+export async function restoreSelection(
   selection: Selection,
+  options: PlanOptions
+    & RestoreOptions & {
+      readonly dryRun: boolean
+      /** Whether the filesystem is asked for room; it does not know what it will compress. */
+      readonly checksRoom: boolean
+      readonly decide?: (plan: RestorePlan) => Promise<RestorePlan>
+    },
 ): Promise<RestoreOutcome> {
-  if (options.dryRun) return previewRestore(options, selection.entries)
-  return await new Restore(options).run(selection)
+  const planned = await planRestore(selection, options)
+  const plan = (await options.decide?.(planned)) ?? planned
+  if (options.dryRun) return previewRestore(plan)
+  if (options.checksRoom) checkRoom(plan)
+  return await carryOut(plan, options)
+}
+
+/** Carries the plan out. @throws BackupError INTERRUPTED, and what ends the target */
+export async function carryOut(
+  plan: RestorePlan,
+  options: RestoreOptions,
+): Promise<RestoreOutcome> {
+  return await new Restore(plan, options).run()
 }
 
 /**
- * What restoring would do, told from sizes and times alone: content is compared only when it is
- * really restored.
+ * Whether there is room for all of it, by what the filesystems say now.
+ * @throws BackupError RESTORE_FULL
  */
-function previewRestore(
-  { into, overwrite }: RestoreOptions,
-  entries: readonly Entry[],
-): RestoreOutcome {
-  let written = 0
-  let same = 0
-  let bytes = 0
-  const kept: RawPath[] = []
-  for (const entry of entries) {
-    if (entry.type === 'directory') continue
-    checkSafePath(entry.path)
-    const there = lstatSync(rawPathToBytes(`${into}/${entry.path}`), {
-      throwIfNoEntry: false,
-      bigint: true,
-    })
-    const isSame =
-      there !== undefined
-      && there.mtimeNs === entry.mtimeNs
-      && (entry.type !== 'file' || there.size === BigInt(entry.size ?? 0))
-    if (isSame) same += 1
-    else if (there !== undefined && !overwrite) kept.push(entry.path)
-    else {
-      written += 1
-      bytes += dataBytes(entry)
-    }
+export function checkRoom(plan: RestorePlan): void {
+  const needed = new Map<number, { readonly place: RawPath; bytes: number }>()
+  const tops = new Map<RawPath, { readonly place: RawPath; readonly device: number }>()
+  const topOf = (path: RawPath): { readonly place: RawPath; readonly device: number } => {
+    const known = tops.get(path)
+    if (known !== undefined) return known
+    const place = path === '' ? plan.into || '/' : `${plan.into}/${path}`
+    const there = statSync(rawPathToBytes(place), { throwIfNoEntry: false })
+    const top =
+      there?.isDirectory() === true
+        ? { place, device: there.dev }
+        : path === ''
+          ? nearestPlace(place)
+          : topOf(parentOf(path))
+    tops.set(path, top)
+    return top
   }
-  return { written, same, bytes, kept, failures: [], lost: [] }
+  for (const { entry, verdict } of plan.items) {
+    if (verdict !== 'make' && verdict !== 'replace') continue
+    const { place, device } = topOf(parentOf(entry.path))
+    const bytes = Math.ceil(dataBytes(entry) / BLOCK_BYTES) * BLOCK_BYTES
+    const sum = needed.get(device) ?? { place, bytes: 0 }
+    needed.set(device, { ...sum, bytes: sum.bytes + bytes })
+  }
+  for (const { place, bytes } of needed.values()) {
+    const { bavail, bsize } = statfsSync(rawPathToBytes(place))
+    if (bytes <= bavail * bsize) continue
+    const message =
+      `${displayPath(place)} has room for ${formatSize(bavail * bsize)}, and `
+      + `${formatSize(bytes)} would be written`
+    throw new BackupError('RESTORE_FULL', message, {
+      hint:
+        'choose another place with --into, restore less, or say --ignore-space where the '
+        + 'filesystem compresses; nothing was restored',
+      facts: { place: displayPath(place), freeBytes: bavail * bsize, neededBytes: bytes },
+    })
+  }
+}
+
+/** What most filesystems allocate in. */
+const BLOCK_BYTES = 4096
+
+function nearestPlace(place: RawPath): { readonly place: RawPath; readonly device: number } {
+  let at = place
+  while (at !== '' && !existsSync(rawPathToBytes(at))) at = parentOf(at)
+  return { place: at || '/', device: statSync(rawPathToBytes(at || '/')).dev }
+}
+
+function keptOf({ items }: RestorePlan): RawPath[] {
+  return items
+    .filter(({ verdict }) => verdict === 'keep' || verdict === 'blocked')
+    .map(({ entry }) => entry.path)
 }
 
 /** The target is not reached any more, or may not be read. */
 const ENDING: readonly string[] = ['TARGET_ABSENT', 'TARGET_DENIED', 'COLD_STORAGE']
 
 class Restore {
+  readonly #plan: RestorePlan
   readonly #options: RestoreOptions
   /**
    * Real directories below `into`: made now, made by a restore that was killed, or there before.
    */
-  readonly #directories = new Map<RawPath, 'made' | 'resumed' | 'there'>([['', 'there']])
-  readonly #kept: RawPath[] = []
-  readonly #failures: RestoreFailure[] = []
+  readonly #directories = new Map<RawPath, 'made' | 'resumed' | 'there'>()
+  readonly #kept: RawPath[]
+  readonly #failures: RestoreFailure[]
   readonly #lost: { path: RawPath; what: readonly string[] }[] = []
   /** Finished but for their inode flags, which come last. */
   readonly #flagged: Entry[] = []
+  /** For the undo list, where there is one in the end. */
+  readonly #made: Entry[] = []
+  /** What is not there, or is not what links are to be made to. */
+  readonly #absent = new Set<RawPath>()
   #written = 0
   #same = 0
   #bytes = 0
+  #deleted = 0
 
-  constructor(options: RestoreOptions) {
+  constructor(plan: RestorePlan, options: RestoreOptions) {
+    this.#plan = plan
     this.#options = options
+    this.#kept = keptOf(plan)
+    this.#failures = [...plan.failures]
+    for (const path of this.#kept) this.#absent.add(path)
+    this.#directories.set('', 'there')
   }
 
-  async run({ entries, parents, bundles }: Selection): Promise<RestoreOutcome> {
-    const safe = entries.filter((entry) => this.#guard(entry, () => checkSafePath(entry.path)))
-    const ready = safe.filter((entry) =>
-      this.#guard(entry, () =>
-        this.#makeDirectory(entry.type === 'directory' ? entry.path : parentOf(entry.path)),
-      ),
+  async run(): Promise<RestoreOutcome> {
+    const { directories, items, deletions, parents, policy } = this.#plan
+    const made = directories.filter(({ path }) =>
+      this.#guard(path, () => this.#makeDirectory(path)),
     )
-    await this.#restoreFiles(
-      ready.filter(({ type }) => type === 'file'),
-      bundles,
-    )
-    for (const entry of ready) {
-      if (entry.type !== 'file' && entry.type !== 'directory')
-        this.#guard(entry, () => this.#makeOther(entry))
+    const ready = items.filter(({ entry, verdict }) => {
+      if (verdict === 'keep' || verdict === 'blocked') return false
+      return this.#guard(entry.path, () => this.#makeDirectory(parentOf(entry.path)))
+    })
+    try {
+      await this.#restoreFiles(ready.filter(({ entry }) => entry.type === 'file'))
+      for (const item of ready) {
+        const { type, path } = item.entry
+        if (type !== 'file') this.#guard(path, () => this.#makeOther(item))
+      }
+      for (const { path, paths } of deletions) {
+        this.#guard(path, () => this.#delete(path, paths))
+      }
+    } finally {
+      this.#finishUndoList()
     }
+    const aside = this.#options.aside?.directories() ?? []
     for (const [path, how] of this.#directories) {
       if (how !== 'there') unlinkSync(rawPathToBytes(this.#marker(path)))
     }
-    this.#finishDirectories(ready, { overwrite: this.#options.overwrite })
+    this.#finishDirectories(made, { overwrite: policy === 'always' })
     this.#finishDirectories(parents, { overwrite: false })
-    for (const entry of this.#flagged) this.#guard(entry, () => this.#applyFlags(entry))
+    for (const entry of this.#flagged) this.#guard(entry.path, () => this.#applyFlags(entry))
+    const byPath = (a: { readonly path: RawPath }, b: { readonly path: RawPath }) =>
+      comparePaths(a.path, b.path)
     return {
       written: this.#written,
       same: this.#same,
       bytes: this.#bytes,
+      deleted: this.#deleted,
       kept: this.#kept.sort(comparePaths),
-      failures: this.#failures,
-      lost: this.#lost,
+      failures: this.#failures.sort(byPath),
+      lost: this.#lost.sort(byPath),
+      aside,
     }
   }
 
   #place(path: RawPath): RawPath {
-    return `${this.#options.into}/${path}`
+    return `${this.#plan.into}/${path}`
   }
 
-  /** Runs an action for one entry; a failure is that entry's alone. */
-  #guard(entry: Entry, action: () => void): boolean {
+  /** Runs an action for one path; a failure is that path's alone. */
+  #guard(path: RawPath, action: () => void): boolean {
     try {
       action()
       return true
     } catch (error) {
-      const code = systemCode(error)
-      if (!(error instanceof BackupError) && code === undefined) throw error
-      const failure =
-        error instanceof BackupError
-          ? { code: error.code, why: error.message }
-          : { code: 'RESTORE_FAILED' as const, why: `it cannot be made (${code})` }
-      this.#failures.push({ path: entry.path, ...failure })
+      this.#failures.push(asFailure(path, error))
+      this.#absent.add(path)
       return false
     }
   }
@@ -346,18 +272,10 @@ class Restore {
   #makeDirectory(path: RawPath): void {
     if (this.#directories.has(path)) return
     this.#makeDirectory(parentOf(path))
-    const place = rawPathToBytes(this.#place(path))
-    // In the original place the machine's own links to directories (~/data → /data) are where they
-    // were.
-    const look = this.#options.into === '' ? statSync : lstatSync
-    const there = look(place, { throwIfNoEntry: false })
-    if (there !== undefined && !there.isDirectory()) {
-      throw new BackupError('UNSAFE_PATH', `${displayPath(path)} is no directory here`, {
-        hint: 'it was left alone, and nothing was restored below it',
-      })
-    }
+    const there = lookAtDirectory(this.#plan, path)
+    if (there !== undefined && !there.isDirectory()) throw notADirectory(path)
     const how = there === undefined ? 'made' : this.#sweep(path) ? 'resumed' : 'there'
-    if (how === 'made') mkdirSync(place, { mode: 0o700 })
+    if (how === 'made') mkdirSync(rawPathToBytes(this.#place(path)), { mode: 0o700 })
     if (how !== 'there') {
       writeFileSync(rawPathToBytes(this.#marker(path)), '', { flag: 'wx', mode: 0o600 })
     }
@@ -381,22 +299,46 @@ class Restore {
     return isMarked
   }
 
-  async #restoreFiles(files: readonly Entry[], bundles: RestoreSettings['bundles']): Promise<void> {
-    const items = files.map((entry, index): RestoreItem => ({
-      index,
-      path: this.#place(entry.path),
-      entry,
-      isFresh: this.#directories.get(parentOf(entry.path)) === 'made',
-    }))
-    const bytesTotal = files.reduce((sum, entry) => sum + dataBytes(entry), 0)
-    const { reader, identities, overwrite, cores, report, signal } = this.#options
-    const settings: RestoreSettings = { identities, bundles, overwrite }
+  async #restoreFiles(planned: readonly PlannedEntry[]): Promise<void> {
+    const different = await this.#runWorkers(planned)
+    // It only looked the same: content is compared by the workers.
+    if (different.length > 0) {
+      await this.#runWorkers(different.map((item) => ({ ...item, verdict: 'replace' as const })))
+    }
+  }
+
+  /** @returns what looked the same, is not, and may be replaced */
+  async #runWorkers(planned: readonly PlannedEntry[]): Promise<readonly PlannedEntry[]> {
+    const different: PlannedEntry[] = []
+    const { content, policy } = this.#plan
+    const { identities, cores, report, signal } = this.#options
+    const items = planned.map(({ entry, from, verdict }, index): RestoreItem => {
+      return {
+        index,
+        path: this.#place(entry.path),
+        entry,
+        from,
+        isFresh: this.#directories.get(parentOf(entry.path)) === 'made',
+        // The same again gets its metadata again, where everything may be replaced.
+        mayReplace: verdict === 'replace' || (verdict === 'same' && policy === 'always'),
+        looksSame: verdict === 'same',
+        aside: verdict === 'replace' ? this.#options.aside?.placeFor(entry.path) : undefined,
+      }
+    })
+    const bytesTotal = planned.reduce((sum, { entry }) => sum + dataBytes(entry), 0)
+    const settings: RestoreSettings = {
+      identities,
+      content:
+        content.kind === 'staged' ? content : { kind: content.kind, bundles: content.bundles },
+      keepsCorrupt: true,
+    }
+    const { target, sizes } = content.kind === 'staged' ? {} : content
     await runWorkers<readonly RestoreItem[], RestoreReply>({
       script: './restore-worker.js',
       ahead: 2,
       workerData: settings,
-      target: reader.target,
-      sizes: reader.bundleSizes(),
+      target,
+      ...(sizes === undefined ? {} : { sizes }),
       requests: makeBatches(items),
       workers: cores,
       signal,
@@ -407,56 +349,95 @@ class Restore {
           if (outcome.kind === 'failed' && ENDING.includes(outcome.error.code ?? '')) {
             throw unpackError(outcome.error)
           }
-          this.#takeOutcome(files[index]!, outcome)
+          if (outcome.kind === 'different') different.push(planned[index]!)
+          else this.#takeOutcome(planned[index]!, outcome)
         }
         this.#bytes += bytes
         report({
           kind: 'progress',
           phase: 'restoring',
           filesDone: this.#written + this.#same,
-          filesTotal: files.length,
+          filesTotal: planned.length,
           bytesDone: this.#bytes,
           bytesTotal,
-          ...(outcomes[0] === undefined ? {} : { current: files[outcomes[0].index]!.path }),
+          ...(outcomes[0] === undefined ? {} : { current: planned[outcomes[0].index]!.entry.path }),
         })
       },
     })
+    return different
   }
 
-  #takeOutcome(entry: Entry, outcome: FileOutcome): void {
-    const isOurs =
-      outcome.kind === 'written' || (outcome.kind === 'same' && this.#options.overwrite)
-    if (isOurs && entry.flags !== undefined) this.#flagged.push(entry)
-    if (outcome.kind === 'written') {
-      this.#written += 1
-      if (outcome.lost.length > 0) this.#lost.push({ path: entry.path, what: outcome.lost })
-    } else if (outcome.kind === 'same') {
-      this.#same += 1
-      if (outcome.lost.length > 0) this.#lost.push({ path: entry.path, what: outcome.lost })
-    } else if (outcome.kind === 'kept') this.#kept.push(entry.path)
-    else
-      this.#guard(entry, () => {
-        throw unpackError(outcome.error)
-      })
-  }
-
-  #makeOther(entry: Entry): void {
-    const path = this.#place(entry.path)
-    const there = lstatSync(rawPathToBytes(path), { throwIfNoEntry: false })
-    if (there !== undefined) {
-      if (this.#isSame(entry, path)) {
+  #takeOutcome(
+    { entry, verdict }: PlannedEntry,
+    outcome: Exclude<FileOutcome, { kind: 'different' }>,
+  ): void {
+    const { path } = entry
+    switch (outcome.kind) {
+      case 'written':
+        this.#took(entry, { lost: outcome.lost, isReplaced: verdict !== 'make' })
+        return
+      case 'same':
         this.#same += 1
+        if (this.#plan.policy === 'always' && entry.flags !== undefined) this.#flagged.push(entry)
+        if (outcome.lost.length > 0) this.#lost.push({ path, what: outcome.lost })
         return
-      }
-      if (there.isDirectory() || !this.#options.overwrite) {
-        this.#kept.push(entry.path)
+      case 'kept':
+        this.#kept.push(path)
+        this.#absent.add(path)
         return
+      case 'failed':
+        this.#guard(path, () => {
+          throw unpackError(outcome.error)
+        })
+    }
+  }
+
+  #took(
+    entry: Entry,
+    { lost, isReplaced }: { readonly lost: readonly string[]; readonly isReplaced: boolean },
+  ): void {
+    const { path, mtimeNs } = entry
+    this.#written += 1
+    if (lost.length > 0) this.#lost.push({ path, what: lost })
+    if (entry.flags !== undefined && entry.type !== 'link') this.#flagged.push(entry)
+    if (isReplaced) {
+      this.#options.aside?.note({ did: 'replaced', path, isDirectory: false, mtimeNs })
+    } else this.#made.push(entry)
+  }
+
+  /** What was made counts only where something is to be undone at all. */
+  #finishUndoList(): void {
+    const { aside } = this.#options
+    if (aside === undefined) return
+    if (aside.directories().length > 0) {
+      for (const { path, mtimeNs } of this.#made) {
+        aside.note({ did: 'made', path, isDirectory: false, mtimeNs })
       }
+      for (const [path, how] of this.#directories) {
+        if (how === 'there') continue
+        aside.note({ did: 'made', path, isDirectory: true, mtimeNs: undefined })
+      }
+    }
+    aside.finish()
+  }
+
+  #makeOther({ entry, verdict }: PlannedEntry): void {
+    const path = this.#place(entry.path)
+    if (verdict === 'same') {
+      this.#same += 1
+      return
     }
     if (entry.type === 'socket') {
       this.#lost.push({ path: entry.path, what: ['socket: its program makes it again'] })
       return
     }
+    const there = lstatSync(rawPathToBytes(path), { throwIfNoEntry: false })
+    // It came after the plan was made.
+    if (there !== undefined && (verdict !== 'replace' || there.isDirectory())) {
+      this.#kept.push(entry.path)
+      return
+    }
+    if (entry.type === 'link') this.#checkLinked(entry.target!)
     const partial = `${parentOf(path)}/${partialName(1)}`
     makeSpecial(entry, {
       path: partial,
@@ -464,47 +445,58 @@ class Restore {
     })
     try {
       const lost = entry.type === 'link' ? [] : applyMetadata(partial, entry)
+      if (there !== undefined && this.#options.aside !== undefined) {
+        keepAside(path, this.#options.aside.placeFor(entry.path))
+      }
       renameSync(rawPathToBytes(partial), rawPathToBytes(path))
-      this.#written += 1
-      if (lost.length > 0) this.#lost.push({ path: entry.path, what: lost })
+      // Two names of one file are renamed to each other by doing nothing.
+      rmSync(rawPathToBytes(partial), { force: true })
+      this.#took(entry, { lost, isReplaced: there !== undefined })
     } catch (error) {
-      unlinkSync(rawPathToBytes(partial))
+      rmSync(rawPathToBytes(partial), { force: true })
       throw error
     }
   }
 
-  #isSame(entry: Entry, path: RawPath): boolean {
-    const there = lstatSync(rawPathToBytes(path), { bigint: true })
-    if (entry.type === 'symlink') {
-      return (
-        there.isSymbolicLink()
-        && readlinkSync(rawPathToBytes(path), { encoding: 'latin1' }) === entry.target
-      )
+  /** A link is only made to what was restored, or was found the same, below `into`. */
+  #checkLinked(target: RawPath): void {
+    checkSafePath(target)
+    if (this.#absent.has(target) || !this.#directories.has(parentOf(target))) {
+      const message = `the file that it is a link to, ${displayPath(target)}, was not restored`
+      throw new BackupError('RESTORE_FAILED', message)
     }
-    if (entry.type === 'link') {
-      const target = lstatSync(rawPathToBytes(this.#place(entry.target!)), {
-        throwIfNoEntry: false,
-        bigint: true,
-      })
-      return target !== undefined && target.ino === there.ino && target.dev === there.dev
+  }
+
+  #delete(path: RawPath, paths: number): void {
+    const place = rawPathToBytes(this.#place(path))
+    const isDirectory = lstatSync(place).isDirectory()
+    const { aside } = this.#options
+    if (aside === undefined) rmSync(place, { recursive: true })
+    else {
+      renameSync(place, rawPathToBytes(aside.placeFor(path)))
+      aside.note({ did: 'deleted', path, isDirectory, mtimeNs: undefined })
     }
-    return (
-      (entry.type === 'fifo' && there.isFIFO()) || (entry.type === 'socket' && there.isSocket())
-    )
+    this.#deleted += paths
   }
 
   /** Deepest first, so that nothing done inside changes a time that is already set. */
   #finishDirectories(entries: readonly Entry[], { overwrite }: { overwrite: boolean }): void {
-    for (const entry of entries.filter(({ type }) => type === 'directory').reverse()) {
+    for (const entry of entries.toReversed()) {
       const how = this.#directories.get(entry.path)
       const isOurs = how === 'made' || how === 'resumed'
-      if (!isOurs && !overwrite) continue
-      this.#guard(entry, () => {
+      if (!isOurs && !(overwrite && !this.#isLinked(entry.path))) continue
+      this.#guard(entry.path, () => {
         const lost = applyMetadata(this.#place(entry.path), entry)
         if (lost.length > 0) this.#lost.push({ path: entry.path, what: lost })
         if (entry.flags !== undefined) this.#flagged.push(entry)
       })
     }
+  }
+
+  /** What the machine's own link leads to is its own affair. */
+  #isLinked(path: RawPath): boolean {
+    const there = lstatSync(rawPathToBytes(this.#place(path)), { throwIfNoEntry: false })
+    return there?.isSymbolicLink() === true
   }
 
   #applyFlags(entry: Entry): void {

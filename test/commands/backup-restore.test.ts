@@ -109,11 +109,18 @@ restore('--list of an absent target still lists staging', async () => {
   assert.match(stderr, 'target drive')
 })
 
-restore('the words have to say where from', async () => {
+restore('words that do not go together, or say nothing, are refused', async () => {
   const { scenario } = await shared()
   for (const [words, message] of [
-    [['--into', '/nowhere'], 'where from'],
-    [['--source', 'both'], '--source is local or external'],
+    [['--verify'], 'what is to be verified'],
+    [['--verify', '--source', 'both'], '--source is local or external'],
+    [['--source', 'both', '--into', '/nowhere'], 'there is no target both'],
+    [['--source', 'local,', '--into', '/nowhere'], 'empty name'],
+    [['--overwrite', 'sometimes', '--into', '/nowhere'], '--overwrite is one of never, older'],
+    [['--delete', '--into', '/nowhere'], '--delete needs --path'],
+    [['--last', '--into', '/nowhere'], '--last needs --path'],
+    [['--stdout', '--path', '/x', '--path', '/y'], '--stdout needs one --path'],
+    [['--stdout', '--path', '/x', '--json'], 'prints the file and nothing else'],
     [['--list', '--verify', '--source', 'local'], 'do not go together'],
     [['--source', 'local', '--target', 'drive'], '--target goes with --source external'],
     [
@@ -200,10 +207,10 @@ for (const source of SOURCES) {
       assert.is(kept.status, 3)
       assert.match(
         kept.stderr,
-        /\/letter: something else is there and was kept \(--overwrite replaces it\)/,
+        /\/letter: something else is there and was kept \(--overwrite always replaces it\)/,
       )
       assert.is(readFileSync(letter, 'utf8'), 'changed since')
-      const replaced = await from(scenario, source, '--overwrite', '--into', into)
+      const replaced = await from(scenario, source, '--overwrite', 'always', '--into', into)
       assert.is(replaced.status, 0, replaced.stderr)
       assertSameTree(into + scenario.source, scenario.source)
       assertNoLeftovers(into)
@@ -219,7 +226,7 @@ for (const source of SOURCES) {
       writeFileSync(letter, 'evil drive')
       script('touch -r "$1" "$2"', `${scenario.source}/letter`, letter)
       assert.is((await from(scenario, source, '--into', into)).status, 3)
-      assert.is((await from(scenario, source, '--overwrite', '--into', into)).status, 0)
+      assert.is((await from(scenario, source, '--overwrite', 'always', '--into', into)).status, 0)
       assert.is(readFileSync(letter, 'utf8'), 'dear drive')
     },
   )
@@ -230,7 +237,7 @@ for (const source of SOURCES) {
       const { scenario, into } = await shared()
       await from(scenario, source, '--into', into)
       chmodSync(`${into}${scenario.source}/letter`, 0o777)
-      assert.is((await from(scenario, source, '--overwrite', '--into', into)).status, 0)
+      assert.is((await from(scenario, source, '--overwrite', 'always', '--into', into)).status, 0)
       assertSameTree(into + scenario.source, scenario.source)
     },
   )
@@ -266,7 +273,7 @@ for (const source of SOURCES) {
     writeFileSync(`${elsewhere}/mine`, 'precious')
     symlinkSync(elsewhere, `${into}${scenario.source}/pro`)
     symlinkSync(`${elsewhere}/mine`, `${into}${scenario.source}/letter`)
-    for (const words of [[], ['--overwrite']]) {
+    for (const words of [[], ['--overwrite', 'always']]) {
       const { status, stderr } = await from(scenario, source, '--into', into, ...words)
       assert.not.equal(status, 0)
       assert.match(stderr, /data\/pro/)
@@ -310,7 +317,7 @@ for (const source of SOURCES) {
       assert.match(ambiguous.stderr, 'fits 2 generations of data')
       const none = await from(scenario, source, '--date', '1999', '--into', `${into}2`)
       assert.is(none.status, 1)
-      assert.match(none.stderr, 'there is nothing of 1999')
+      assert.match(none.stderr, 'there is nothing as old as 1999')
       assert.not.ok(existsSync(`${into}2${scenario.source}`))
     },
   )

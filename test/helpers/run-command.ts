@@ -56,6 +56,7 @@ export async function runCommand(
     stdout: process.stdout,
     hasTerminal: false,
     confirm: async () => await Promise.resolve(false),
+    ask: async () => await Promise.resolve(''),
     askSecret: async () => await Promise.reject(new Error('nobody is there to be asked')),
     signal: new AbortController().signal,
   }

@@ -16,7 +16,8 @@ import {
   listStamps,
   readManifest,
 } from '../../lib/work/repository.ts'
-import { restoreEntries, selectEntries } from '../../lib/work/restore.ts'
+import { restoreSelection } from '../../lib/work/restore.ts'
+import { selectEntries } from '../../lib/work/selection.ts'
 import { openSigner } from '../../lib/work/signing.ts'
 import { verifyExports } from '../../lib/work/verify.ts'
 import { type NetworkTarget, dropped, networkTarget } from '../helpers/network-target.ts'
@@ -101,9 +102,11 @@ async function restore(remote: Remote, paths: readonly string[] = []) {
   const into = `${remote.scenario.directory}/back`
   rmSync(into, { recursive: true, force: true })
   mkdirSync(into)
-  const selection = await selectEntries(reader, paths)
-  const options = { reader, identities, into, overwrite: false, dryRun: false, cores: 2 }
-  const outcome = await restoreEntries({ ...options, report, signal }, selection)
+  const selection = await selectEntries(reader, { paths })
+  const outcome = await restoreSelection(selection, {
+    ...{ identities, into, overwrite: 'never', deleteIn: [], dryRun: false, checksRoom: true },
+    ...{ cores: 2, aside: undefined, report, signal },
+  })
   return { outcome, into }
 }
 

@@ -1,0 +1,39 @@
+// The names that a restore makes for itself: temporary files, and the directory for what it
+// replaced.
+//
+// A later restore knows by them what is its own. Pure; throws nothing.
+
+import type { RawPath } from '../model/raw-path.ts'
+import type { Stamp } from '../model/stamp.ts'
+
+const PARTIAL_PREFIX = '.backup-restore-'
+
+const REPLACED_PREFIX = '.backup-replaced-'
+
+/** The temporary name in a directory; a later restore finds and removes what a killed one left. */
+export function partialName(worker: number): string {
+  return `${PARTIAL_PREFIX}${worker}.partial`
+}
+
+export function isPartialName(name: RawPath): boolean {
+  return /^\.backup-restore-\d+\.partial$/.test(name)
+}
+
+/** The directory for what a restore replaced or deleted. */
+export function replacedName(stamp: Stamp, attempt: number): string {
+  return `${REPLACED_PREFIX}${stamp}${attempt === 0 ? '' : `-${attempt}`}`
+}
+
+export function isReplacedName(name: RawPath): boolean {
+  return /^\.backup-replaced-\d{4}-\d\d-\d\dT\d{6}Z(-\d+)?$/.test(name)
+}
+
+/** What no restore deletes: it made it. */
+export function isOurName(name: RawPath): boolean {
+  return isPartialName(name) || isReplacedName(name)
+}
+
+/** What could be saved of a damaged file lies beside its place, never in it. */
+export function corruptName(path: RawPath, attempt: number): RawPath {
+  return `${path}.corrupt${attempt === 0 ? '' : `-${attempt}`}`
+}
