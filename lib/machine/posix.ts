@@ -260,6 +260,98 @@ export function ioctl(fd: number, request: number, buffer: Buffer): void {
     throw failure('ioctl')
 }
 
+export interface MountRequest {
+  readonly source: string
+  readonly path: RawPath
+  readonly type: string
+  /** MS_* of linux/mount.h. */
+  readonly flags: number
+  readonly options: string
+}
+
+/** Mounts a filesystem; for root. Linux only. */
+export function mountFilesystem({ source, path, type, flags, options }: MountRequest): void {
+  const words = [source, path, type].map(terminated)
+  const signature = 'int mount(path, path, path, unsigned long, path)'
+  if (number(signature, ...words, flags, terminated(options)) !== 0) throw failure('mount')
+}
+
+/** Unmounts what is mounted at a path; `flags` are MNT_* and UMOUNT_*. Linux only. */
+export function unmountFilesystem(path: RawPath, flags: number): void {
+  if (number('int umount2(path, int)', terminated(path), flags) !== 0) throw failure('umount2')
+}
+
+const POLL_IN = 1
+
+/** Whether a descriptor has something to read, or failed, before the time is over. */
+export async function waitReadable(fd: number, timeoutMs: number): Promise<boolean> {
+  const request = Buffer.alloc(8)
+  request.writeInt32LE(fd, 0)
+  request.writeInt16LE(POLL_IN, 4)
+  const poll = asynchronous('int poll(out, unsigned long, int)')
+  return Number(await poll(request, 1, timeoutMs)) > 0
+}
+
+/** FIONBIO of asm-generic/ioctls.h. */
+const SET_NONBLOCKING = 0x5421
+
+/** From now on reading what is not there yet fails with EAGAIN. Linux only. */
+export function setNonblocking(fd: number): void {
+  const on = Buffer.alloc(8)
+  on.writeInt32LE(1)
+  ioctl(fd, SET_NONBLOCKING, on)
+}
+
+const [AF_UNIX, SOCK_STREAM, SOCK_CLOEXEC] = [1, 1, 0o2000000]
+
+/** Two connected sockets; programs do not inherit them. Linux only. */
+export function socketPair(): readonly [number, number] {
+  const pair = Buffer.alloc(8)
+  const type = SOCK_STREAM | SOCK_CLOEXEC
+  if (number('int socketpair(int, int, int, out)', AF_UNIX, type, 0, pair) !== 0)
+    throw failure('socketpair')
+  return [pair.readInt32LE(0), pair.readInt32LE(4)]
+}
+
+const [MSG_DONTWAIT, MSG_CMSG_CLOEXEC] = [0x40, 0x40000000]
+/** A struct cmsghdr of 64-bit systems, and one descriptor. */
+const [CONTROL_HEAD_BYTES, CONTROL_BYTES] = [16, 24]
+
+/**
+ * A descriptor that another program has sent over a socket; undefined where none was sent. Linux
+ * only.
+ */
+export function receiveDescriptor(socket: number): number | undefined {
+  library()
+  const { koffi } = loaded!
+  const types = (messageTypes ??= declareMessage(koffi))
+  const control = Buffer.alloc(CONTROL_BYTES)
+  const message = {
+    ...{ name: null, nameLength: 0, parts: [{ base: Buffer.alloc(1), length: 1 }], partCount: 1 },
+    ...{ control, controlLength: CONTROL_BYTES, flags: 0 },
+  }
+  const flags = MSG_DONTWAIT | MSG_CMSG_CLOEXEC
+  if (Number(undisturbed(() => types(socket, message, flags))) < 0) throw failure('recvmsg')
+  const hasOne = control.readUInt32LE(0) > CONTROL_HEAD_BYTES
+  return hasOne ? control.readInt32LE(CONTROL_HEAD_BYTES) : undefined
+}
+
+let messageTypes: NativeFunction | undefined
+
+/** recvmsg(2), whose structures hold pointers. */
+function declareMessage(koffi: Koffi): NativeFunction {
+  return undisturbed(() => {
+    const part = koffi.struct('iovec', { base: 'void *', length: 'size_t' })
+    const message = koffi.struct('msghdr', {
+      ...{ name: 'void *', nameLength: 'uint32_t' },
+      ...{ parts: koffi.pointer(part), partCount: 'size_t' },
+      ...{ control: 'void *', controlLength: 'size_t', flags: 'int' },
+    })
+    const parameters = ['int', koffi.inout(koffi.pointer(message)), 'int']
+    return library().func('recvmsg', 'intptr_t', parameters) as NativeFunction
+  })
+}
+
 /**
  * Asks for the size, then for the value, again when it grew in between; undefined for an absence
  * named in `absent`.
@@ -302,13 +394,31 @@ const NATIVE_TYPES: Readonly<Record<string, string>> = {
   out: 'void *',
 }
 
-function declare(signature: string): NativeFunction {
+/** The same on a thread of its own, for what may wait. */
+function asynchronous(signature: string): (...args: readonly unknown[]) => Promise<unknown> {
+  const known = waiting.get(signature) ?? native(signature)
+  waiting.set(signature, known)
+  type Callback = (error: unknown, result: unknown) => void
+  const { async: begin } = known as unknown as {
+    async: (...args: [...unknown[], Callback]) => void
+  }
+  return async (...args) =>
+    await new Promise((resolve, reject) => {
+      begin(...args, (error, result) => (error === null ? resolve(result) : reject(error)))
+    })
+}
+
+const waiting = new Map<string, NativeFunction>()
+
+function native(signature: string): NativeFunction {
   const [, result = '', name = '', types = ''] = /^(\w+) (\w+)\((.*)\)$/.exec(signature) ?? []
-  const native = (type: string): string => NATIVE_TYPES[type] ?? type
-  const parameters = types === '' ? [] : types.split(', ').map(native)
-  const bare = undisturbed(() => {
-    return library().func(name, native(result), parameters) as NativeFunction
-  })
+  const typeOf = (type: string): string => NATIVE_TYPES[type] ?? type
+  const parameters = types === '' ? [] : types.split(', ').map(typeOf)
+  return undisturbed(() => library().func(name, typeOf(result), parameters) as NativeFunction)
+}
+
+function declare(signature: string): NativeFunction {
+  const bare = native(signature)
   const declared: NativeFunction = (...given) => undisturbed(() => bare(...given))
   functions.set(signature, declared)
   return declared

@@ -130,11 +130,13 @@ export class FetchedSource implements BundleSource {
     return source
   }
 
-  /** Brings some runs of bytes, in place of those that were brought before. */
+  /** Brings some runs of bytes, in place of those from before that are not asked for again. */
   async fetch(ranges: readonly ByteRange[]): Promise<void> {
-    const wanted = ranges.filter((range) => !this.#has(range))
+    const wanted = ranges.filter((range) => !this.has(range))
     if (wanted.length === 0) return
-    this.#fetched = await Promise.all(joined(wanted).map(async (range) => await this.#fetch(range)))
+    const kept = this.#fetched.filter((part) => ranges.some((range) => holds(part, range)))
+    const brought = await Promise.all(joined(wanted).map(async (range) => await this.#fetch(range)))
+    this.#fetched = [...kept, ...brought]
   }
 
   read(out: Buffer, position: number): number {
@@ -153,7 +155,8 @@ export class FetchedSource implements BundleSource {
     return this.#head === undefined ? this.#fetched : [this.#head, ...this.#fetched]
   }
 
-  #has(range: ByteRange): boolean {
+  /** Whether a run can be read without another fetch. */
+  has(range: ByteRange): boolean {
     return this.#parts().some((part) => holds(part, range))
   }
 
