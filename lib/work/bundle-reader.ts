@@ -52,7 +52,7 @@ export class BundleReader {
       const { headBytes, payloadKey } = this.#openHead(sizeBytes, identities)
       this.#headBytes = headBytes
       this.#payloadKey = payloadKey
-      this.payloadBytes = ageLengths.plaintextBytes({ headBytes, ciphertextBytes: sizeBytes })
+      this.payloadBytes = payloadLength({ headBytes, sizeBytes })
     } catch (error) {
       this.close()
       throw error
@@ -247,6 +247,26 @@ export function openBundle(of: BundleOptions): BundleReader {
   }
 }
 
+/** Of a frame: what does not compress grows a little. */
+const MAX_COMPRESSED_BYTES = 2 * FRAME_MAX_BYTES
+
+/**
+ * A file that was cut off may have a length that no age file has: then nothing of its last chunk is
+ * there, and what comes before can be read. @throws BackupError AGE_PAYLOAD
+ */
+function payloadLength({
+  headBytes,
+  sizeBytes,
+}: {
+  readonly headBytes: number
+  readonly sizeBytes: number
+}): number {
+  const rest = (sizeBytes - headBytes) % (CHUNK_BYTES + TAG_BYTES)
+  const isLost = rest <= TAG_BYTES && sizeBytes - headBytes > rest
+  const ciphertextBytes = isLost ? sizeBytes - rest : sizeBytes
+  return ageLengths.plaintextBytes({ headBytes, ciphertextBytes })
+}
+
 /** A head with ten recipients fits. */
 const HEAD_GUESS_BYTES = 4096
 
@@ -258,6 +278,9 @@ function frameRanges(
   let tarOffset = 0
   let offset = 0
   for (const { compressedBytes, tarBytes } of table.entries) {
+    // Buffers are as long as frames may be.
+    if (tarBytes > FRAME_MAX_BYTES || (tarBytes > 0 && compressedBytes > MAX_COMPRESSED_BYTES))
+      throw damaged(reader.path, 'has a frame that is larger than frames may be')
     if (tarBytes > 0) frames.push([tarOffset, tarBytes, offset, compressedBytes])
     tarOffset += tarBytes
     offset += compressedBytes
