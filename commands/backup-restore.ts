@@ -44,6 +44,11 @@ export const command: Command = {
   --overwrite POLICY  what happens to what is there and differs: never, always, older (what is
                       there is older), newer, or ask (default: ask at a terminal, else never).
                       What is replaced is kept aside
+  --owner RULE        whose files they are here: number, name (the account of that name here), or
+                      mine (default: number; name for another machine's exports)
+  --map-user THERE=HERE, --map-group THERE=HERE  this account's files are that one's here, by
+                      name or number (again for more)
+  --names RULE        how names are spelt: as-is (default), nfc (Linux), nfd (older macOS)
   --delete            remove what the directories named by --path have and the generation has
                       not; kept aside as well, and confirmed first
   --discard           do not keep what is replaced or deleted
@@ -74,6 +79,10 @@ export const command: Command = {
     into: { type: 'string' },
     stdout: { type: 'boolean' },
     overwrite: { type: 'string' },
+    owner: { type: 'string' },
+    'map-user': { type: 'string', multiple: true },
+    'map-group': { type: 'string', multiple: true },
+    names: { type: 'string' },
     delete: { type: 'boolean' },
     discard: { type: 'boolean' },
     undo: { type: 'string' },

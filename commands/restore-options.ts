@@ -8,6 +8,12 @@ import { join, resolve } from 'node:path'
 import { BackupError } from '../lib/errors.ts'
 import type { Configuration } from '../lib/machine/config.ts'
 import type { Tier } from '../lib/model/prices.ts'
+import {
+  type NameRule,
+  type OwnerRule,
+  parseNameRule,
+  parseOwnerRule,
+} from '../lib/model/moving.ts'
 import { OVERWRITE_POLICIES, type OverwritePolicy, parseOverwrite } from '../lib/model/overwrite.ts'
 import { type PathPatterns, compilePatterns } from '../lib/model/path-patterns.ts'
 import { parseTier } from '../lib/model/thaw-plan.ts'
@@ -40,6 +46,12 @@ export interface RestoreWords {
   /** How what is in cold storage is asked for; undefined: not at all. */
   readonly thaw: Tier | undefined
   readonly overwrite: OverwritePolicy
+  /** Undefined: by number, or by name where another machine's exports are restored. */
+  readonly owner: OwnerRule | undefined
+  /** `THERE=HERE` each. */
+  readonly mapUsers: readonly string[]
+  readonly mapGroups: readonly string[]
+  readonly names: NameRule
   /** What a directory has and the generation has not goes. */
   readonly deletes: boolean
   /** What is replaced or deleted is not kept. */
@@ -77,6 +89,7 @@ export function readWords(values: Values, workingDirectory: string): RestoreWord
     paths,
     into: into === undefined ? undefined : resolve(workingDirectory, into),
     overwrite: readOverwrite(values),
+    ...readMoving(values),
     deletes: isGiven(values, 'delete'),
     discards: isGiven(values, 'discard'),
     ignoresSpace: isGiven(values, 'ignore-space'),
@@ -91,6 +104,18 @@ function readAction(values: Values): RestoreWords['action'] {
     throw new BackupError('USAGE', `--${actions[0]} and --${actions[1]} do not go together`)
   }
   return actions[0] ?? 'restore'
+}
+
+function readMoving(
+  values: Values,
+): Pick<RestoreWords, 'owner' | 'mapUsers' | 'mapGroups' | 'names'> {
+  const owner = textOption(values, 'owner')
+  return {
+    owner: owner === undefined ? undefined : parseOwnerRule(owner),
+    mapUsers: textOptions(values, 'map-user'),
+    mapGroups: textOptions(values, 'map-group'),
+    names: parseNameRule(textOption(values, 'names') ?? 'as-is'),
+  }
 }
 
 /** At a terminal somebody is asked; else nothing is replaced. */

@@ -23,6 +23,7 @@ import { Aside } from '../lib/work/aside.ts'
 import { pickExports } from '../lib/work/find-exports.ts'
 import type { ExportPlace } from '../lib/work/repository.ts'
 import {
+  type PlanOptions,
   type PlannedEntry,
   type RestorePlan,
   countPlan,
@@ -30,6 +31,9 @@ import {
 } from '../lib/work/restore-plan.ts'
 import { type RestoreOutcome, restoreSelection } from '../lib/work/restore.ts'
 import type { Wanted } from '../lib/work/selection.ts'
+import { inspectSources, ownPlaces } from '../lib/work/sources.ts'
+import { ruleReader } from '../lib/work/why.ts'
+import { movingOf } from './restore-moving.ts'
 import type { RestoreJob } from './restore-place.ts'
 import {
   type RestoreSource,
@@ -221,11 +225,14 @@ async function restoreInto(
   const { source, place, selected, into } = of
   const roots = words.paths.length === 0 ? selected.sources : words.paths
   const stamp = formatStamp(context.now())
-  return await restoreSelection(selected.selection, {
+  const { selection } = selected
+  return await restoreSelection(selection, {
     into,
+    moving: movingOf(job, { selection, into }),
     identities: source.identities,
     overwrite: words.overwrite === 'ask' && !context.hasTerminal ? 'never' : words.overwrite,
     deleteIn: words.deletes ? words.paths : [],
+    isLeftOut: leftOut(job, place),
     dryRun: words.dryRun,
     checksRoom: !words.ignoresSpace,
     cores: availableParallelism(),
@@ -234,6 +241,23 @@ async function restoreInto(
     report: context.reporter.report,
     signal: context.signal,
   })
+}
+
+/**
+ * In the original place, what the set leaves out now: that a generation does not have it says
+ * nothing.
+ */
+function leftOut(
+  { words, configuration }: RestoreJob,
+  place: ExportPlace,
+): PlanOptions['isLeftOut'] {
+  const set = configuration.backupSets.find(({ name }) => name === place.set)
+  const isOwn = words.machine === undefined || words.machine === configuration.machine
+  if (!words.deletes || words.into !== undefined || set === undefined || !isOwn) return undefined
+  const places = ownPlaces(configuration)
+  const sources = inspectSources({ texts: set.sources, staging: places[0] ?? '' })
+  const takes = ruleReader(set, { sources, places })
+  return (path, isDirectory) => !takes(`/${path}`, isDirectory)
 }
 
 /** @throws BackupError NOT_CONFIRMED */

@@ -162,7 +162,8 @@ export function tellRestored(
     'KEPT',
     kept.map(
       (path) =>
-        `${displayPath(path)}: something else is there and was kept (--overwrite always replaces it)`,
+        `${displayPath(path)}: something else is there and was kept `
+        + '(--overwrite always replaces it)',
     ),
   )
   warn(

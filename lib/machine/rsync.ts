@@ -113,6 +113,13 @@ export const MAX_LINK_DESTINATIONS = 20
 
 const NO_SPACE = /\((28|122)\)\s*$/
 
+/**
+ * An attribute that staging does not take: `fsetxattr("/.f.Ab12Cd","user.name") failed: …`, with
+ * the name that a file has while it is written. ext4 says that it has no space for one that is
+ * larger than its block, however empty it is.
+ */
+const ATTRIBUTE_REFUSED = /\b[fl]?setxattr\("(.+)","([^"]*)"\) failed: (.+) \(\d+\)\s*$/s
+
 /** Escaped, a byte takes four, and shell.ts allows 120 KiB for all arguments. */
 const MAX_RULES_IN_ARGUMENTS_BYTES = 16 * 1024
 
@@ -365,7 +372,8 @@ class Heard {
     const line = bytes.toString('latin1').trimEnd()
     if (line === '' || line.startsWith('IO error encountered') || line.startsWith('*** Skipping'))
       return
-    if (NO_SPACE.test(line)) this.#targetFull = true
+    const refused = ATTRIBUTE_REFUSED.exec(line)
+    if (refused === null && NO_SPACE.test(line)) this.#targetFull = true
     const said = /^rsync (error|warning): .* \(code \d+\)/.test(line)
     if (!said || this.lastLine === '') this.lastLine = line
     if (said) return
@@ -378,6 +386,13 @@ class Heard {
     if (this.#call.dryRun && !line.includes('[sender]')) return
     if (this.#isOfBase(line)) {
       this.#baseFailed = true
+      return
+    }
+    if (refused !== null) {
+      const [, printed = '', name = '', why = ''] = refused
+      const path = printed.replace(/\/\.([^/]+)\.[A-Za-z0-9]{6}$/, '/$1')
+      const attribute = `its attribute ${decodeName(name)} cannot be kept in staging`
+      this.#addMissing(this.#ownPath(path), `${attribute}: ${why.toLowerCase()}`)
       return
     }
     const failed = /"(.+)"[^"]*: ([^:"]+) \(\d+\)$/s.exec(line)

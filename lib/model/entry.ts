@@ -84,6 +84,28 @@ export interface Entry extends EntryMetadata {
 /** How long a path may be: Linux's PATH_MAX. */
 export const MAX_PATH_BYTES = 4096
 
+/** What a piece may be at the most: docs/format.md §4, with the largest parameter that is read. */
+const MAX_PIECE_BYTES = 64 * 1024 * 1024
+
+/** The largest parameter of the chunker that is read. */
+const MAX_CHUNK = 24
+
+/** Linux's XATTR_NAME_MAX. */
+const MAX_XATTR_NAME_BYTES = 255
+
+/**
+ * All attributes of an entry: they have to fit a tar header, where a name may take thrice as much.
+ */
+const MAX_XATTRS_BYTES = 16 * 1024 * 1024
+
+/** Names of accounts and ACLs: far more than any system has, far less than a header holds. */
+const MAX_TEXT_CHARACTERS = 1024 * 1024
+
+/** As many segments as a tar's map may have. */
+const MAX_SPARSE_SEGMENTS = 1_000_000
+
+const TAR_BLOCK_BYTES = 512
+
 /** How long one line of a catalog may be: a 4 TiB file in pieces of 1 MiB, and some. */
 export const MAX_ENTRY_BYTES = 512 * 1024 * 1024
 
@@ -209,19 +231,52 @@ export function parseEntry(line: string): Entry {
   if (group !== undefined) entry.group = text(group)
   if (size !== undefined) entry.size = count(size, 'size')
   if (target !== undefined) entry.target = target
-  if (device !== undefined) entry.device = pair(device)
+  if (device !== undefined) entry.device = parseDevice(device)
   if (xattrs !== undefined) entry.xattrs = parseXattrs(xattrs)
   if (acl !== undefined) entry.acl = text(acl)
   if (defaultAcl !== undefined) entry.defaultAcl = text(defaultAcl)
   if (sparse !== undefined) entry.sparse = list(sparse).map(pair)
   if (birth !== undefined) entry.birthNs = parseTime(birth)
   if (flags !== undefined) entry.flags = parseFlags(flags)
-  if (chunk !== undefined) entry.chunk = count(chunk, 'chunk', 24)
+  if (chunk !== undefined) entry.chunk = count(chunk, 'chunk', MAX_CHUNK)
   if (header !== undefined) entry.header = parseRange(header)
   if (pieces !== undefined) entry.pieces = list(pieces).map(parsePiece)
   if (inode !== undefined) entry.inode = count(inode, 'inode')
   if (born !== undefined) entry.bornNs = parseTime(born)
+  checkEntry(entry)
   return entry
+}
+
+/**
+ * Whether its type has what it needs and nothing else: whoever restores or packs it relies on it.
+ */
+function checkEntry({ type, target, device, sparse, size = 0, header, ...rest }: Entry): void {
+  const isLink = type === 'symlink' || type === 'link'
+  if (isLink !== (target !== undefined)) throw damaged(`a ${type} has a wrong target`)
+  const isDevice = type === 'char' || type === 'block'
+  if (isDevice !== (device !== undefined)) throw damaged(`a ${type} has wrong device numbers`)
+  if (type === 'socket' && header !== undefined) throw damaged('a socket has a header')
+  if (sparse !== undefined) {
+    if (type !== 'file') throw damaged(`a ${type} has segments`)
+    checkSegments(sparse, size)
+  }
+  for (const words of [rest.user, rest.group, rest.acl, rest.defaultAcl]) {
+    if (words !== undefined && words.length > MAX_TEXT_CHARACTERS)
+      throw damaged('a text is too long')
+  }
+}
+
+/** Ascending, inside the file, whole blocks but for the last one: as a tar's map has them. */
+function checkSegments(segments: NonNullable<EntryMetadata['sparse']>, sizeBytes: number): void {
+  if (segments.length > MAX_SPARSE_SEGMENTS) throw damaged('a file has too many segments')
+  let end = 0
+  let isWhole = true
+  for (const [offset, length] of segments) {
+    if (!isWhole || offset < end || length === 0) throw damaged('segments are out of order')
+    if (length > sizeBytes - offset) throw damaged('a segment lies behind the end of its file')
+    end = offset + length
+    isWhole = length % TAR_BLOCK_BYTES === 0
+  }
 }
 
 type Mutable<T> = { -readonly [key in keyof T]: T[key] }
@@ -233,6 +288,19 @@ export function dataBytes(entry: EntryMetadata): number {
   return entry.sparse.reduce((sum, [, length]) => sum + length, 0)
 }
 
+/** A hard link as the file itself, with the content that its group's first path has. */
+export function asFile(link: Entry, { size, sparse, chunk, pieces }: Entry): Entry {
+  const { target: _target, ...rest } = link
+  return {
+    ...rest,
+    type: 'file',
+    ...(size === undefined ? {} : { size }),
+    ...(sparse === undefined ? {} : { sparse }),
+    ...(chunk === undefined ? {} : { chunk }),
+    ...(pieces === undefined ? {} : { pieces }),
+  }
+}
+
 function encodeXattrs(xattrs: ReadonlyMap<string, Buffer>): Record<string, string> {
   return Object.fromEntries([...xattrs].map(([name, value]) => [name, value.toString('base64')]))
 }
@@ -241,7 +309,18 @@ function parseXattrs(value: unknown): ReadonlyMap<string, Buffer> {
   if (typeof value !== 'object' || value === null || Array.isArray(value)) {
     throw damaged('xattrs are malformed')
   }
-  return new Map(Object.entries(value).map(([name, base64]) => [name, fromBase64(text(base64))]))
+  let bytes = 0
+  const xattrs = new Map<string, Buffer>()
+  for (const [name, base64] of Object.entries(value)) {
+    const nameBytes = Buffer.byteLength(name)
+    if (nameBytes === 0 || nameBytes > MAX_XATTR_NAME_BYTES || name.includes('\0'))
+      throw damaged('an xattr has a malformed name')
+    const content = fromBase64(text(base64))
+    bytes += nameBytes + content.length
+    if (bytes > MAX_XATTRS_BYTES) throw damaged('an entry has too many xattrs')
+    xattrs.set(name, content)
+  }
+  return xattrs
 }
 
 /** Canonical base64 only: what else Buffer would take is not ours. */
@@ -268,7 +347,13 @@ function parseRange(value: unknown): Range {
 function parsePiece(value: unknown): Piece {
   const [id, bundle, offset, length] = listOf(value, 4)
   if (typeof id !== 'string' || !/^[0-9a-f]{64}$/.test(id)) throw damaged('a piece has no id')
-  return [id, count(bundle, 'bundle'), count(offset, 'offset'), count(length, 'length')]
+  const lengthBytes = count(length, 'the length of a piece', MAX_PIECE_BYTES)
+  return [id, count(bundle, 'bundle'), count(offset, 'offset'), lengthBytes]
+}
+
+function parseDevice(value: unknown): readonly [number, number] {
+  const [major, minor] = listOf(value, 2)
+  return [count(major, 'device', 0xffffffff), count(minor, 'device', 0xffffffff)]
 }
 
 function pair(value: unknown): readonly [number, number] {

@@ -173,18 +173,12 @@ export function keepAside(path: RawPath, aside: RawPath): void {
   try {
     linkSync(rawPathToBytes(path), rawPathToBytes(aside))
   } catch (error) {
-    if (!NO_LINKS.has(systemCode(error) ?? '')) throw error
+    if (!NO_LINKS.includes(systemCode(error) ?? '')) throw error
     renameSync(rawPathToBytes(path), rawPathToBytes(aside))
   }
 }
 
-const NO_LINKS: ReadonlySet<string> = new Set([
-  'EPERM',
-  'ENOTSUP',
-  'EOPNOTSUPP',
-  'EMLINK',
-  'ENOSYS',
-])
+const NO_LINKS: readonly string[] = ['EPERM', 'ENOTSUP', 'EOPNOTSUPP', 'EMLINK', 'ENOSYS']
 
 function flush({ path, steps }: AsideDirectory): void {
   if (steps.length === 0) return

@@ -17,12 +17,14 @@ import {
 import { setImmediate } from 'node:timers/promises'
 import { BackupError, type ErrorCode, systemCode } from '../errors.ts'
 import { deviceParts } from '../machine/posix.ts'
-import { type Entry, dataBytes } from '../model/entry.ts'
+import { type Entry, asFile, dataBytes } from '../model/entry.ts'
+import { type Move, moveEntries, moveEntry } from '../model/moving.ts'
 import { type Age, type OverwritePolicy, ageOf, mayReplace } from '../model/overwrite.ts'
+import type { PlaceNames } from '../model/place-names.ts'
 import { type RawPath, baseOf, displayPath, parentOf, rawPathToBytes } from '../model/raw-path.ts'
 import { checkSafePath } from '../model/safe-path.ts'
 import { isOurName } from './restore-names.ts'
-import { type ContentSource, type Selection, asFile } from './selection.ts'
+import type { ContentSource, Selection } from './selection.ts'
 
 /** A path that is not restored, and why. */
 export interface RestoreFailure {
@@ -80,9 +82,6 @@ export interface RestorePlan {
   readonly policy: OverwritePolicy
 }
 
-/** What an entry becomes on its way here: `undefined` where it cannot be made, and why. */
-export type Moving = (entry: Entry) => Entry
-
 export interface PlanOptions {
   /**
    * An existing directory, or one that will be made, without a trailing slash; empty for the root.
@@ -92,10 +91,9 @@ export interface PlanOptions {
   /** Directories of the generation out of which goes what it does not have; none mostly. */
   readonly deleteIn: readonly RawPath[]
   /** What is not to be deleted though the generation does not have it: what the set leaves out. */
-  readonly isLeftOut?: (path: RawPath, isDirectory: boolean) => boolean
-  readonly moving?: Moving
-  /** Of what cannot both be made in this place: the second ones, and why. */
-  readonly collisions?: (entries: readonly Entry[]) => readonly RestoreFailure[]
+  readonly isLeftOut?: ((path: RawPath, isDirectory: boolean) => boolean) | undefined
+  /** Under which owners and names entries are made here; undefined: under their own. */
+  readonly moving?: { readonly move: Move; readonly place: PlaceNames } | undefined
   readonly signal: AbortSignal
 }
 
@@ -107,29 +105,23 @@ export async function planRestore(
   { entries, parents, content }: Selection,
   options: PlanOptions,
 ): Promise<RestorePlan> {
-  const { into, overwrite, moving = (entry) => entry, signal } = options
+  const { into, overwrite, moving, signal } = options
   const place = new Place(into)
-  const failures: RestoreFailure[] = []
+  const { moved, failures: refused } = moveAll(entries, moving)
+  const failures: RestoreFailure[] = [...refused]
   const items: PlannedEntry[] = []
   const directories: Entry[] = []
-  const moved = entries.map(moving)
   const files = new Map(
-    moved.flatMap((entry) => (entry.type === 'file' ? [[entry.path, entry] as const] : [])),
+    moved.flatMap(({ entry }) => (entry.type === 'file' ? [[entry.path, entry] as const] : [])),
   )
-  const collided = new Map((options.collisions?.(moved) ?? []).map((one) => [one.path, one]))
   let looked = 0
-  for (const [index, entry] of moved.entries()) {
+  for (const { entry, from } of moved) {
     looked += 1
     if (looked % PATHS_PER_TURN === 0) {
       await setImmediate()
       if (signal.aborted) {
         throw new BackupError('INTERRUPTED', 'interrupted', { hint: 'nothing was restored yet' })
       }
-    }
-    const collision = collided.get(entry.path)
-    if (collision !== undefined) {
-      failures.push(collision)
-      continue
     }
     try {
       checkSafePath(entry.path)
@@ -139,18 +131,18 @@ export async function planRestore(
       if (state === 'blocked') throw notADirectory(entry.path)
       if (entry.type === 'link' && !files.has(entry.target!)) throw notAFile(entry)
       if (isDirectory) directories.push(entry)
-      else items.push(judge(entry, { place, from: entries[index]!.path, overwrite }))
+      else items.push(judge(entry, { place, from, overwrite }))
     } catch (error) {
       failures.push(asFailure(entry.path, error))
     }
   }
   const failed = new Set(failures.map(({ path }) => path))
   const linked = withStandIns(items, { failed, files })
-  const taken = new Set([...moved, ...parents].map(({ path }) => path))
+  const above = moving === undefined ? parents : parents.map((one) => moveEntry(one, moving.move))
+  const taken = new Set([...moved.map(({ entry }) => entry.path), ...above.map(({ path }) => path)])
   const deletions = options.deleteIn.flatMap((directory) => {
     return findDeletions(directory, { into, taken, isLeftOut: options.isLeftOut })
   })
-  const above = parents.map(moving)
   const policy = overwrite
   return { into, items: linked, directories, parents: above, deletions, failures, content, policy }
 }
@@ -182,6 +174,14 @@ function withStandIns(
     standIns.set(file.path, entry.path)
     return { ...item, entry: asFile(entry, file) }
   })
+}
+
+function moveAll(
+  entries: readonly Entry[],
+  moving: PlanOptions['moving'],
+): ReturnType<typeof moveEntries> {
+  if (moving !== undefined) return moveEntries(entries, moving)
+  return { moved: entries.map((entry) => ({ entry, from: entry.path })), failures: [] }
 }
 
 /** The answers to `ask`: which of what is kept is replaced after all. */

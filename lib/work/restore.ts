@@ -56,6 +56,8 @@ export interface RestoreOptions {
   readonly cores: number
   /** Keeps what is replaced or deleted; undefined: it is gone. */
   readonly aside: Aside | undefined
+  /** Whether what is whole of a damaged file is kept beside its place; by default it is. */
+  readonly keepsCorrupt?: boolean
   readonly report: Report
   readonly signal: AbortSignal
 }
@@ -311,7 +313,7 @@ class Restore {
   async #runWorkers(planned: readonly PlannedEntry[]): Promise<readonly PlannedEntry[]> {
     const different: PlannedEntry[] = []
     const { content, policy } = this.#plan
-    const { identities, cores, report, signal } = this.#options
+    const { identities, cores, keepsCorrupt = true, report, signal } = this.#options
     const items = planned.map(({ entry, from, verdict }, index): RestoreItem => {
       return {
         index,
@@ -330,7 +332,7 @@ class Restore {
       identities,
       content:
         content.kind === 'staged' ? content : { kind: content.kind, bundles: content.bundles },
-      keepsCorrupt: true,
+      keepsCorrupt,
     }
     const { target, sizes } = content.kind === 'staged' ? {} : content
     await runWorkers<readonly RestoreItem[], RestoreReply>({

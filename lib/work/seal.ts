@@ -13,21 +13,15 @@ import {
   constants,
   lstatSync,
   openSync,
-  readFileSync,
   readdirSync,
   readlinkSync,
 } from 'node:fs'
 import { systemCode } from '../errors.ts'
 import { aclToText } from '../format/acl.ts'
+import type { AccountNames } from '../machine/accounts.ts'
 import { dataSegments, deviceParts, getXattr, listXattrs } from '../machine/posix.ts'
 import type { Entry, EntryType } from '../model/entry.ts'
 import { comparePaths, parentOf, type RawPath, rawPathToBytes } from '../model/raw-path.ts'
-
-/** Names of users and groups by their numbers. */
-export interface AccountNames {
-  readonly users: ReadonlyMap<number, string>
-  readonly groups: ReadonlyMap<number, string>
-}
 
 const ACCESS_ACL = 'system.posix_acl_access'
 const DEFAULT_ACL = 'system.posix_acl_default'
@@ -113,26 +107,6 @@ function merge(a: readonly Entry[], b: readonly Entry[]): Entry[] {
   return [...merged, ...b.slice(next)]
 }
 
-/** The machine's own accounts, as its files list them. */
-export function readAccountNames(): AccountNames {
-  return { users: readNames('/etc/passwd'), groups: readNames('/etc/group') }
-}
-
-function readNames(file: string): ReadonlyMap<number, string> {
-  const names = new Map<number, string>()
-  let text = ''
-  try {
-    text = readFileSync(file, 'utf8')
-  } catch {
-    // Where there is no such file, numbers have to do.
-  }
-  for (const line of text.split('\n')) {
-    const [name = '', , id = ''] = line.split(':')
-    if (name !== '' && /^\d+$/.test(id) && !names.has(Number(id))) names.set(Number(id), name)
-  }
-  return names
-}
-
 interface Walk {
   readonly directory: RawPath
   readonly names: AccountNames
@@ -194,7 +168,8 @@ function firstPath(walk: Walk, { inode, path }: { inode: bigint; path: RawPath }
   return known ?? path
 }
 
-function typeOf(stat: BigIntStats): EntryType {
+/** What a path is, without regard to other names of the same file. */
+export function typeOf(stat: BigIntStats): EntryType {
   if (stat.isFile()) return 'file'
   if (stat.isDirectory()) return 'directory'
   if (stat.isSymbolicLink()) return 'symlink'

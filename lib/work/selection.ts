@@ -6,7 +6,7 @@
 // the file itself. Throws NOTHING_FOUND where a path matches nothing, catalog errors.
 
 import { BackupError } from '../errors.ts'
-import { type Entry, type FrameRange } from '../model/entry.ts'
+import { type Entry, type FrameRange, asFile } from '../model/entry.ts'
 import type { PathPatterns } from '../model/path-patterns.ts'
 import { type RawPath, comparePaths, displayPath, isWithin, parentOf } from '../model/raw-path.ts'
 import type { ShardPlace } from '../model/shard.ts'
@@ -65,7 +65,8 @@ export async function selectEntries(
   const places = (await reader.index()).filter((place) => candidates.has(place))
   const found: Entry[] = []
   const directories: Entry[] = []
-  const picker = new Picker({ paths, patterns })
+  const sources = reader.manifest.sources.map(({ path }) => path)
+  const picker = new Picker({ paths, patterns, sources })
   for await (const { shard } of reader.shards(places)) {
     for (const entry of shard.entries) {
       if (picker.takes(entry)) found.push(table.renumber(entry, shard.bundles))
@@ -105,7 +106,8 @@ export function selectStaged(
     without,
   }: Wanted & { readonly tree: RawPath; readonly without: ReadonlySet<RawPath> },
 ): Selection {
-  const picker = new Picker({ paths, patterns })
+  const sources = header.sources.map(({ path }) => path)
+  const picker = new Picker({ paths, patterns, sources })
   const found = all.filter((entry) => picker.takes(entry))
   picker.check(`${header.set} ${header.stamp}`)
   const taken = found.filter(({ path }) => !without.has(path))
@@ -119,7 +121,8 @@ export function selectStaged(
     const standIn = standIns.get(entry.target!)
     if (standIn !== undefined) return { ...entry, target: standIn }
     standIns.set(entry.target!, entry.path)
-    return asFile(entry, carriers.get(entry.target!))
+    const carrier = carriers.get(entry.target!)
+    return carrier === undefined ? entry : asFile(entry, carrier)
   })
   const directories = all.filter(({ type, path }) => type === 'directory' && !selected.has(path))
   return { entries, parents: parentsOf(entries, directories), content: { kind: 'staged', tree } }
@@ -128,16 +131,21 @@ export function selectStaged(
 /** Which entries are wanted, and whether every path that was named has some. */
 class Picker {
   readonly #paths: readonly RawPath[]
+  readonly #sources: readonly RawPath[]
   readonly #patterns: PathPatterns | undefined
   readonly #met = new Set<RawPath>()
   #count = 0
 
-  constructor({ paths, patterns }: Wanted) {
+  constructor({ paths, patterns, sources }: Wanted & { readonly sources: readonly RawPath[] }) {
+    this.#sources = sources
     this.#paths = paths
     this.#patterns = patterns
   }
 
   takes({ path, type }: Entry): boolean {
+    // The directories above the sources are there for the way, and are nobody's to change.
+    const isAbove = type === 'directory' && this.#sources.some((one) => one.startsWith(`${path}/`))
+    if (isAbove && !this.#sources.some((one) => isWithin({ path, directory: one }))) return false
     if (this.#paths.length > 0) {
       const directory = this.#paths.find((one) => isWithin({ path, directory: one }))
       if (directory === undefined) return false
@@ -271,18 +279,4 @@ async function resolveLink(
     return asFile(entry, table.renumber(file, shard.bundles))
   }
   return entry
-}
-
-/** A further path of a file as the file itself, with what carries its content. */
-export function asFile(link: Entry, carrier: Entry | undefined): Entry {
-  const { target: _target, ...rest } = link
-  const { pieces, size, sparse, chunk } = carrier ?? {}
-  return {
-    ...rest,
-    type: 'file',
-    ...(size === undefined ? {} : { size }),
-    ...(sparse === undefined ? {} : { sparse }),
-    ...(pieces === undefined ? {} : { pieces }),
-    ...(chunk === undefined ? {} : { chunk }),
-  }
 }

@@ -26,7 +26,7 @@ export interface Signer {
   ): Promise<string>
 }
 
-/** @throws BackupError CONFIG_ABSENT when this machine has no signing key */
+/** @throws BackupError CONFIG_ABSENT when there is no signing key that this user may read */
 export async function openSigner(configuration: Configuration): Promise<Signer> {
   const key = await readKey(configuration.signingKey)
   return {
@@ -39,7 +39,15 @@ async function readKey(path: string): Promise<SigningKey> {
   try {
     return await parseSigningKey(readFileSync(path, 'utf8'))
   } catch (cause) {
-    if (systemCode(cause) !== 'ENOENT') throw cause
+    const code = systemCode(cause)
+    if (code === 'EACCES') {
+      const message = `the signing key at ${path} may not be read by this user`
+      throw new BackupError('CONFIG_ABSENT', message, {
+        hint: 'run as the user whose key it is; nothing was changed',
+        cause,
+      })
+    }
+    if (code !== 'ENOENT') throw cause
     throw new BackupError('CONFIG_ABSENT', `there is no signing key at ${path}`, {
       hint: '`backup init` makes one; exports are signed, so none can be written without it',
       cause,
@@ -66,7 +74,7 @@ export async function trustedKeys(
     try {
       keys.add((await openSigner(configuration)).publicKey)
     } catch (error) {
-      // A machine that only restores has no signing key: the other sources of trust count.
+      // Who only restores has no signing key, or may not read it: the other sources count.
       if (!(error instanceof BackupError) || error.code !== 'CONFIG_ABSENT') throw error
     }
   }

@@ -69,7 +69,7 @@ if (canRunAsRoot('chattr')) {
 
   statx('applyFlags says so where the filesystem has none, and follows no link', () => {
     writeFileSync('/proc/self/comm', 'node')
-    assert.equal(applyFlags('/proc/self/comm', metadata(['nodump'])), ['flags'])
+    assert.equal(applyFlags('/proc/self/comm', metadata(['nodump'])), ['flag nodump'])
     const file = `${directory}/victim`
     writeFileSync(file, '')
     symlinkSync(file, `${directory}/to-victim`)
