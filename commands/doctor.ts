@@ -1,10 +1,12 @@
 // `backup doctor`: what is wrong with this machine for this configuration, and how to put it right.
 //
-// Parses and tells; lib/work/doctor.ts looks, and lib/work/doctor-target.ts at one target. A
-// configuration that cannot be read is a finding like any other, and the checks that need none are
-// still made. Exits 1 when something fails, else 0. Throws USAGE and LOCKED.
+// Parses and tells; lib/work/doctor.ts looks, lib/work/doctor-target.ts at one target, and
+// lib/work/doctor-restore.ts at a place to restore to. A configuration that cannot be read is a
+// finding like any other, and the checks that need none are still made. Exits 1 when something
+// fails, else 0. Throws USAGE and LOCKED.
 
 import { existsSync } from 'node:fs'
+import { resolve } from 'node:path'
 import process from 'node:process'
 import { BackupError, type ExitCode } from '../lib/errors.ts'
 import type { Configuration } from '../lib/machine/config.ts'
@@ -12,6 +14,7 @@ import { POLICY_KINDS } from '../lib/model/bucket-policy.ts'
 import { asFailure, type Check } from '../lib/model/check.ts'
 import { examineMachine, examineRsync } from '../lib/work/doctor.ts'
 import { bucketPolicy, examineBucket } from '../lib/work/doctor-bucket.ts'
+import { examineRestorePlace } from '../lib/work/doctor-restore.ts'
 import { examineTarget } from '../lib/work/doctor-target.ts'
 import { targetNamed } from '../lib/work/target-access.ts'
 import { type Command, type CommandContext, isGiven, textOption } from './command.ts'
@@ -23,6 +26,7 @@ export const command: Command = {
   name: 'backup doctor',
   summary: 'what is wrong with this machine, with the fix',
   usage: `Usage: backup doctor [--target NAME [--no-capacity]] [--dry-run] [--json]
+       backup doctor --restore-to DIR [--dry-run] [--json]
        backup doctor --target BUCKET --policy backup|admin|lifecycle|bucket
 
 Looks whether this machine can back up what the configuration says: which rsync, the programs,
@@ -35,17 +39,23 @@ filesystem, repository and space, what SMART says of the drive, and whether the 
 much as it says. For that it reserves nearly all free space for a moment, writes blocks all over
 it and reads them back. See docs/drive-health.md before you try a drive that has data on it.
 
+With --restore-to it answers what would survive being restored into a directory, as you, on this
+machine: names, links, times, owners, attributes. It restores a small tree of everything there,
+by way of a bundle, and removes it again.
+
 Of a bucket it tells whether it is private, what versioning, object lock and lifecycle rules do to
 backups, and what its credentials may: tried on objects of its own, never on yours.
 
   --target NAME   look at this target, not at the machine
+  --restore-to DIR look at a directory that could be restored into
   --policy KIND   print the policy that a bucket needs, as JSON: for the credentials of backups
                   (append only), of admin, the lifecycle rules, or the bucket's own
   --no-capacity   without reserving and writing the free space
-  --dry-run       without the copy in staging; nothing is written to the target
+  --dry-run       without the copy in staging; nothing is written to the target or directory
 `,
   options: {
     target: { type: 'string' },
+    'restore-to': { type: 'string' },
     policy: { type: 'string' },
     'no-capacity': { type: 'boolean' },
   },
@@ -95,7 +105,25 @@ async function examine(context: CommandContext, onCheck: (check: Check) => void)
   if (target === undefined && isGiven(context.values, 'no-capacity')) {
     throw new BackupError('USAGE', '--no-capacity belongs to --target')
   }
+  const restoreTo = textOption(context.values, 'restore-to')
+  if (restoreTo !== undefined && target !== undefined) {
+    throw new BackupError('USAGE', '--restore-to and --target do not go together', {
+      hint: 'ask one after the other',
+    })
+  }
   const configuration = await readConfiguration(context, onCheck)
+  if (restoreTo !== undefined) {
+    await examineRestorePlace({
+      into: resolve(restoreTo),
+      // A machine that is being recovered may have none yet.
+      staging: configuration?.staging,
+      uid: process.getuid?.() ?? 0,
+      dryRun: isGiven(context.values, 'dry-run'),
+      signal: context.signal,
+      onCheck,
+    })
+    return
+  }
   if (configuration !== undefined && target !== undefined) {
     await examineOne(context, { configuration, name: target, onCheck })
     return

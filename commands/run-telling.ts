@@ -10,7 +10,8 @@ import type { Configuration } from '../lib/machine/config.ts'
 import { announce, ping } from '../lib/work/announce.ts'
 import { announcementsOf } from '../lib/work/announcements.ts'
 import { currentHistory } from '../lib/work/drive-history.ts'
-import { writeMetrics } from '../lib/work/status.ts'
+import { rememberScore } from '../lib/work/score.ts'
+import { readRunStatus, writeMetrics } from '../lib/work/status.ts'
 import { type CommandContext, isGiven } from './command.ts'
 import { emptyLedger, type RunLedger } from './run-history.ts'
 
@@ -61,9 +62,11 @@ async function tell(
   const { staging, notify, machine } = configuration
   const { report } = context.reporter
   const nowMs = context.now()
+  const document = await readRunStatus({ configuration, nowMs, report })
   const announcements = announcementsOf({
     configuration,
     ...ledger,
+    score: document?.score,
     error,
     isGood: exitCode === 0 || exitCode === 75,
     history: currentHistory(staging),
@@ -75,7 +78,9 @@ async function tell(
   const lines = announcements.map(({ title, body }) => `${title}: ${body}`)
   const text = [`${command} on ${machine}: exit ${exitCode}`, ...lines].join('\n')
   await callPing(context, work, { phase: isGood ? 'success' : 'fail', text })
-  await writeMetrics({ configuration, nowMs, report })
+  if (document === undefined) return
+  writeMetrics({ configuration, document, report })
+  if (document.score !== undefined) rememberScore(staging, document.score)
 }
 
 async function callPing(

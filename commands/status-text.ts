@@ -7,6 +7,7 @@
 import { formatSize } from '../lib/model/amount.ts'
 import { counted, formatAge, formatPeriod } from '../lib/model/period.ts'
 import { formatLocalTime } from '../lib/model/schedule.ts'
+import { placeName, scoreText } from '../lib/model/score.ts'
 import type {
   CollectionStatus,
   DriveStatus,
@@ -43,6 +44,7 @@ export function standingLines(document: StatusDocument): readonly string[] {
     ...sets.flatMap(setLines),
     ...targets.flatMap(targetLines),
     ...(targets.length === 0 ? ['no targets: staging is the only copy'] : []),
+    ...scoreLines(document),
     ...wrapped(`staging ${safeText(path)}: ${space}${lowSpace ? ', LOW' : ''}`, 2),
     ...runLines('last runs', lastRuns),
     ...runLines('last runs that were not good', lastFailures),
@@ -135,14 +137,16 @@ function exportCells(status: ExportStatus): readonly string[] {
 
 /** Every claim of proof names its date and its receipt. */
 function proofRows(proof: ProofStatus): readonly (readonly string[])[] {
-  const { kind, how, result, files, bytes, totalBytes, drive, damaged, receipt } = proof
+  const { kind, how, result, since, files, bytes, totalBytes, drive, damaged, receipt } = proof
   const where = drive === undefined ? '' : ` on ${drive}`
   const of = totalBytes > bytes ? ` of ${formatSize(totalBytes)}` : ''
-  const what = how === 'restored' ? `${counted(files, 'file')} restored` : 'checksums compared'
+  const restored = kind === 'partial' ? 'content compared' : `${counted(files, 'file')} restored`
+  const what = how === 'restored' ? restored : 'checksums compared'
   const outcome = result === 'good' ? 'good' : `DAMAGED (${damaged})`
-  const amount = `${what}, ${formatSize(bytes)}${of}`
+  const read = since === undefined ? '' : `, read since ${localTime(since)}`
+  const amount = `${what}, ${formatSize(bytes)}${of}${read}`
   return [
-    [kind, `${momentText(proof)}${where}: ${outcome}, ${amount}`],
+    [kind === 'partial' ? 'in part' : kind, `${momentText(proof)}${where}: ${outcome}, ${amount}`],
     ['', `receipt ${safeText(receipt)}`],
   ]
 }
@@ -166,6 +170,21 @@ function nextText({ drive, due, isDue }: NonNullable<TargetStatus['next']>): str
   return isDue
     ? `plug in ${drive}: due since ${localTime(due)}`
     : `${drive}, from ${localTime(due)}`
+}
+
+/** The score, why each place counts or does not, and what would raise it. */
+export function scoreLines({ score }: StatusDocument): readonly string[] {
+  if (score === undefined) return []
+  const { wanted, isReached, places, next } = score
+  const lacks = isReached ? '' : `; ${scoreText(wanted)} would be well`
+  const rows = places.map((place) => {
+    const where = place.isOffSite ? ', off-site' : ''
+    const medium = place.isOtherMedium ? '' : ', on the medium of the sources'
+    const counts = `${place.counts ? 'counts' : 'does not count'}${where}${medium}`
+    return [placeName(place), `${counts}: ${place.what}`]
+  })
+  const first = wrapped(`3-2-1: ${scoreText(score)}${lacks}`, 2)
+  return [...first, ...table(rows), ...(next === undefined ? [] : wrapped(`  → ${next}`, 4))]
 }
 
 function runLines(title: string, runs: readonly RunStatus[]): readonly string[] {

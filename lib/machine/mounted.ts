@@ -30,6 +30,20 @@ export function bareMountPoint({
   return isOnMountBelow(path, place ?? '/') ? undefined : path
 }
 
+/** Whether a place is for a filesystem that comes and goes. The place itself is not looked at. */
+export function shouldBeMounted({
+  path,
+  mustBeMounted,
+}: {
+  readonly path: string
+  /** Undefined: decided by where the path lies. */
+  readonly mustBeMounted: boolean | undefined
+}): boolean {
+  if (mustBeMounted !== undefined) return mustBeMounted
+  if (fstabMount(path) !== undefined) return true
+  return MOUNT_PLACES.some((place) => path.startsWith(`${place}/`))
+}
+
 /** Where fstab mounts something at or above the path, and nothing is mounted. */
 export function unmountedPlace(path: string): string | undefined {
   const named = fstabMount(path)

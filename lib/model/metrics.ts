@@ -4,6 +4,7 @@
 // lists the metrics. What is not known has no line; a label that does not apply is empty, which is
 // the same as not there. Pure; throws nothing.
 
+import type { ScoreNumbers } from './score.ts'
 import type { ExportStatus, PhaseStatus, ProofStatus, StatusDocument } from './status-document.ts'
 
 interface Sample {
@@ -45,7 +46,7 @@ function escapeLabel(text: string): string {
 }
 
 function metricsOf(document: StatusDocument): readonly Metric[] {
-  const { sets, targets, staging, problems } = document
+  const { sets, targets, staging, problems, score } = document
   const phases = phasesOf(document)
   const exports = targets.flatMap(({ name, exports: all }) => {
     return all.map((status) => ({ status, labels: { set: status.set, target: name } }))
@@ -123,8 +124,12 @@ function metricsOf(document: StatusDocument): readonly Metric[] {
     },
     {
       name: 'backup_last_proof_timestamp_seconds',
-      help: 'When the last drill or verification of a target ended, whatever its result.',
-      samples: proofs.map(({ labels, proof }) => ({ labels, value: seconds(proof.time) })),
+      help:
+        'When the last drill or verification of a target ended, whatever its result; of one that '
+        + 'took several runs, when its first bundle was read.',
+      samples: proofs.map(({ labels, proof: { since, time } }) => {
+        return { labels, value: seconds(since ?? time) }
+      }),
     },
     {
       name: 'backup_last_proof_good',
@@ -132,6 +137,21 @@ function metricsOf(document: StatusDocument): readonly Metric[] {
       samples: proofs.map(({ labels, proof }) => {
         return { labels, value: Number(proof.result === 'good') }
       }),
+    },
+    {
+      name: 'backup_score',
+      help: 'The 3-2-1 score: how many copies, media and off-site copies there are.',
+      samples: scoreSamples(score),
+    },
+    {
+      name: 'backup_score_wanted',
+      help: 'What the 3-2-1 score has to reach.',
+      samples: scoreSamples(score?.wanted),
+    },
+    {
+      name: 'backup_score_lost',
+      help: 'How many places counted for the score before, and do not now.',
+      samples: [{ labels: {}, value: score?.places.filter(({ isLost }) => isLost).length }],
     },
     {
       name: 'backup_problems',
@@ -143,6 +163,14 @@ function metricsOf(document: StatusDocument): readonly Metric[] {
       help: 'When these numbers were made.',
       samples: [{ labels: {}, value: seconds(document.time) }],
     },
+  ]
+}
+
+function scoreSamples(numbers: ScoreNumbers | undefined): readonly Sample[] {
+  return [
+    { labels: { of: 'copies' }, value: numbers?.copies },
+    { labels: { of: 'media' }, value: numbers?.media },
+    { labels: { of: 'off_site' }, value: numbers?.offSite },
   ]
 }
 

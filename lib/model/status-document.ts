@@ -8,6 +8,7 @@
 import type { Receipt } from './receipt.ts'
 import type { KeepRules } from './retention.ts'
 import type { RunOutcome } from './schedule.ts'
+import type { ScoreNumbers } from './score.ts'
 import type { Stamp } from './stamp.ts'
 
 export interface StatusDocument {
@@ -21,6 +22,8 @@ export interface StatusDocument {
   readonly sets: readonly SetStatus[]
   readonly targets: readonly TargetStatus[]
   readonly staging: StagingStatus
+  /** Of everything that is configured; absent where only some sets were asked for. */
+  readonly score: ScoreStatus | undefined
   /** Ways of telling the person that did not work when they were used last. */
   readonly notifiers: readonly NotifierStatus[]
   /** Oldest first, both. */
@@ -42,6 +45,8 @@ export type ProblemCode =
   | 'LOW_SPACE'
   | 'RECEIPT_UNBELIEVED'
   | 'NOTIFIER_FAILING'
+  | 'SCORE_LOW'
+  | 'SCORE_DROPPED'
 
 export interface Problem {
   readonly code: ProblemCode
@@ -136,6 +141,8 @@ export interface ProofStatus {
   readonly result: Receipt['result']
   readonly time: string
   readonly ageSeconds: number
+  /** Of a verification in several runs: when the first of what it proves was read. */
+  readonly since?: string | undefined
   /** Its name in `.state/receipts`. */
   readonly receipt: string
   readonly drive: string | undefined
@@ -177,6 +184,35 @@ export interface StagingStatus {
   readonly freeBytes: number | undefined
   readonly totalBytes: number | undefined
   readonly lowSpace: boolean
+}
+
+/** The 3-2-1 score: see lib/model/score.ts. */
+export interface ScoreStatus extends ScoreNumbers {
+  readonly wanted: ScoreNumbers
+  /** Whether the configuration asks for it: then less is a problem. */
+  readonly isConfigured: boolean
+  readonly isReached: boolean
+  readonly provenWithinSeconds: number
+  readonly places: readonly ScorePlaceStatus[]
+  /** The one thing that would raise it most. */
+  readonly next: string | undefined
+}
+
+/** A target, or one drive of it. */
+export interface ScorePlaceStatus {
+  readonly target: string
+  readonly drive: string | undefined
+  readonly counts: boolean
+  /** Whether it counted before and does not now. */
+  readonly isLost: boolean
+  /** Whether it is a medium other than that of the sources. */
+  readonly isOtherMedium: boolean
+  readonly isOffSite: boolean
+  /** Why it does not count; when it was exported to and proven where it does. */
+  readonly what: string
+  /** Of the set that waits longest. */
+  readonly lastGood: string | undefined
+  readonly proven: string | undefined
 }
 
 export interface NotifierStatus {

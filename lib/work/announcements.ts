@@ -11,10 +11,13 @@ import type { AmountFree, Configuration, DriveTargetConfiguration } from '../mac
 import { formatSize } from '../model/amount.ts'
 import type { Announcement } from '../model/announcement.ts'
 import { nextDrive } from '../model/rotation.ts'
+import { placeName, scoreText } from '../model/score.ts'
+import type { ScoreStatus } from '../model/status-document.ts'
 import { everyMsOf, rotatedDrives } from './drive-history.ts'
 import { describeDrive } from './drive-target.ts'
 import type { ExternalOutcome } from './external.ts'
 import type { RunRecord } from './history.ts'
+import type { ProofOutcome } from './proof.ts'
 import type { TargetEnd } from './target-end.ts'
 
 export interface EndedWork {
@@ -28,6 +31,8 @@ export interface EndedWork {
   readonly nowMs: number
   /** Whether the whole run was good. */
   readonly isGood: boolean
+  /** As it stands after the run; undefined where that is not known. */
+  readonly score?: ScoreStatus | undefined
 }
 
 /** Everything there is to tell, repeats included. */
@@ -41,6 +46,7 @@ export function announcementsOf(work: EndedWork): readonly Announcement[] {
     ...work.ends.flatMap((end) => ofEnd(end, configuration.notify.lowSpace)),
     ...overdue(work),
     ...lowStaging(configuration),
+    ...droppedScore(work),
   ]
 }
 
@@ -106,7 +112,7 @@ function ofAbsent(
 }
 
 function ofEnd(end: TargetEnd, lowSpace: AmountFree): readonly Announcement[] {
-  const { name, drive, target, drill, unplug, problems, freeBytes, totalBytes } = end
+  const { name, drive, target, drill, proof, unplug, problems, freeBytes, totalBytes } = end
   const facts = { target, drive }
   // These end what was told of a target that was not there, and of a drive that was overdue.
   const isHere = [`target ${target}`, ...(drive === undefined ? [] : [`drive ${name}`])]
@@ -135,6 +141,7 @@ function ofEnd(end: TargetEnd, lowSpace: AmountFree): readonly Announcement[] {
       : sentences([`damaged: ${drill.damaged.slice(0, 3).join(', ')}`, REPAIR_HINT])
     told.push({ kind, isRecord: isGood, subject: `drill ${name}`, title, body, facts })
   }
+  if (proof !== undefined) told.push(ofProof(proof, { name, facts }))
   if (isLow({ freeBytes, totalBytes }, lowSpace)) told.push(low(name, freeBytes ?? 0))
   if (unplug === 'safe' || unplug === 'off') {
     const body = unplug === 'off' ? 'It is switched off.' : 'It is unmounted.'
@@ -155,6 +162,21 @@ function ofEnd(end: TargetEnd, lowSpace: AmountFree): readonly Announcement[] {
     told.push({ kind: 'succeeded', subject: `unplug ${name}`, title, body, facts })
   }
   return [...seen, ...told]
+}
+
+/** Of the verification that ends an export. */
+function ofProof(
+  { exports, bundles, bytesRead, damagedFiles }: ProofOutcome,
+  { name, facts }: { readonly name: string; readonly facts: Announcement['facts'] },
+): Announcement {
+  const problems = exports.flatMap((one) => one.problems)
+  const isGood = problems.length === 0
+  const title = `Backup: verification of ${name} ${isGood ? 'passed' : 'found damage'}`
+  const subject = `verification ${name}`
+  const read = `${bundles} bundles, ${formatSize(bytesRead)}: as they should be.`
+  const named = damagedFiles.length > 0 ? damagedFiles : problems.map(({ message }) => message)
+  const body = isGood ? read : sentences([`damaged: ${named.slice(0, 3).join(', ')}`, REPAIR_HINT])
+  return { kind: isGood ? 'succeeded' : 'failed', isRecord: isGood, subject, title, body, facts }
 }
 
 const REPAIR_HINT =
@@ -215,6 +237,18 @@ function lowStaging({ staging, notify }: Configuration): readonly Announcement[]
   } catch {
     return []
   }
+}
+
+/** What is wanted and was never reached is no news; `backup status` says it. */
+function droppedScore({ score }: EndedWork): readonly Announcement[] {
+  if (score === undefined) return []
+  const { copies, media, offSite, places, next } = score
+  const lost = places.filter(({ isLost }) => isLost)
+  if (lost.length === 0) return []
+  const title = `Backup: only ${scoreText(score)}`
+  const why = lost.map((place) => `${placeName(place)} counts no more: ${place.what}`)
+  const facts = { copies, media, offSite }
+  return [{ kind: 'doubtful', subject: 'score', title, body: sentences([...why, next]), facts }]
 }
 
 function low(name: string, freeBytes: number): Announcement {

@@ -9,7 +9,7 @@
 import { asFailure, type Check, failure, ok, quoted, warning } from '../model/check.ts'
 import { Buffer } from 'node:buffer'
 import { randomBytes } from 'node:crypto'
-import { accessSync, constants, existsSync, statfsSync } from 'node:fs'
+import { accessSync, constants, existsSync, mkdirSync, statfsSync } from 'node:fs'
 import { BackupError } from '../errors.ts'
 import type { Configuration, TargetConfiguration } from '../machine/config.ts'
 import { readBack, writeDurably } from '../machine/durable-file.ts'
@@ -17,11 +17,12 @@ import { runProgram } from '../machine/shell.ts'
 import { describeSmart, readSmart } from '../machine/smart.ts'
 import { listMounts, type Mount, mountOf } from '../machine/source-snapshot/mounts.ts'
 import { formatSize } from '../model/amount.ts'
-import { rawPathFromText, rawPathToText } from '../model/raw-path.ts'
+import { rawPathFromText, rawPathToBytes, rawPathToText } from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
 import { targetError } from '../target/target-error.ts'
 import type { Target } from '../target/target.ts'
 import { type Capacity, probeCapacity, withProbeDirectory } from './capacity.ts'
+import { describeSurvivors, withScratch } from './doctor-restore.ts'
 import {
   exportsOf,
   findRepository,
@@ -29,6 +30,7 @@ import {
   listStamps,
   type Repository,
 } from './repository.ts'
+import { selfTestRestore } from './self-test.ts'
 import { realPath } from './sources.ts'
 import { surveyCollections } from './staging.ts'
 import { stateDirectory } from './state.ts'
@@ -122,6 +124,7 @@ const CHECKS: readonly (readonly [
   ['writing', checkWriting, false],
   ['repository', checkRepository, false],
   ['space', checkSpace, false],
+  ['metadata', checkMetadata, true],
   ['SMART', checkSmart, false],
   ['capacity', checkCapacity, true],
 ]
@@ -288,6 +291,31 @@ async function repositoryOf(target: Target): Promise<Repository | undefined> {
     if (error instanceof BackupError && error.code !== 'INTERRUPTED') return undefined
     throw error
   }
+}
+
+/** Bundles are files like any other: what is in them has to survive on every filesystem. */
+async function checkMetadata(examination: Examination): Promise<Check[]> {
+  const { configuration, opened, dryRun, signal } = examination
+  const name = 'metadata'
+  if (dryRun) return [ok(name, 'not looked at: a dry run writes nothing')]
+  const isRoot = process.getuid?.() === 0
+  const results = await withScratch(configuration, async (scratch) => {
+    return await withProbeDirectory(opened.place, async (probe) => {
+      const into = rawPathFromText(`${scratch}/restored`)
+      mkdirSync(rawPathToBytes(into), { mode: 0o700 })
+      return await selfTestRestore({
+        directory: rawPathFromText(`${scratch}/source`),
+        bundle: rawPathFromText(`${probe}/bundle`),
+        ...{ into, isRoot, signal },
+      })
+    })
+  })
+  return describeSurvivors(results, {
+    name,
+    kept: 'survive an export to it and a restore',
+    fix: 'see `backup doctor`, which looks at staging',
+    isRoot,
+  })
 }
 
 async function checkSmart({ device, mount, signal }: Examination): Promise<Check[]> {

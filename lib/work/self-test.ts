@@ -1,9 +1,11 @@
-// The self-test of staging: a small tree of everything a collection may hold, copied by a real
-// rsync with our own options, and what came out compared with what went in.
+// The self-test: a small tree of everything a collection may hold, copied, and what came out
+// compared with what went in.
 //
-// It is made, copied and linked in a directory of its own, which is removed however it ends. Used
-// by doctor.ts; fidelity.ts is the short form that every run can afford. Throws what runRsync
-// throws, and system errors when not even a directory can be made.
+// selfTest copies within staging, by a real rsync with our own options; selfTestRestore takes the
+// way of an export and its restore, to wherever that would go (bundle-copy.ts). All happens in
+// directories of its own, which are removed however it ends. Used by doctor.ts, doctor-target.ts
+// and doctor-restore.ts; fidelity.ts is the short form that every run can afford. Throws what the
+// copiers throw, and system errors when not even a directory can be made.
 
 import { Buffer } from 'node:buffer'
 import {
@@ -26,9 +28,11 @@ import {
 } from 'node:fs'
 import { systemCode } from '../errors.ts'
 import { aclFromText } from '../format/acl.ts'
-import { getXattr, makeNode, setTimes, setXattr } from '../machine/posix.ts'
+import { addInodeFlags, getXattr, makeNode, setTimes, setXattr } from '../machine/posix.ts'
 import { runRsync } from '../machine/rsync.ts'
+import { statSource } from '../machine/statx.ts'
 import { type RawPath, rawPathToBytes } from '../model/raw-path.ts'
+import { copyThroughBundle } from './bundle-copy.ts'
 import { SAMPLE_ACL, SAMPLE_TIME_NS } from './fidelity.ts'
 
 export interface SelfTestOptions {
@@ -43,6 +47,8 @@ export interface SelfTestResult {
   readonly feature: string
   /** Undefined when it survives. */
   readonly why: string | undefined
+  /** False where the original could not even be made: then `why` says nothing of the copy. */
+  readonly isTried: boolean
   /** Whether paths or their content would be missing, and not only what is said of them. */
   readonly isContent: boolean
 }
@@ -52,6 +58,8 @@ interface Feature {
   readonly isContent?: true
   /** Only root can make it. */
   readonly needsRoot?: true
+  /** What rsync cannot carry, and the catalog does. */
+  readonly isInCatalogOnly?: true
   readonly make: (directory: RawPath) => void
   readonly isKept: (copy: RawPath) => boolean
 }
@@ -61,6 +69,10 @@ const LONG_NAME = 'n'.repeat(255)
 const ODD_NAMES = ['new\nline', 'not\xff\xfeutf8', ' space ', '#hash', '-dash']
 const [SPARSE_BYTES, SPARSE_DATA_AT] = [8 * 1024 * 1024, 4 * 1024 * 1024]
 const FOREIGN_ID = 12_345
+/** CAP_NET_RAW, permitted and effective: vfs_cap_data of linux/capability.h, of the second form. */
+const CAPABILITY = Buffer.from([1, 0, 0, 2, 0, 32, ...Array<number>(14).fill(0)])
+/** FS_NODUMP_FL of linux/fs.h: the one flag that does not hinder its removal. */
+const NODUMP_BIT = 0x40
 
 const FEATURES: readonly Feature[] = [
   {
@@ -80,6 +92,12 @@ const FEATURES: readonly Feature[] = [
     isContent: true,
     make: (at) => ODD_NAMES.forEach((name) => write(`${at}/${name}`)),
     isKept: (at) => ODD_NAMES.every((name) => namesIn(at).includes(name)),
+  },
+  {
+    feature: 'names that differ in case only',
+    isContent: true,
+    make: (at) => ['case', 'CASE'].forEach((name) => write(`${at}/${name}`)),
+    isKept: (at) => namesIn(at).length === 2,
   },
   {
     feature: 'symbolic links',
@@ -129,6 +147,19 @@ const FEATURES: readonly Feature[] = [
     needsRoot: true,
   },
   {
+    ...xattrFeature('capabilities', { name: 'security.capability', value: CAPABILITY }),
+    needsRoot: true,
+  },
+  {
+    feature: 'inode flags',
+    isInCatalogOnly: true,
+    make: (at) => {
+      write(`${at}/n`)
+      withFile(`${at}/n`, (fd) => addInodeFlags(fd, NODUMP_BIT))
+    },
+    isKept: (at) => statSource(`${at}/n`).flags.includes('nodump'),
+  },
+  {
     feature: 'owners',
     needsRoot: true,
     make: (at) => {
@@ -157,28 +188,92 @@ export async function selfTest(options: SelfTestOptions): Promise<SelfTestResult
   }) as [RawPath, RawPath, RawPath]
   try {
     for (const place of [directory, source, first, second]) makeDirectory(place)
-    const features = FEATURES.filter(({ needsRoot }) => needsRoot !== true || isRoot)
-    const results = features.map((feature, index) => make(feature, `${source}/${index}`))
-    await copy({ source, target: first, linkDestinations: [], signal })
-    for (const [index, feature] of features.entries()) {
-      if (isKept(feature, `${first}/${index}`)) continue
-      results[index] ??= 'rsync brings another one here'
-    }
+    const features = featuresFor({ isRoot }).filter((one) => one.isInCatalogOnly !== true)
+    const results = await tryFeatures(features, {
+      source,
+      copy: first,
+      refusal: 'the filesystem of staging refuses it',
+      copier: async () => {
+        await copy({ source, target: first, linkDestinations: [], signal })
+        return () => 'rsync brings another one here'
+      },
+    })
     const copied = await copy({ source, target: second, linkDestinations: [first], signal })
     const isLinked = copied === 0 && inodeOf(`${first}/0/f`) === inodeOf(`${second}/0/f`)
     return [
-      ...features.map(({ feature, isContent = false }, index) => {
-        return { feature, why: results[index], isContent }
-      }),
+      ...results,
       {
         feature: LINK_DEST,
         why: isLinked ? undefined : 'an unchanged file was copied again',
+        isTried: true,
         isContent: true,
       },
     ]
   } finally {
     rmSync(rawPathToBytes(directory), { recursive: true, force: true })
   }
+}
+
+/**
+ * What survives collecting, exporting and restoring: one result a feature.
+ * @param options.directory where the originals are made: nothing is there yet
+ * @param options.bundle where the bundle is written; nothing is there yet
+ * @param options.into where it is restored to: an empty directory, which the caller removes
+ */
+export async function selfTestRestore({
+  directory,
+  bundle,
+  into,
+  isRoot,
+  signal,
+}: SelfTestOptions & { readonly bundle: RawPath; readonly into: RawPath }): Promise<
+  readonly SelfTestResult[]
+> {
+  try {
+    makeDirectory(directory)
+    return await tryFeatures(featuresFor({ isRoot }), {
+      source: directory,
+      copy: into,
+      refusal: 'the filesystem where it would come from refuses it',
+      copier: async () => await copyThroughBundle({ source: directory, bundle, into, signal }),
+    })
+  } finally {
+    rmSync(rawPathToBytes(directory), { recursive: true, force: true })
+    rmSync(rawPathToBytes(bundle), { force: true })
+  }
+}
+
+function featuresFor({ isRoot }: { readonly isRoot: boolean }): readonly Feature[] {
+  return FEATURES.filter(({ needsRoot }) => needsRoot !== true || isRoot)
+}
+
+/** Makes the originals, one directory a feature, has them copied, and looks at the copies. */
+async function tryFeatures(
+  features: readonly Feature[],
+  {
+    source,
+    copy: target,
+    refusal,
+    copier,
+  }: {
+    readonly source: RawPath
+    readonly copy: RawPath
+    readonly refusal: string
+    /** Copies, and says why something did not survive, by its path in the tree. */
+    readonly copier: () => Promise<(path: RawPath) => string>
+  },
+): Promise<readonly SelfTestResult[]> {
+  const refused = features.map((feature, index) => {
+    const code = make(feature, `${source}/${index}`)
+    return code === undefined ? undefined : `${refusal} (${code})`
+  })
+  const whyNot = await copier()
+  return features.map((feature, index) => {
+    const { feature: name, isContent = false } = feature
+    const isTried = refused[index] === undefined
+    const lost = isKept(feature, `${target}/${index}`) ? undefined : whyNot(`${index}`)
+    return { feature: name, why: refused[index] ?? lost, isTried, isContent }
+  })
 }
 
 /** How many files were copied and not linked. */
@@ -211,7 +306,7 @@ async function copy({
   return copied
 }
 
-/** Why it cannot even be made here; undefined when it can. */
+/** The system's error where it cannot even be made; undefined when it can. */
 function make(feature: Feature, directory: RawPath): string | undefined {
   makeDirectory(directory)
   try {
@@ -220,7 +315,7 @@ function make(feature: Feature, directory: RawPath): string | undefined {
   } catch (error) {
     const code = systemCode(error)
     if (code === undefined) throw error
-    return `the filesystem of staging refuses it (${code})`
+    return code
   }
 }
 
@@ -253,6 +348,15 @@ function makeDirectory(path: RawPath): void {
 
 function write(path: RawPath): void {
   writeFileSync(rawPathToBytes(path), 'x', { flag: 'wx', mode: 0o600 })
+}
+
+function withFile(path: RawPath, action: (fd: number) => void): void {
+  const fd = openSync(rawPathToBytes(path), 'r')
+  try {
+    action(fd)
+  } finally {
+    closeSync(fd)
+  }
 }
 
 function writeSparse(path: RawPath): void {

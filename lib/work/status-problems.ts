@@ -9,8 +9,9 @@ import { formatSize } from '../model/amount.ts'
 import { counted, formatAge } from '../model/period.ts'
 import { driveOf } from '../model/proofs.ts'
 import { displayPath, displayText } from '../model/raw-path.ts'
-import type { Receipt } from '../model/receipt.ts'
+import { describeKind, type Receipt } from '../model/receipt.ts'
 import { formatLocalTime } from '../model/schedule.ts'
+import { placeName, scoreText } from '../model/score.ts'
 import type {
   DriveStatus,
   ExportStatus,
@@ -27,7 +28,7 @@ import type { StatusFacts } from './status.ts'
 interface ProblemFacts {
   readonly facts: StatusFacts
   readonly decisions: readonly Decision[]
-  readonly parts: Pick<StatusDocument, 'sets' | 'targets' | 'staging'>
+  readonly parts: Pick<StatusDocument, 'sets' | 'targets' | 'staging' | 'score'>
   /** Receipts of damage that still stands, with their names. */
   readonly damage: readonly { readonly receipt: Receipt; readonly name: string }[]
 }
@@ -43,6 +44,7 @@ export function findProblems(options: ProblemFacts): readonly Problem[] {
     ...stagingProblems(options),
     ...receiptProblems(options),
     ...notifierProblems(options),
+    ...scoreProblems(options),
   ]
 }
 
@@ -61,7 +63,7 @@ function damageProblems({ damage, facts }: ProblemFacts): readonly Problem[] {
     const where = isPool ? `${target} (${driveOf(receipt)})` : target
     const [first] = damaged
     const example = first === undefined ? '' : `, such as ${displayText(first)}`
-    const what = `the ${kind} of ${formatLocalTime(Date.parse(end))} found damage`
+    const what = `the ${describeKind(kind)} of ${formatLocalTime(Date.parse(end))} found damage`
     const mend =
       (configured?.parityPercent ?? 0) > 0
         ? `\`backup repair --target ${target}\` mends what parity can; then `
@@ -311,6 +313,24 @@ function notifierProblems({ facts: { notifierFailures } }: ProblemFacts): readon
       fix: `put \`notify.${channel}\` right, or take it out: see docs/notifications.md`,
     })
   })
+}
+
+/** Who said what the score has to reach is told of less; who did not, of what was lost. */
+function scoreProblems({ parts: { score } }: ProblemFacts): readonly Problem[] {
+  if (score === undefined) return []
+  const { isConfigured, isReached, wanted, places, next } = score
+  const is = `3-2-1: ${scoreText(score)}`
+  const fix = next ?? 'see docs/status.md'
+  if (isConfigured) {
+    const what = `${is}; wanted are ${scoreText(wanted)}`
+    return isReached ? [] : [problem({ code: 'SCORE_LOW', what, fix })]
+  }
+  const [first] = places.filter(({ isLost }) => isLost)
+  if (first === undefined) return []
+  const { target, drive } = first
+  const what = `${is}: ${placeName(first)} counts no more: ${first.what}`
+  const where = drive === undefined ? { target } : { target, drive }
+  return [problem({ code: 'SCORE_DROPPED', what, fix, ...where })]
 }
 
 function lastGoodText(lastGood: GoodRun | undefined, { nowMs }: StatusFacts): string {

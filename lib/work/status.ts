@@ -13,7 +13,6 @@ import {
   fsyncSync,
   openSync,
   readdirSync,
-  readFileSync,
   rmSync,
   statfsSync,
   statSync,
@@ -31,7 +30,7 @@ import type {
 import { placeOf } from '../machine/config-targets.ts'
 import type { CollectionHeader } from '../model/collection.ts'
 import { encodeMetrics } from '../model/metrics.ts'
-import { lastOfEachKind, lastOfSet, receiptsOf, standingDamage } from '../model/proofs.ts'
+import { driveOf, lastOfEachKind, lastOfSet, receiptsOf, standingDamage } from '../model/proofs.ts'
 import { rawPathFromText } from '../model/raw-path.ts'
 import type { Receipt } from '../model/receipt.ts'
 import type { Report } from '../model/report.ts'
@@ -47,6 +46,7 @@ import type {
   ProofStatus,
   RunStatus,
   SetStatus,
+  ScoreStatus,
   StagingStatus,
   StatusDocument,
   TargetStatus,
@@ -57,9 +57,10 @@ import { everyMsOf, rotatedDrives } from './drive-history.ts'
 import { type Decision, judgeStanding, type Known, planDue, readKnown } from './due.ts'
 import { outcomeOf, type RunRecord } from './history.ts'
 import { readReceipts, receiptName } from './receipts.ts'
+import { type Media, readMedia, readScoreMemory, scoreOf } from './score.ts'
 import { trustedKeys } from './signing.ts'
 import { listStamps, listTreesWithoutCatalog, stagingError } from './staging.ts'
-import { stateDirectory } from './state.ts'
+import { knownExports, stateDirectory } from './state.ts'
 import { findProblems } from './status-problems.ts'
 
 /** What this machine knows, before anything is made of it. */
@@ -81,6 +82,9 @@ export interface StatusFacts {
   readonly damagedCatalogs: ReadonlyMap<string, readonly Stamp[]>
   /** By repository id: `<set>/<stamp>` of the exports it had when it was exported to last. */
   readonly exportsThere: ReadonlyMap<string, readonly string[]>
+  readonly media: Media
+  /** Which places counted for the 3-2-1 score before. */
+  readonly remembered: readonly string[]
 }
 
 export interface Space {
@@ -119,27 +123,50 @@ export async function readStatus({
     space: spaceOf(staging),
     damagedCatalogs: findDamagedCatalogs(staging, known),
     exportsThere: readExportsThere(staging, [...receipts, ...drives]),
+    media: await readMedia(configuration),
+    remembered: readScoreMemory(staging),
   })
 }
 
+interface AfterRun {
+  readonly configuration: Configuration
+  readonly report: Report
+}
+
 /**
- * Writes the file that `metrics` of the configuration names, where it names one. That it cannot be
- * written is said, and is no failure of the run that it follows.
+ * How everything stands after a run; that it cannot be read is said, and is no failure of the run
+ * that it follows.
  */
-export async function writeMetrics({
+export async function readRunStatus({
   configuration,
   nowMs,
   report,
-}: Pick<StatusFacts, 'configuration' | 'nowMs'> & { readonly report: Report }): Promise<void> {
-  const { metrics, backupSets } = configuration
-  if (metrics === undefined) return
+}: AfterRun & { readonly nowMs: number }): Promise<StatusDocument | undefined> {
   try {
-    writeMetricsFile(metrics, await readStatus({ configuration, sets: backupSets, nowMs }))
+    return await readStatus({ configuration, sets: configuration.backupSets, nowMs })
   } catch (error) {
-    if (!(error instanceof BackupError)) throw error
-    const { code, message } = error
-    report({ kind: 'notice', level: 'warning', code, message })
+    tellFailure(error, report)
+    return undefined
   }
+}
+
+/** Writes the file that `metrics` of the configuration names, where it names one; as before. */
+export function writeMetrics({
+  configuration: { metrics },
+  document,
+  report,
+}: AfterRun & { readonly document: StatusDocument }): void {
+  try {
+    if (metrics !== undefined) writeMetricsFile(metrics, document)
+  } catch (error) {
+    tellFailure(error, report)
+  }
+}
+
+function tellFailure(error: unknown, report: Report): void {
+  if (!(error instanceof BackupError)) throw error
+  const { code, message } = error
+  report({ kind: 'notice', level: 'warning', code, message })
 }
 
 /**
@@ -192,7 +219,7 @@ function removeStalePartials(path: string, nowMs: number): void {
 }
 
 /** Without a key of ours no receipt is believed, and the status says so. */
-async function ownKeys(configuration: Configuration): Promise<readonly string[]> {
+export async function ownKeys(configuration: Configuration): Promise<readonly string[]> {
   try {
     return await trustedKeys(configuration, { machine: configuration.machine, fromIdentity: [] })
   } catch (error) {
@@ -232,15 +259,8 @@ function readExportsThere(
   const ids = [...new Set(of.map(({ repository }) => repository))]
   return new Map(
     ids.flatMap((id) => {
-      try {
-        const path = join(stateDirectory({ staging, id }), 'state.json')
-        const { exports } = JSON.parse(readFileSync(path, 'utf8')) as { readonly exports?: unknown }
-        if (typeof exports !== 'object' || exports === null) return []
-        return [[id, Object.keys(exports)] as const]
-      } catch {
-        // A cache that is not there or cannot be read knows nothing.
-        return []
-      }
+      const exports = knownExports(stateDirectory({ staging, id }))
+      return exports === undefined || exports.size === 0 ? [] : [[id, [...exports.keys()]] as const]
     }),
   )
 }
@@ -253,12 +273,15 @@ export function gatherStatus(facts: StatusFacts): StatusDocument {
   const anyTarget = exportTo === 'first'
   const due = { sets, targets, known, nowMs, power, anyTarget, force: false }
   const view: View = { ...facts, decisions: planDue(due) }
+  const damage = damageOf(view)
   const parts = {
     sets: sets.map((set) => ({ ...setStatus(view, set), problems: [] as readonly Problem[] })),
     targets: targets.map((target) => targetStatus(view, target)),
     staging: stagingStatus(view),
+    // Of some sets it would be another score.
+    score: sets.length < configuration.backupSets.length ? undefined : scoreStatus(view, damage),
   }
-  const problems = findProblems({ facts, decisions: view.decisions, parts, damage: damageOf(view) })
+  const problems = findProblems({ facts, decisions: view.decisions, parts, damage })
   const isBad = problems.some(({ severity }) => severity === 'bad')
   const verdict = isBad ? 'bad' : problems.length > 0 ? 'attention' : 'good'
   const shown = known.history.filter(({ set }) => sets.some(({ name }) => name === set))
@@ -446,13 +469,14 @@ function exportStatus(
 }
 
 function proofStatus({ nowMs }: View, receipt: Receipt): ProofStatus {
-  const { kind, how, result, end, drive, files, bytes, totalBytes, damaged } = receipt
+  const { kind, how, result, end, since, drive, files, bytes, totalBytes, damaged } = receipt
   return {
     kind,
     how,
     result,
     time: end,
     ageSeconds: secondsOf(nowMs - Date.parse(end)),
+    ...(since === undefined ? {} : { since }),
     receipt: receiptName(receipt),
     drive,
     files,
@@ -563,8 +587,49 @@ function stagingStatus({ configuration, space }: View): StagingStatus {
   return { path: staging, freeBytes: space?.freeBytes, totalBytes: space?.totalBytes, lowSpace }
 }
 
+function scoreStatus(view: View, damage: readonly Damage[]): ScoreStatus {
+  const { configuration, known, media, remembered, nowMs } = view
+  const { isConfigured, provenWithinMs } = configuration.score
+  const score = scoreOf({
+    ...{ configuration, known, media, remembered, nowMs },
+    receiptsAt: (target, drive) => {
+      return target.kind !== 'drive' || drive === undefined
+        ? targetReceipts(view, target)
+        : driveReceipts(view, { target, name: drive })
+    },
+    isDamaged: (target, drive) => {
+      return damage.some(({ receipt }) => {
+        return receipt.target === target && (drive === undefined || driveOf(receipt) === drive)
+      })
+    },
+  })
+  const { places, lost, ...rest } = score
+  return {
+    ...rest,
+    isConfigured,
+    provenWithinSeconds: secondsOf(provenWithinMs),
+    places: places.map((place) => ({
+      target: place.target,
+      drive: place.drive,
+      counts: place.doubt === undefined,
+      isLost: lost.includes(place),
+      isOtherMedium: place.medium !== undefined,
+      isOffSite: place.isOffSite,
+      what: place.words,
+      lastGood: place.lastGoodMs === undefined ? undefined : isoTime(place.lastGoodMs),
+      proven: place.provenMs === undefined ? undefined : isoTime(place.provenMs),
+    })),
+  }
+}
+
+interface Damage {
+  readonly receipt: Receipt
+  /** Of the receipt. */
+  readonly name: string
+}
+
 /** By target and drive: the newest damage that was found and stands. */
-function damageOf(view: View): readonly { readonly receipt: Receipt; readonly name: string }[] {
+function damageOf(view: View): readonly Damage[] {
   const { configuration, exportsThere } = view
   const isGone = (repository: string, exportName: string): boolean => {
     const there = exportsThere.get(repository)

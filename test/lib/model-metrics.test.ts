@@ -56,6 +56,7 @@ function status(change: Partial<StatusDocument> = {}): StatusDocument {
     sets: [],
     targets: [],
     staging: { path: '/s', freeBytes: 5, totalBytes: 10, lowSpace: false },
+    score: undefined,
     notifiers: [],
     lastRuns: [],
     lastFailures: [],
@@ -173,6 +174,22 @@ metrics('what is not known has no line', () => {
   const empty = encodeMetrics(status({ sets: [{ ...set, newest: undefined, phases: [never] }] }))
   assert.not.match(empty, /last_success|last_run|due_timestamp|collection_/)
   assert.match(empty, 'backup_healthy{set="home",target="",phase="collect"} 1')
+})
+
+metrics('the score is three numbers, and what it has to reach three more', () => {
+  const wanted = { copies: 3, media: 2, offSite: 1 }
+  const place = {
+    ...{ target: 't9', drive: undefined, counts: false, isLost: true, isOtherMedium: true },
+    ...{ isOffSite: false, what: 'late', lastGood: undefined, proven: undefined },
+  }
+  const score = {
+    ...{ copies: 2, media: 1, offSite: 0, wanted, isConfigured: true, isReached: false },
+    ...{ provenWithinSeconds: 1, places: [place], next: undefined },
+  }
+  const text = encodeMetrics(status({ score }))
+  assert.match(text, 'backup_score{of="copies"} 2\nbackup_score{of="media"} 1\n')
+  assert.match(text, 'backup_score_wanted{of="off_site"} 1\n')
+  assert.match(text, 'backup_score_lost 1\n')
 })
 
 metrics('labels are escaped', () => {

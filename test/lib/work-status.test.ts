@@ -11,9 +11,12 @@ import type { ProblemCode, StatusDocument } from '../../lib/model/status-documen
 import { parseStamp } from '../../lib/model/stamp.ts'
 import type { KnownDrive } from '../../lib/work/drive-register.ts'
 import type { RunRecord } from '../../lib/work/history.ts'
+import { announcementsOf } from '../../lib/work/announcements.ts'
 import { everyMsOf, rotatedDrives } from '../../lib/work/drive-history.ts'
+import { readScoreMemory, rememberScore } from '../../lib/work/score.ts'
 import {
   gatherStatus,
+  readRunStatus,
   type StatusFacts,
   writeMetrics,
   writeMetricsFile,
@@ -171,6 +174,8 @@ function gather({ history, collections, configuration, ...change }: Change = {})
     space: { freeBytes: 500, totalBytes: 1000 },
     damagedCatalogs: new Map(),
     exportsThere: new Map(),
+    media: { sources: ['sda'], directories: new Map() },
+    remembered: [],
     ...change,
   })
   assertValid(document)
@@ -604,7 +609,9 @@ status(
     const write = async (metrics: string | undefined): Promise<void> => {
       const set = setConfiguration()
       const configuration = configurationOf(set, { staging, metrics })
-      await writeMetrics({ configuration, nowMs: NOW_MS, report })
+      const document = await readRunStatus({ configuration, nowMs: NOW_MS, report })
+      assert.ok(document !== undefined)
+      writeMetrics({ configuration, document, report })
     }
     await write(undefined)
     assert.equal(readdirSync(staging), [])
@@ -621,6 +628,274 @@ status(
     assert.equal(readdirSync(staging), [], 'nothing is made in staging')
   },
 )
+
+const ON_TWO_DISKS = { sources: ['sda'], directories: new Map([['t9', ['sdb']]]) }
+
+function scoreOf(document: StatusDocument): string {
+  assert.ok(document.score !== undefined)
+  const { copies, media, offSite } = document.score
+  return `${copies}-${media}-${offSite}`
+}
+
+function whyOf({ score }: StatusDocument, place = 0): string | undefined {
+  return score?.places[place]?.what
+}
+
+const WANTED = {
+  wanted: { copies: 3, media: 2, offSite: 1 },
+  isConfigured: true,
+  provenWithinMs: 90 * DAY_MS,
+}
+
+status('a copy counts with a good export in time and a good receipt, and not without one', () => {
+  const good = gather({ receipts: [receipt()], media: ON_TWO_DISKS })
+  assert.is(scoreOf(good), '2-2-0')
+  assert.is(whyOf(good), 'last good export 24 hours ago, proven 22 hours ago')
+  assert.equal(codes(good), [], 'who asked for no score is not told of it')
+  const shown = standingLines(good).join('\n')
+  assert.match(shown, '3-2-1: 2 copies, 2 media, 0 off-site; 3 copies, 2 media, 1 off-site would')
+  assert.match(shown, /^ {2}t9 {2}counts: last good export 24 hours ago/m)
+  assert.match(shown, '→ add a target: a bucket, or a drive that is kept elsewhere')
+
+  const unproven = gather({ media: ON_TWO_DISKS })
+  assert.is(scoreOf(unproven), '1-1-0')
+  assert.is(whyOf(unproven), 'home was never proven')
+  assert.is(unproven.score?.next, '`backup drill --target t9`')
+  // Of another set, of another machine, and of another repository that was there before.
+  for (const change of [
+    { exports: ['test/mail/2026-05-19T020000Z'] },
+    { exports: ['other/home/2026-05-19T020000Z'] },
+  ]) {
+    assert.is(scoreOf(gather({ receipts: [receipt(change)] })), '1-1-0')
+  }
+})
+
+status('a proof counts for as long as it is said, and one of a time to come not at all', () => {
+  const end = (ms: number): string => new Date(ms).toISOString()
+  const at = (ms: number): string => scoreOf(gather({ receipts: [receipt({ end: end(ms) })] }))
+  assert.is(at(NOW_MS - 90 * DAY_MS), '2-2-0')
+  assert.is(at(NOW_MS - 90 * DAY_MS - 1), '1-1-0')
+  assert.is(at(NOW_MS + 1), '1-1-0')
+})
+
+status('an export that is late counts no more, one that failed since still does', () => {
+  const receipts = [receipt()]
+  const late = [ran({ phase: 'full' }), exported(undefined, { stamp: '2026-04-20T020000Z' })]
+  const document = gather({ receipts, history: late })
+  assert.is(scoreOf(document), '1-1-0')
+  assert.is(whyOf(document), 'the last good export of home was 30 days ago')
+  assert.is(document.score?.next, '`backup-external --target t9`')
+  const failure = failed({ phase: 'export', target: 't9', startMs: NOW_MS - 1000 })
+  const history = [ran({ phase: 'full' }), exported(undefined), failure]
+  assert.is(scoreOf(gather({ receipts, history })), '2-2-0')
+  assert.is(scoreOf(gather({ receipts, history: [] })), '1-1-0')
+})
+
+status('damage that stands takes a copy away, though it was proven before', () => {
+  const damage = receipt({ result: 'damaged', damaged: ['x'], end: '2026-05-19T04:00:00.000Z' })
+  const document = gather({ receipts: [receipt(), damage] })
+  assert.is(scoreOf(document), '1-1-0')
+  assert.is(whyOf(document), 'what was exported is damaged')
+})
+
+status('a directory on the disk of the sources is a copy, but no other medium', () => {
+  const receipts = [receipt()]
+  const on = (...disks: string[]) => ({ sources: ['sda'], directories: new Map([['t9', disks]]) })
+  assert.is(scoreOf(gather({ receipts, media: on('sda') })), '2-1-0')
+  assert.is(scoreOf(gather({ receipts, media: on('sdb', 'sda') })), '2-1-0')
+  assert.is(scoreOf(gather({ receipts, media: on('sdb') })), '2-2-0')
+  // What is not there now is no disk of the sources.
+  assert.is(scoreOf(gather({ receipts, media: on() })), '2-2-0')
+})
+
+/** Two drives, exported to a day ago and proven. */
+const TWO_DRIVES: Change = {
+  configuration: { targets: [pool] },
+  drives: [seen('red'), seen('blue')],
+  history: [ran({ phase: 'full' }), exported('red'), exported('blue')],
+  receipts: ['red', 'blue'].map((drive) => receipt({ drive, repository: `of ${drive}` })),
+}
+
+status('each drive of a pool is a copy and a medium, and is off-site when it is said', () => {
+  const home = gather(TWO_DRIVES)
+  assert.is(scoreOf(home), '3-3-0')
+  assert.is(home.score?.next, 'take blue elsewhere, and give it `off_site: true`')
+  const drives = pool.drives.map((drive) => ({ ...drive, offSite: drive.name === 'blue' }))
+  const away = gather({ ...TWO_DRIVES, configuration: { targets: [{ ...pool, drives }] } })
+  assert.is(scoreOf(away), '3-3-1')
+  assert.is(away.score?.next, undefined)
+  assert.match(standingLines(away).join('\n'), /3-2-1: 3 copies, 3 media, 1 off-site\n/)
+  const both = gather({ ...TWO_DRIVES, configuration: { targets: [{ ...pool, offSite: true }] } })
+  assert.is(scoreOf(both), '3-3-2')
+})
+
+status('a drive that is away too long, or was made anew, is said with what to do', () => {
+  const history = [
+    ran({ phase: 'full' }),
+    exported('red', { stamp: '2026-05-01T020000Z' }),
+    exported('blue'),
+  ]
+  const document = gather({ ...TWO_DRIVES, history })
+  assert.is(scoreOf(document), '2-2-0')
+  assert.is(
+    document.score?.next,
+    'plug in red, then `backup-external --target t9`, and take it elsewhere (`off_site: true`)',
+  )
+  const anew = gather({ ...TWO_DRIVES, drives: [seen('red', { repository: 'x' }), seen('blue')] })
+  assert.is(scoreOf(anew), '2-2-0')
+  assert.is(whyOf(anew), 'home was never proven')
+})
+
+status('buckets and hosts are off-site, unless they are evidently near or it is said', () => {
+  const remote = { ...ANY, streams: 1, bandwidthLimitBytes: undefined, spoolLimitBytes: 1 }
+  const sftp = (host: string): TargetConfiguration => ({
+    ...{ ...remote, kind: 'sftp', host, port: 22, user: undefined, path: 'b' },
+    ...{ hostKey: undefined, keyPath: undefined },
+  })
+  const s3 = (endpoint: string | undefined): TargetConfiguration => ({
+    ...{ ...remote, kind: 's3', bucket: 'b', path: '', region: undefined, endpoint },
+    ...{
+      isPathStyle: false,
+      profile: undefined,
+      adminProfile: undefined,
+      storageClass: 'STANDARD',
+    },
+    ...{ hotBelowBytes: 0, lockMs: undefined, costLimit: undefined, pricesPath: undefined },
+  })
+  const score = (target: TargetConfiguration): string => {
+    return scoreOf(gather({ configuration: { targets: [target] }, receipts: [receipt()] }))
+  }
+  for (const host of [
+    'nas',
+    'nas.local',
+    'NAS.home',
+    '192.168.1.2',
+    '127.0.0.1',
+    '172.31.0.1',
+    '::1',
+  ])
+    assert.is(score(sftp(host)), '2-2-0', host)
+  for (const host of ['backup.example.org', '172.32.0.1', '11.0.0.1', '2001:db8::1'])
+    assert.is(score(sftp(host)), '2-2-1', host)
+  assert.is(score({ ...sftp('nas'), offSite: true }), '2-2-1')
+  assert.is(score({ ...sftp('backup.example.org'), offSite: false }), '2-2-0')
+  assert.is(score(s3(undefined)), '2-2-1')
+  assert.is(score(s3('https://s3.example.org')), '2-2-1')
+  assert.is(score(s3('http://127.0.0.1:9000')), '2-2-0')
+  assert.is(score(s3('http://[::1]:9000')), '2-2-0')
+  const unproven = gather({ configuration: { targets: [s3(undefined)] } })
+  assert.is(unproven.score?.next, '`backup-restore --source external --target t9 --verify`')
+})
+
+status('a score that was asked for and is not reached is 3, and its own problem', () => {
+  const configuration = { targets: [pool], score: WANTED }
+  const { code, what, fix } = onlyProblem(gather({ ...TWO_DRIVES, configuration }))
+  assert.is(code, 'SCORE_LOW')
+  assert.is(what, '3-2-1: 3 copies, 3 media, 0 off-site; wanted are 3 copies, 2 media, 1 off-site')
+  assert.is(fix, 'take blue elsewhere, and give it `off_site: true`')
+  const reached = { ...WANTED, wanted: { copies: 3, media: 3, offSite: 0 } }
+  const enough = gather({ ...TWO_DRIVES, configuration: { targets: [pool], score: reached } })
+  assert.equal(codes(enough), [])
+})
+
+status('without one that was asked for, only what counted before and does not now is 3', () => {
+  const lost = { remembered: ['t9'] }
+  const document = gather(lost)
+  const { code, what, fix, target } = onlyProblem(document)
+  assert.is(code, 'SCORE_DROPPED')
+  assert.is(
+    what,
+    '3-2-1: 1 copy, 1 medium, 0 off-site: t9 counts no more: ' + 'home was never proven',
+  )
+  assert.is(fix, '`backup drill --target t9`')
+  assert.is(target, 't9')
+  assert.is(document.exitCode, 3)
+  assert.equal(codes(gather({ ...lost, receipts: [receipt()] })), [])
+  // What nobody configures any more cannot be lost.
+  assert.equal(codes(gather({ remembered: ['other', 't9 (red)'] })), [])
+})
+
+status('with enough of what was asked for, what counts no more is told, and is no problem', () => {
+  const score = { ...WANTED, wanted: { copies: 2, media: 2, offSite: 0 } }
+  const document = gather({
+    ...TWO_DRIVES,
+    receipts: TWO_DRIVES.receipts?.slice(0, 1) ?? [],
+    configuration: { targets: [pool], score },
+    remembered: ['t9 (red)', 't9 (blue)'],
+  })
+  assert.equal(codes(document), [])
+  assert.equal(
+    document.score?.places.map(({ isLost }) => isLost),
+    [false, true],
+  )
+  const [announcement, ...more] = announced(document.score)
+  assert.equal(more, [])
+  assert.is(announcement?.kind, 'doubtful')
+  assert.is(announcement?.title, 'Backup: only 2 copies, 2 media, 0 off-site')
+  assert.match(
+    announcement?.body ?? '',
+    /^T9 \(blue\) counts no more: home was never proven\. Plug in/,
+  )
+})
+
+status('a score that never was higher is announced to nobody', () => {
+  assert.equal(announced(gather().score), [])
+  const configuration = { targets: [directory], score: WANTED }
+  assert.equal(announced(gather({ configuration }).score), [])
+})
+
+function announced(score: StatusDocument['score']) {
+  const configuration = configurationOf(setConfiguration(), { staging: '/none' })
+  const none = { runs: [], absent: [], ends: [], history: [], error: undefined }
+  const work = { configuration, ...none, nowMs: NOW_MS, isGood: true, score }
+  return announcementsOf(work).filter(({ subject }) => subject === 'score')
+}
+
+status('where only the first target gets exports, one that counts is enough', () => {
+  const disk: TargetConfiguration = { ...directory, name: 'disk' }
+  const configuration = { targets: [disk, directory], exportTo: 'first' } as const
+  const remembered = ['disk', 't9']
+  assert.equal(codes(gather({ configuration, receipts: [receipt()], remembered })), [])
+  assert.equal(codes(gather({ configuration, remembered })), ['SCORE_DROPPED'])
+})
+
+status('of some sets there is no score', () => {
+  const backupSets = [setConfiguration(), setConfiguration({ name: 'mail' })]
+  assert.is(gather({ configuration: { targets: [directory], backupSets } }).score, undefined)
+})
+
+status('a set that is never exported takes nothing away, one without an export does', () => {
+  const { schedule } = setConfiguration()
+  const mail = setConfiguration({ name: 'mail', schedule: { ...schedule, external: 'never' } })
+  const of = (set: typeof mail): StatusDocument => {
+    const backupSets = [setConfiguration(), set]
+    const configuration = { targets: [directory], backupSets }
+    return gather({ configuration, sets: backupSets, receipts: [receipt()] })
+  }
+  assert.is(scoreOf(of(mail)), '2-2-0')
+  const exportedToo = of(setConfiguration({ name: 'mail' }))
+  assert.is(scoreOf(exportedToo), '1-1-0')
+  assert.is(whyOf(exportedToo), 'no good export of mail yet')
+})
+
+status('what counts is remembered until it is configured no more', () => {
+  const staging = tempDirectory()
+  const remember = (change: Change): readonly string[] => {
+    const { score } = gather(change)
+    assert.ok(score !== undefined)
+    rememberScore(staging, score)
+    return readScoreMemory(staging)
+  }
+  assert.equal(remember({ receipts: [receipt()] }), [], 'nothing is made where no staging is')
+  mkdirSync(`${staging}/.state`)
+  assert.equal(remember({}), [])
+  assert.equal(remember({ receipts: [receipt()] }), ['t9'])
+  assert.equal(remember({}), ['t9'])
+  assert.equal(remember({ configuration: { targets: [] } }), [])
+  writeFileSync(`${staging}/.state/score.json`, '{"counted": 5')
+  assert.equal(readScoreMemory(staging), [])
+  assert.equal(remember({ receipts: [receipt()] }), ['t9'])
+})
 
 status('no property of the document is without its description', () => {
   const walk = (schema: unknown, path: string): void => {
