@@ -138,8 +138,9 @@ function refuseOthers({ values }: CommandContext): void {
       hint: 'the configuration that comes back says it; change it there afterwards',
     })
   }
-  if (textOptions(values, 'source').length > 0 || isGiven(values, 'no-passphrase')) {
-    throw new BackupError('USAGE', '--from goes without --source and --no-passphrase', {
+  const isNew = ['system', 'no-passphrase'].some((name) => isGiven(values, name))
+  if (textOptions(values, 'source').length > 0 || isNew) {
+    throw new BackupError('USAGE', '--from goes without --source, --system, --no-passphrase', {
       hint: 'the configuration that comes back names sources; the identity is the one you have',
     })
   }

@@ -13,10 +13,12 @@ export interface InitialConfiguration {
   readonly sources: readonly string[]
   readonly recipient: string
   readonly signingKey: string
+  /** Whether the built-in set of this machine is among the sets, or only offered. */
+  readonly withSystem: boolean
 }
 
 export function configurationText(initial: InitialConfiguration): string {
-  const { machine, staging, target, sources, recipient, signingKey } = initial
+  const { machine, staging, target, sources, recipient, signingKey, withSystem } = initial
   const isHome = sources.length === 0
   return `# Configuration of backup. Every property is explained in docs/configuration.md.
 
@@ -36,6 +38,7 @@ ${isHome ? '      - "~"' : sources.map((source) => `      - ${quote(source)}`).j
       - ~/.cache/*
     # Recommended where the sources lie on btrfs: everything of one moment, or a clear failure.
     # snapshot: required
+${withSystem ? SYSTEM_SET : SYSTEM_COMMENTED}
 
 # Where exports go. must_be_mounted keeps a bare mount point from being written to.
 ${target === undefined ? TARGETS_COMMENTED : targetsOf(target)}
@@ -59,6 +62,14 @@ retention:
   external: 5
 `
 }
+
+const SYSTEM_SET = `  # This machine itself, to set it up again: docs/system-restore.md.
+  - name: system
+    builtin: system`
+
+const SYSTEM_COMMENTED = `  # This machine itself, to set it up again: docs/system-restore.md.
+  # - name: system
+  #   builtin: system`
 
 const TARGETS_COMMENTED = `targets: []
 # targets:

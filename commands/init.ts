@@ -32,6 +32,7 @@ and this machine's signing key, and says what to keep where. Overwrites nothing.
   --source PATH            what to back up; may be repeated (else your home)
   --staging DIR            where collections are kept (else $DBACKUP)
   --target DIR             where exports go, a drive's directory (else none yet)
+  --system                 also this machine itself, to set it up again from it
   --machine NAME           this machine's name (else from the host name)
   --config FILE            the configuration to write
                            (else $BACKUP_CONFIG, ~/.config/backup/config.yaml)
@@ -52,6 +53,7 @@ export const command: Command = {
     source: { type: 'string', multiple: true },
     staging: { type: 'string' },
     target: { type: 'string' },
+    system: { type: 'boolean' },
     machine: { type: 'string' },
     identity: { type: 'string' },
     'passphrase-file': { type: 'string' },
@@ -156,6 +158,7 @@ async function describeConfiguration(
     sources: textOptions(values, 'source').map((source) => fromHome(source, home)),
     recipient: recipientOf(keys.identity),
     signingKey: paths.signingKey,
+    withSystem: isGiven(values, 'system'),
   })
   await parseConfiguration({ path: paths.config, text, environment, home, hostName })
   return { machine, text }

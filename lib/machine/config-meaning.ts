@@ -12,8 +12,10 @@ import { parseDuration, parseSize } from '../model/amount.ts'
 import { isValidName, machineName } from '../model/names.ts'
 import type { KeepRules } from '../model/retention.ts'
 import type { Frequency } from '../model/schedule.ts'
+import type { ScoreNumbers } from '../model/score.ts'
 import type { ConfigPath, ConfigProblem } from './config-errors.ts'
 import { expandPath, expandPattern, normalizePath } from './config-expand.ts'
+import { type BuiltinSet, readBuiltinSet } from './config-system.ts'
 import type { Fail, Surroundings } from './config-expand.ts'
 import {
   type AmountFree,
@@ -22,11 +24,7 @@ import {
   readAmountFree,
   readNotify,
 } from './config-notify.ts'
-import {
-  type RawTarget,
-  readTarget,
-  type TargetConfiguration,
-} from './config-targets.ts'
+import { type RawTarget, readTarget, type TargetConfiguration } from './config-targets.ts'
 
 export interface Configuration {
   /** The file it came from, absolute. */
@@ -46,12 +44,27 @@ export interface Configuration {
   readonly notify: NotifyConfiguration
   /** A file for Prometheus. */
   readonly metrics: string | undefined
+  readonly score: ScoreConfiguration
+}
+
+export interface ScoreConfiguration {
+  /** What the 3-2-1 score has to reach. */
+  readonly wanted: ScoreNumbers
+  /** Whether somebody asked for it: then a lower score is a problem. */
+  readonly isConfigured: boolean
+  /** How long ago the last good proof of a copy may be. */
+  readonly provenWithinMs: number
 }
 
 export interface SetConfiguration {
   readonly name: string
   /** Absolute, otherwise as written: a trailing slash or a symbolic link is still there. */
   readonly sources: readonly string[]
+  /**
+   * Of the built-in set: where this machine is described before each collection, which is one of
+   * the sources.
+   */
+  readonly records: string | undefined
   readonly method: 'rsync'
   /** rsync patterns: the set's own first, then those of every set. */
   readonly exclusions: readonly string[]
@@ -121,6 +134,7 @@ export interface RawConfiguration {
   readonly export_to: 'all' | 'first'
   readonly notify: RawNotify
   readonly metrics?: string
+  readonly score?: RawScore
   readonly recipients: readonly string[]
   readonly identity?: string
   readonly signing_key?: string
@@ -133,9 +147,18 @@ export interface RawConfiguration {
   }
 }
 
+interface RawScore {
+  readonly copies: number
+  readonly media: number
+  readonly off_site: number
+  readonly proven_within: string
+}
+
 interface RawSet {
   readonly name: string
-  readonly sources: readonly string[]
+  readonly builtin?: 'system'
+  readonly records?: string
+  readonly sources?: readonly string[]
   readonly method: 'rsync'
   readonly exclusions: readonly string[]
   readonly filters: {
@@ -182,6 +205,9 @@ interface RawRetention {
 /** As the schema has it, for a phase whose hooks are not configured. */
 const DEFAULT_HOOK_TIMEOUT_MS = 10 * 60_000
 
+/** As the schema has it, for who asks for nothing. */
+const DEFAULT_SCORE: RawScore = { copies: 3, media: 2, off_site: 1, proven_within: '90d' }
+
 /**
  * The configuration that `raw` means.
  * @throws through `fail`, with the place in the file; CONFIG_INVALID where `$BACKUP_RETENTION` is
@@ -225,6 +251,16 @@ export function readConfiguration(
     signingKey,
     trustedSigningKeys: raw.trusted_signing_keys.map(({ machine, key }) => ({ machine, key })),
     minFree: readAmountFree(raw.retention.min_free, at(['retention', 'min_free'])),
+    score: readScore(raw.score),
+  }
+}
+
+function readScore(score: RawScore | undefined): ScoreConfiguration {
+  const { copies, media, off_site: offSite, proven_within: within } = score ?? DEFAULT_SCORE
+  return {
+    wanted: { copies, media, offSite },
+    isConfigured: score !== undefined,
+    provenWithinMs: parseDuration(within) ?? 0,
   }
 }
 
@@ -246,11 +282,14 @@ function readSet({
     return text === undefined ? undefined : (parseSize(text) ?? here(...place)(`no size: ${text}`))
   }
   const { filters, hooks } = set
+  const builtin = readBuiltin({ set, raw, options, here, at })
+  const own = (set.sources ?? []).map((source, position) => {
+    return expandPath(source, options, here('sources', position))
+  })
   return {
     name: set.name,
-    sources: set.sources.map((source, position) => {
-      return expandPath(source, options, here('sources', position))
-    }),
+    sources: [...(builtin?.sources ?? []), ...own],
+    records: builtin?.records,
     method: set.method,
     exclusions: [
       ...set.exclusions.map((pattern, position) => {
@@ -259,6 +298,7 @@ function readSet({
       ...raw.exclusions.map((pattern, position) => {
         return expandPattern(pattern, options, at(['exclusions', position]))
       }),
+      ...(builtin?.exclusions ?? []),
     ],
     filters: {
       globs: filters.globs.map((glob, position) => {
@@ -283,6 +323,31 @@ function readSet({
     schedule: readSchedule({ ...raw.schedule, ...set.schedule }),
     retention: readSetRetention(set.retention, { raw, environment: options.environment }),
   }
+}
+
+/** What a built-in set is; undefined of any other, which needs sources of its own. */
+function readBuiltin({
+  set,
+  raw,
+  options,
+  here,
+  at,
+}: {
+  readonly set: RawSet
+  readonly raw: RawConfiguration
+  readonly options: Surroundings
+  readonly here: (...place: ConfigPath) => Fail
+  readonly at: At
+}): BuiltinSet | undefined {
+  if (set.builtin !== undefined) {
+    const staging = readStaging(raw.staging, options, at)
+    return readBuiltinSet(set.records, { options, staging, here })
+  }
+  if (set.records !== undefined) here('records')('only a set with `builtin: system` has records')
+  if (set.sources === undefined) {
+    here()('expected a set with a name and sources, but sources is missing')
+  }
+  return undefined
 }
 
 function checkRegex(regex: string, fail: Fail): string {

@@ -24,6 +24,17 @@ interface AnyTargetConfiguration {
   /** How much par2 adds, in percent of a bundle; 0 for nothing. */
   readonly parityPercent: number
   readonly drill: 'auto' | 'always' | 'never'
+  /** What is read again after an export; undefined: nothing. */
+  readonly verify?: VerifyConfiguration | undefined
+  /** As configured: lib/model/score.ts knows what holds where nothing is said. */
+  readonly offSite?: boolean
+}
+
+/** How old a proof may become, and how much one run may spend on newer ones. */
+export interface VerifyConfiguration {
+  readonly olderThanMs: number
+  readonly timeMs: number
+  readonly limitBytes: number | undefined
 }
 
 export interface DirectoryTargetConfiguration extends AnyTargetConfiguration {
@@ -96,6 +107,8 @@ export interface DriveConfiguration {
   readonly name: string
   readonly label: string | undefined
   readonly uuid: string | undefined
+  /** As configured; without it, the target's. */
+  readonly offSite?: boolean
 }
 
 /** What the schema lets through, its defaults filled in. */
@@ -105,12 +118,14 @@ export interface RawTarget {
   readonly path?: string
   readonly label?: string
   readonly uuid?: string
-  readonly pool?: readonly Pick<RawTarget, 'name' | 'label' | 'uuid'>[]
+  readonly pool?: readonly Pick<RawTarget, 'name' | 'label' | 'uuid' | 'off_site'>[]
   readonly every?: string
   readonly afterwards: 'as_found' | 'unmount' | 'power_off'
   readonly priority: number
   readonly parity: string
   readonly drill: 'auto' | 'always' | 'never'
+  readonly verify?: RawVerify
+  readonly off_site?: boolean
   readonly bundle_size: string | number
   readonly compression_level: number
   readonly must_be_mounted?: boolean
@@ -133,6 +148,12 @@ export interface RawTarget {
   readonly streams: number
   readonly bandwidth_limit?: string | number
   readonly spool_limit: string | number
+}
+
+interface RawVerify {
+  readonly older_than: string
+  readonly time: string
+  readonly bytes?: string | number
 }
 
 /** For messages: where a target of a fixed place is. */
@@ -195,7 +216,8 @@ export function readTarget(raw: RawTarget, reading: Reading): TargetConfiguratio
   const parity = raw.parity === 'none' ? 0 : Number(raw.parity.slice(0, -1))
   const { name, compression_level: compressionLevel, priority, drill } = raw
   const bundleSizeBytes = readBundleSize(raw.bundle_size, here('bundle_size'))
-  const any = { name, bundleSizeBytes, compressionLevel, priority, parityPercent: parity, drill }
+  const said = { name, bundleSizeBytes, compressionLevel, priority, parityPercent: parity, drill }
+  const any = { ...said, ...offSiteOf(raw), ...verifyOf(raw, here) }
   if (raw.kind === 'drive') return { ...any, ...readDrive(raw, { here }) }
   if (raw.kind === 's3' || raw.kind === 'sftp') {
     refuseOnRemote(raw, here)
@@ -207,6 +229,25 @@ export function readTarget(raw: RawTarget, reading: Reading): TargetConfiguratio
   if (raw.path === undefined) return here()('path is missing', 'name the directory for exports')
   const path = normalizePath(expandPath(raw.path, options, here('path')))
   return { ...any, kind: 'directory', path, mustBeMounted: raw.must_be_mounted }
+}
+
+function offSiteOf({ off_site: offSite }: Pick<RawTarget, 'off_site'>): { offSite?: boolean } {
+  return offSite === undefined ? {} : { offSite }
+}
+
+function verifyOf(
+  { verify: raw }: Pick<RawTarget, 'verify'>,
+  here: Reading['here'],
+): { verify?: VerifyConfiguration } {
+  if (raw === undefined) return {}
+  const { older_than: olderThan, time, bytes } = raw
+  const durationAt = (text: string, property: string): number => {
+    return parseDuration(text) ?? here('verify', property)(`no time: ${text}`)
+  }
+  const noSize = (): never => here('verify', 'bytes')(`no size: ${bytes}`)
+  const limitBytes = bytes === undefined ? undefined : (parseSize(bytes) ?? noSize())
+  const olderThanMs = durationAt(olderThan, 'older_than')
+  return { verify: { olderThanMs, timeMs: durationAt(time, 'time'), limitBytes } }
 }
 
 /** What needs the target's files at hand. */
@@ -272,13 +313,16 @@ function readDrive(raw: RawTarget, { here }: { here: (...rest: ConfigPath) => Fa
     here('path')('the path of a drive is relative to its top', 'write `path: backup`, say')
   }
   const isPool = pool !== undefined
-  const own = label === undefined && uuid === undefined ? [] : [{ name, label, uuid }]
+  const own =
+    label === undefined && uuid === undefined ? [] : [{ name, label, uuid: uuid?.toLowerCase() }]
   if (isPool === own.length > 0) {
     here()('a drive has a label, a uuid, or a pool', '`backup drives` shows what is plugged in')
   }
-  const drives = (pool ?? own).map((drive) => {
-    return { name: drive.name, label: drive.label, uuid: drive.uuid?.toLowerCase() }
+  const named = pool?.map((drive) => {
+    const { name: called, label: of, uuid: id } = drive
+    return { name: called, label: of, uuid: id?.toLowerCase(), ...offSiteOf(drive) }
   })
+  const drives: readonly DriveConfiguration[] = named ?? own
   for (const [index, drive] of drives.entries()) {
     const fail = here('pool', index, 'name')
     if (!isValidName(drive.name)) fail(`the name ${drive.name} is a device on Windows`)

@@ -10,6 +10,7 @@
 
 import { closeSync, openSync, readFileSync, readdirSync, statfsSync, writeFileSync } from 'node:fs'
 import { BackupError } from '../errors.ts'
+import { readAccountNames } from '../machine/accounts.ts'
 import type { Configuration, SetConfiguration } from '../machine/config.ts'
 import { bootId } from '../machine/lock.ts'
 import { syncFilesystem } from '../machine/posix.ts'
@@ -19,7 +20,13 @@ import type { KeptSnapshot, SourceSnapshot } from '../machine/source-snapshot/so
 import { formatSize } from '../model/amount.ts'
 import { type CollectionHeader, isFrozen, isGood, type MissingPath } from '../model/collection.ts'
 import type { Entry } from '../model/entry.ts'
-import { displayPath, listedPaths, type RawPath, rawPathToBytes } from '../model/raw-path.ts'
+import {
+  displayPath,
+  listedPaths,
+  type RawPath,
+  rawPathFromText,
+  rawPathToBytes,
+} from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
 import { type Doubt, doubtsAbout } from '../model/sanity.ts'
 import { formatStamp, isAhead, nextStamp, type Stamp } from '../model/stamp.ts'
@@ -37,7 +44,7 @@ import {
 } from './generation.ts'
 import { hasFilters } from './filter-walk.ts'
 import { pruneForSpace, pruneLocal } from './prune-local.ts'
-import { readAccountNames, sealChanges, sealTree } from './seal.ts'
+import { sealChanges, sealTree } from './seal.ts'
 import { readSourceFacts, trustedFacts } from './source-facts.ts'
 import { readSourceMetadata, snapshotRoots } from './source-metadata.ts'
 import {
@@ -49,6 +56,7 @@ import {
   vanishedFromSnapshot,
 } from './source-view.ts'
 import { inspectSources, ownPlaces, realStaging, type Sources } from './sources.ts'
+import { recordSystem } from './system-record.ts'
 import {
   acquireSetLock,
   type CollectionPlace,
@@ -65,6 +73,7 @@ import {
   surveyCollections,
   sweepSet,
 } from './staging.ts'
+import { recordVersions } from './versions.ts'
 
 export interface CollectOptions {
   readonly configuration: Configuration
@@ -119,7 +128,7 @@ export async function collectSet(options: CollectOptions): Promise<CollectOutcom
     set,
     nowMs,
   } = options
-  const sources = inspectSources({ texts: set.sources, staging: realStaging(staging) })
+  const sources = await findSources(options)
   if (sources.readable.length === 0) throw noSource(set, sources)
   if (options.dryRun === true) return await preview(options, sources)
   prepareSet({ staging, set: set.name })
@@ -130,6 +139,26 @@ export async function collectSet(options: CollectOptions): Promise<CollectOutcom
   } finally {
     lock.release()
   }
+}
+
+/** What there is of the sources; a built-in set's records of this machine are made before. */
+async function findSources(options: CollectOptions): Promise<Sources> {
+  const { configuration, set, report, signal, dryRun } = options
+  const { records } = set
+  const lacking =
+    records === undefined || dryRun === true
+      ? []
+      : await recordSystem({ configuration, set, records, report, signal })
+  const staging = realStaging(configuration.staging)
+  const { readable, missing } = inspectSources({ texts: set.sources, staging })
+  if (dryRun !== true || records === undefined) {
+    return { readable, missing: [...missing, ...lacking] }
+  }
+  // A run that is no dry run makes them.
+  const path = rawPathFromText(records).replace(/^\/+/, '')
+  const others = missing.filter((one) => one.path !== path)
+  if (readable.length > 0) return { readable, missing: others }
+  return { readable, missing: [...others, { path, why: 'the first collection makes it' }] }
 }
 
 /** A clock that was wrong once dates everything from then on: that has to be seen. */
@@ -226,6 +255,7 @@ class Collect {
       view?.keep(this.#rules())
     this.#removePartials()
     const removed = this.#mayPrune(header) ? pruneLocal({ staging, set, report }) : []
+    await recordVersions({ staging, header, entries, report })
     this.#tellVanished(outcome.vanished)
     this.#tellContentDiffers(contentDiffers)
     if (view !== undefined) tellNotAtomic(this.#options, liveBelow(entries, view))

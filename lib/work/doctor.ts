@@ -336,7 +336,9 @@ function checkSources({ configuration, uid, mounts }: Examination): Check[] {
   const real = isThere(staging) ? realPath(text) : text
   return backupSets.flatMap((set) => {
     const name = `sources of ${set.name}`
-    const sources = inspectSources({ texts: set.sources, staging: real })
+    // The records of this machine are made by the first collection.
+    const texts = set.sources.filter((source) => source !== set.records || isThere(source))
+    const sources = inspectSources({ texts, staging: real })
     const absent = sources.missing.map(({ path, why }) => {
       const fix = 'is its disk mounted? correct the path, or let this user read it'
       return failure(name, `"/${displayPath(path)}": ${why}`, fix)

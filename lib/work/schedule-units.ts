@@ -230,7 +230,7 @@ function protections(
   const mail = configuration.notify.mail === undefined ? [] : MAIL_PATHS
   const hooks = hasHooks(configuration)
   const inside = sourcesOf(configuration).find((source) => {
-    return writes.some((directory) => isWithin(source, directory))
+    return writes.some((place) => isWithin(source, place) || isWithin(place, source))
   })
   const isOpen = hooks || inside !== undefined
   const why = hooks
@@ -278,11 +278,13 @@ function protections(
 
 /** What a run writes into. A drive that is mounted during the run need not be named. */
 function writesOf(configuration: Configuration): readonly string[] {
-  const { staging, path, targets } = configuration
+  const { staging, path, targets, backupSets } = configuration
   const directories = targets.flatMap((target) => {
     return target.kind === 'directory' ? [target.path] : []
   })
-  const all = [staging, dirname(path), ...directories, ...filesDirectories(configuration)]
+  const records = backupSets.flatMap((set) => set.records ?? [])
+  const own = [staging, dirname(path), ...records]
+  const all = [...own, ...directories, ...filesDirectories(configuration)]
   return [...new Set(all)]
 }
 

@@ -314,6 +314,7 @@ test('the written configuration reads back whatever the paths are', async () => 
   const initial = { machine: 'box', recipient: `age1${'q'.repeat(58)}`, signingKey: '/k' }
   for (const path of paths) {
     const text = configurationText({
+      withSystem: false,
       ...initial,
       staging: path,
       target: path,

@@ -23,6 +23,7 @@ export function setConfiguration(change: Partial<SetConfiguration> = {}): SetCon
   return {
     name: 'home',
     sources: [],
+    records: undefined,
     method: 'rsync',
     exclusions: [],
     filters: {
@@ -70,6 +71,11 @@ export function configurationOf(
     exportTo: 'all',
     notify: NOTIFY_NOBODY,
     metrics: undefined,
+    score: {
+      wanted: { copies: 3, media: 2, offSite: 1 },
+      isConfigured: false,
+      provenWithinMs: 90 * 86_400_000,
+    },
     ...change,
   }
 }

@@ -56,6 +56,7 @@ const NO_HOOKS = { before: undefined, after: undefined, onFailure: undefined, ti
 
 /** What a set is that says nothing but its name and sources. */
 const DEFAULTS = {
+  records: undefined,
   method: 'rsync',
   filters: {
     globs: [],
@@ -149,6 +150,11 @@ load('the shared example loads as it stands, with DBACKUP set', async () => {
       ping: undefined,
     },
     metrics: undefined,
+    score: {
+      wanted: { copies: 3, media: 2, offSite: 1 },
+      isConfigured: false,
+      provenWithinMs: 90 * 86_400_000,
+    },
   })
 })
 
@@ -174,6 +180,7 @@ load('the example of everything loads', async () => {
       afterwards: 'power_off',
       priority: 1,
       parityPercent: 10,
+      verify: { olderThanMs: 30 * 86_400_000, timeMs: 600_000, limitBytes: 20 * 2 ** 30 },
     },
     {
       ...drive,
@@ -181,7 +188,7 @@ load('the example of everything loads', async () => {
       isPool: true,
       drives: [
         { name: 'blue', label: 'VAULT-BLUE', uuid: undefined },
-        { name: 'red', label: undefined, uuid: 'a1b2-c3d4' },
+        { name: 'red', label: undefined, uuid: 'a1b2-c3d4', offSite: true },
       ],
       afterwards: 'as_found',
     },
@@ -197,10 +204,16 @@ load('the example of everything loads', async () => {
     {
       ...remote,
       ...{ name: 'nas', kind: 'sftp', host: 'nas.home', port: 22, user: 'backup', path: 'backups' },
+      offSite: false,
       hostKey: 'SHA256:uNiVztksCsDhcc0u9e8BrrJXVGDaMzuSPf4eBlRDvsU',
       ...{ keyPath: '/home/me/.ssh/backup_ed25519', bandwidthLimitBytes: undefined },
     },
   ])
+  assert.equal(configuration.score, {
+    wanted: { copies: 3, media: 2, offSite: 1 },
+    isConfigured: true,
+    provenWithinMs: 90 * 86_400_000,
+  })
   const { notify } = configuration
   assert.equal(notify.log, {
     path: '/home/me/.local/state/backup/backup.log',
