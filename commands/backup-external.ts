@@ -74,12 +74,14 @@ export async function exportSets(
     /** Of a pool: only this drive. */
     readonly onlyDrive?: string | undefined
     readonly isPluggedIn?: boolean
+    /** Whether what was proven long ago is read again afterwards. */
+    readonly isVerifyDue?: boolean
     /** Whether somebody named the targets. */
     readonly isNamed?: boolean
   },
 ): Promise<ExitCode> {
   const { configuration, targets, command: name, absentCode, ledger } = options
-  const { onlyDrive, isPluggedIn = false, isNamed = false } = options
+  const { onlyDrive, isPluggedIn = false, isVerifyDue = false, isNamed = false } = options
   const { reporter, signal } = context
   const sets = options.sets.map((set) => set.name)
   if (!isGiven(context.values, 'dry-run')) {
@@ -89,6 +91,7 @@ export async function exportSets(
       sets,
       onlyDrive,
       isPluggedIn,
+      isVerifyDue,
       isNamed,
       nowMs: context.now(),
       report: reporter.report,

@@ -225,6 +225,7 @@ async function exportDue(
       absentCode: 75,
       onlyDrive: pluggedIn?.find(({ target }) => target.name === to[0]?.name)?.drive,
       isPluggedIn: pluggedIn !== undefined,
+      isVerifyDue: true,
       isNamed: !onlyFirst,
     })
   }

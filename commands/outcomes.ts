@@ -11,6 +11,7 @@ import type { Doubt } from '../lib/model/sanity.ts'
 import type { ExternalOutcome } from '../lib/work/external.ts'
 import type { TargetEnd } from '../lib/work/target-end.ts'
 import type { Reporter } from './reporter.ts'
+import { proofFacts, tellProof } from './verify-telling.ts'
 
 /** How many missing paths are named on a terminal; `--json` and the manifest name all. */
 const MISSING_SHOWN = 20
@@ -123,7 +124,7 @@ export function tellEnd(
   end: TargetEnd,
   { reporter, command }: { reporter: Reporter; command: string },
 ): ExitCode {
-  const { name, target, drive, drill, unplug, freeBytes, problems, bill } = end
+  const { name, target, drive, drill, proof, unplug, freeBytes, problems, bill } = end
   const codes: ExitCode[] = [0]
   for (const { code, message, hint, exitCode } of problems) {
     const text = `${name}: ${message}${hint === undefined ? '' : ` (${hint})`}`
@@ -132,6 +133,7 @@ export function tellEnd(
     codes.push(exitCode === 13 ? 13 : 3)
   }
   if (drill !== undefined) codes.push(tellDrill(drill, { name, reporter }))
+  if (proof !== undefined) codes.push(tellProof(proof, { name, reporter }))
   if (unplug === 'safe') reporter.tell(`${name}: unmounted; it is safe to unplug it`)
   if (unplug === 'still mounted') {
     reporter.tell(`${name}: still mounted; before you unplug it: backup drives eject ${name}`)
@@ -143,7 +145,7 @@ export function tellEnd(
   }
   const exitCode = worstExitCode(codes)
   const isNothing = drill === undefined && unplug === undefined && bill === undefined
-  if (isNothing && problems.length === 0) return exitCode
+  if (isNothing && proof === undefined && problems.length === 0) return exitCode
   reporter.report({
     kind: 'result',
     command,
@@ -153,6 +155,7 @@ export function tellEnd(
     unplug,
     freeBytes,
     drill,
+    ...(proof === undefined ? {} : { verification: proofFacts(proof) }),
     ...(bill === undefined ? {} : { cost: costFacts(bill) }),
     exitCode,
   })

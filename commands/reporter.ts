@@ -13,7 +13,7 @@ import type {
   Report,
   ReportEvent,
 } from '../lib/model/report.ts'
-import { redact, safeText } from './voice.ts'
+import { jsonText, safeText } from './voice.ts'
 
 export interface Reporter {
   readonly report: Report
@@ -62,7 +62,7 @@ function createJsonReporter({ now, writeOut, writeError, name }: ReporterOptions
     }
     if (event.kind === 'notice' && event.level === 'warning') writeError(warningLine(name, event))
     const object = { schema: 1, ...eventForJson(event, speed.bytesPerSecond()) }
-    writeOut(`${redact(JSON.stringify(object))}\n`)
+    writeOut(`${jsonText(object)}\n`)
   }
   return { report, print: () => {}, tell: () => {}, finish: () => {} }
 }
@@ -114,6 +114,7 @@ function createTextReporter(options: ReporterOptions): Reporter {
         return quiet ? undefined : line.above(`${name}: ${safeText(event.message)}\n`)
       }
       // A command says its result to people itself, with print.
+      case 'damage':
       case 'result':
         return line.clear()
     }

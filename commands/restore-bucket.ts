@@ -1,13 +1,14 @@
 // What reading from a bucket takes before the first byte: the estimate and the limit, and cold
 // storage (docs/costs.md, docs/cold-storage.md).
 //
-// Called by backup-restore.ts with what is to be read. Prints a plan where something is cold.
+// Called by backup-restore.ts with what is to be read; a verification asks
+// lib/work/verify-bucket.ts. Prints a plan where something is cold.
 // Throws COST_LIMIT, COLD_STORAGE and THAWING, which end the command before anything is written.
 
 import type { S3TargetConfiguration } from '../lib/machine/config-targets.ts'
-import { type RestoreOffer, restoreCost, verifyCost } from '../lib/model/cost.ts'
+import { type RestoreOffer, restoreCost } from '../lib/model/cost.ts'
 import { refuseOverLimit } from '../lib/model/cost-limit.ts'
-import { describeCost, describeRestore } from '../lib/model/cost-text.ts'
+import { describeRestore } from '../lib/model/cost-text.ts'
 import { NO_PRICES, type RegionPrices, type Tier } from '../lib/model/prices.ts'
 import { describeThawPlan, priceOfThaw } from '../lib/model/thaw-plan.ts'
 import { dataBytes } from '../lib/model/entry.ts'
@@ -17,13 +18,7 @@ import { pricesOf } from '../lib/work/bucket-money.ts'
 import { networkPath } from '../lib/work/bundle-address.ts'
 import type { ExportReader } from '../lib/work/export-reader.ts'
 import type { Selection } from '../lib/work/selection.ts'
-import {
-  coldBundles,
-  DEFAULT_THAW_DAYS,
-  type NeededBundle,
-  planThaw,
-  thawOrSay,
-} from '../lib/work/thaw.ts'
+import { DEFAULT_THAW_DAYS, type NeededBundle, planThaw, thawOrSay } from '../lib/work/thaw.ts'
 import { type CommandContext, isGiven } from './command.ts'
 
 interface Reading {
@@ -138,43 +133,6 @@ function hotBytes({ hot, thawed }: Plan): number {
 function wantedBytes({ entries }: Selection): number {
   const bytes = entries.reduce((sum, entry) => sum + dataBytes(entry), 0)
   return Math.ceil(bytes * 1.1) + 2 ** 20
-}
-
-/**
- * Before a verification of so many bytes.
- * @returns bundles that are in cold storage and are not read for that, by path
- * @throws BackupError COST_LIMIT
- */
-export async function beforeVerifying(
-  reading: Reading,
-  bundles: ReadonlyMap<string, number>,
-): Promise<ReadonlySet<string>> {
-  const { context, target, bucket, configuration } = reading
-  const cold = await coldBundles(target, [...bundles.keys()], { signal: context.signal })
-  const prices = await pricesOf(configuration, bucket)
-  const bytes = [...bundles].reduce((sum, [path, size]) => sum + (cold.has(path) ? 0 : size), 0)
-  const requests = Math.ceil(bytes / 2 ** 23) + bundles.size
-  const cost = verifyCost({ prices, read: [{ storageClass: 'STANDARD', requests, bytes }] })
-  const limit = configuration.costLimit
-  refuseOverLimit(cost, { what: 'the verification', target: target.name, limit })
-  tellEstimate(reading, { what: describeCost(cost), prices })
-  tellUnread(reading, [...cold].sort())
-  return cold
-}
-
-/** So many are named in a message; --json names all. */
-const BUNDLES_SHOWN = 10
-
-function tellUnread({ context, target }: Reading, paths: readonly string[]): void {
-  if (paths.length === 0) return
-  const named = paths.slice(0, BUNDLES_SHOWN).join(', ')
-  const more = paths.length - BUNDLES_SHOWN
-  const rest = more > 0 ? ` and ${more} more (--json names all)` : ''
-  const message =
-    `${paths.length} bundles are in cold storage at ${target.name} and are not read: `
-    + `${named}${rest}`
-  const code = 'COLD_STORAGE'
-  context.reporter.report({ kind: 'notice', level: 'warning', code, message, facts: { paths } })
 }
 
 function tellEstimate(

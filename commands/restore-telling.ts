@@ -11,7 +11,6 @@ import { type RestorePlan, bytesToWrite, countPlan } from '../lib/work/restore-p
 import type { RestoreOutcome } from '../lib/work/restore.ts'
 import type { UndoOutcome } from '../lib/work/undo-restore.ts'
 import type { CollectionVerification } from '../lib/work/verify-local.ts'
-import type { VerifiedExport } from '../lib/work/verify.ts'
 import type { Reporter } from './reporter.ts'
 
 const COMMAND = 'backup-restore'
@@ -55,35 +54,6 @@ export function warnOfDamaged(damaged: readonly string[], reporter: Reporter): E
     reporter.report({ kind: 'notice', level: 'warning', code: 'CATALOG_DAMAGED', message })
   }
   return damaged.length > 0 ? 13 : 0
-}
-
-export function tellVerified(
-  { set, stamp, complete, files, bytes, problems, unread, damaged }: VerifiedExport,
-  reporter: Reporter,
-): void {
-  const size = bytes === undefined ? '' : `: ${files} files, ${formatSize(bytes)} would be restored`
-  const part = unread === 0 ? 'whole' : `${unread} bundles NOT READ, the others whole`
-  const state =
-    problems.length > 0 ? 'DAMAGED' : complete === false ? `${part}, but INCOMPLETE` : part
-  reporter.print(`${set} ${stamp}: ${state}${size}`)
-  for (const { message } of problems.slice(0, PATHS_SHOWN)) reporter.print(`  ${message}`)
-  for (const path of damaged.slice(0, PATHS_SHOWN))
-    reporter.print(`  damaged: ${displayPath(path)}`)
-  if (damaged.length > PATHS_SHOWN)
-    reporter.print(`  and ${damaged.length - PATHS_SHOWN} more (--json names all)`)
-  const paths = damaged.map(displayPath)
-  reporter.report({
-    kind: 'result',
-    command: COMMAND,
-    set,
-    stamp,
-    complete,
-    files,
-    bytes,
-    unread,
-    damaged: paths,
-    problems: problems.map(({ code, message }) => ({ code, message })),
-  })
 }
 
 export function tellVerifiedCollection(

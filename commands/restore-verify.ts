@@ -1,32 +1,64 @@
-// Verifying: every byte of exports, or of collections, is read and compared; what was found is told
-// and kept as a receipt.
+// Verifying: exports on a target, or collections in staging, are read and compared; what was found
+// is told.
 //
-// The one procedure behind `backup-restore --verify` and `backup verify`. Writes nothing but
-// receipts. Throws what lib/work/verify.ts and verify-local.ts throw.
+// The one procedure behind `backup-restore --verify` and `backup verify`. lib/work/proof.ts does it
+// and keeps receipts, verify-telling.ts says it. Throws what lib/work/proof.ts and verify-local.ts
+// throw.
 
 import { existsSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import { BackupError, type ExitCode, worstExitCode } from '../lib/errors.ts'
+import type { TargetConfiguration } from '../lib/machine/config.ts'
 import { formatSize } from '../lib/model/amount.ts'
 import { findExports, pickExports } from '../lib/work/find-exports.ts'
 import { describeHidden, findHidden, hiddenError } from '../lib/work/hidden-objects.ts'
-import { noteDamage } from '../lib/work/known-damage.ts'
 import { listLocal } from '../lib/work/list.ts'
-import { receiptOfVerification, writeReceipt } from '../lib/work/receipts.ts'
+import {
+  isWholeReading,
+  type ProofOutcome,
+  type ProofRequest,
+  proveRepository,
+} from '../lib/work/proof.ts'
 import { repairAdvice } from '../lib/work/repair.ts'
 import type { Repository } from '../lib/work/repository.ts'
-import { openSigner } from '../lib/work/signing.ts'
 import { targetNamed } from '../lib/work/target-access.ts'
 import { digestsFor, verifyCollection } from '../lib/work/verify-local.ts'
-import { verifyExports, type VerifyOutcome } from '../lib/work/verify.ts'
-import { beforeVerifying, readingOf } from './restore-bucket.ts'
+import { isGiven } from './command.ts'
 import { loadIdentity } from './restore-options.ts'
 import { type RestoreJob, collectionsOf, keysOf, openRepository } from './restore-place.ts'
-import { tellVerified, tellVerifiedCollection, warnOfDamaged } from './restore-telling.ts'
+import { tellVerifiedCollection, warnOfDamaged } from './restore-telling.ts'
+import {
+  exitCodeOfVerified,
+  proofFacts,
+  proofText,
+  tellDamage,
+  tellVerified,
+} from './verify-telling.ts'
+
+/** How much a command asks for; `backup-restore --verify` reads everything. */
+export interface AskedProof {
+  /** As it is invoked. */
+  readonly command: string
+  /** For this repository: what its target is configured with may count. */
+  readonly requestFor: (of: {
+    readonly repository: Repository
+    readonly target: TargetConfiguration
+    readonly nowMs: number
+  }) => ProofRequest
+}
+
+const EVERYTHING: AskedProof = {
+  command: 'backup-restore',
+  requestFor: () => ({ choice: { kind: 'all' }, limitBytes: undefined, timeMs: undefined }),
+}
 
 /** Exports on a target. */
-export async function verifyTarget(job: RestoreJob): Promise<ExitCode> {
+export async function verifyTarget(
+  job: RestoreJob,
+  asked: AskedProof = EVERYTHING,
+): Promise<ExitCode> {
   const { context, words, configuration } = job
+  const { reporter, signal, values } = context
   const repository = await openRepository(job)
   const identity = await loadIdentity(context, configuration)
   const machine = words.machine ?? configuration.machine
@@ -41,29 +73,24 @@ export async function verifyTarget(job: RestoreJob): Promise<ExitCode> {
     if (bucket !== undefined && (await tellHidden(job, { repository, publicKeys }))) return 13
     throw error
   }
-  const places = words.date === undefined ? found : pickExports(found, words.date)
-  const startMs = context.now()
-  const { target } = repository
-  const reading = readingOf(context, {
-    target,
-    configuration: targetNamed(configuration, target.name),
-  })
-  const outcome = await verifyExports({
-    repository,
-    places,
-    publicKeys: async () => publicKeys,
+  const places =
+    words.date === undefined ? found : pickExports(found, words.date, { nowMs: context.now() })
+  const nowMs = context.now()
+  const target = targetNamed(configuration, repository.target.name)
+  const request = asked.requestFor({ repository, target, nowMs })
+  const isDryRun = isGiven(values, 'dry-run')
+  const outcome = await proveRepository({
+    ...{ configuration, target, repository, places, publicKeys, request, isDryRun, nowMs },
+    isEveryExport: words.set === undefined && words.date === undefined,
     identities: identity?.identities ?? [],
     cores: availableParallelism(),
-    beforeReading:
-      reading === undefined ? undefined : async (all) => await beforeVerifying(reading, all),
-    report: context.reporter.report,
-    signal: context.signal,
+    report: reporter.report,
+    signal,
   })
-  const { exports, bundles, bytesRead, deep } = outcome
-  for (const one of exports) tellVerified(one, context.reporter)
-  const { reporter } = context
-  const paths = outcome.damagedFiles
-  const advise = { paths, staging: configuration.staging, signal: context.signal }
+  const { exports, bundles, bytesRead, deep, damage } = outcome
+  const { command } = asked
+  for (const one of exports) tellVerified(one, { command, reporter })
+  tellDamage(damage, reporter)
   const isUntrusted = exports.some(({ problems }) => {
     return problems.some(({ code }) => code === 'SIGNER_UNKNOWN')
   })
@@ -72,23 +99,37 @@ export async function verifyTarget(job: RestoreJob): Promise<ExitCode> {
     reporter.report({ kind: 'notice', level: 'warning', code: 'SIGNER_UNKNOWN', message })
   }
   // Without its keys nobody can say what it needs.
-  const isHidden =
-    reading !== undefined && !isUntrusted && (await tellHidden(job, { repository, publicKeys }))
-  if (existsSync(configuration.staging) && target.access === 'files') {
-    for (const line of await repairAdvice(target, advise)) reporter.print(line)
+  const mayBeHidden = repository.target.bucket !== undefined && !isUntrusted
+  const isHidden = mayBeHidden && (await tellHidden(job, { repository, publicKeys }))
+  if (existsSync(configuration.staging) && repository.target.access === 'files') {
+    const advise = { paths: outcome.damagedFiles, staging: configuration.staging, signal }
+    for (const line of await repairAdvice(repository.target, advise)) reporter.print(line)
   }
-  await keepReceipt(job, { outcome, repository, startMs })
+  const { place } = repository.target
   reporter.print(
-    `${bundles} bundles, ${formatSize(bytesRead)} read from ${repository.target.place}`,
+    isDryRun
+      ? plannedText(outcome, place)
+      : `${bundles} bundles, ${formatSize(bytesRead)} read from ${place}`,
   )
+  const isWhole = isWholeReading(request)
+  if (!isWhole && !isDryRun) reporter.print(proofText(outcome))
   if (!deep)
     reporter.print(
       'only checksums and signatures were checked: without the identity nothing can be decrypted',
     )
-  const codes = exports.map(({ problems, complete, unread }): ExitCode => {
-    return problems.length > 0 ? 13 : complete === false || unread > 0 ? 3 : 0
-  })
-  return worstExitCode([...codes, isHidden ? 13 : 0])
+  const exitCode = worstExitCode([exitCodeOfVerified(exports, { isWhole }), isHidden ? 13 : 0])
+  if (asked !== EVERYTHING) {
+    const { planned } = outcome
+    const facts = { target: target.name, ...proofFacts(outcome), planned, dryRun: isDryRun }
+    const state = exitCode === 13 ? 'damaged' : isDryRun ? 'planned' : 'good'
+    reporter.report({ kind: 'result', command, outcome: state, ...facts, exitCode })
+  }
+  return exitCode
+}
+
+function plannedText({ planned, bundlesTotal, bytesTotal }: ProofOutcome, place: string): string {
+  const of = `of ${bundlesTotal} bundles, ${formatSize(bytesTotal)}`
+  return `${planned.bundles} ${of}, would be read from ${place}: ${formatSize(planned.bytes)}`
 }
 
 /** What was deleted or overwritten in a bucket that keeps versions. */
@@ -115,34 +156,6 @@ async function tellHidden(
   return true
 }
 
-/** What `status` calls proven. A machine that has no key or staging of its own keeps none. */
-async function keepReceipt(
-  { context, configuration }: RestoreJob,
-  of: {
-    readonly outcome: VerifyOutcome
-    readonly repository: Repository
-    readonly startMs: number
-  },
-): Promise<void> {
-  const { staging } = configuration
-  if (of.outcome.exports.length === 0 || !existsSync(staging)) return
-  // How another machine's exports are is that machine's affair.
-  if (of.outcome.exports.some(({ machine }) => machine !== configuration.machine)) return
-  // What was not read is not proven.
-  if (of.outcome.exports.some(({ unread }) => unread > 0)) return
-  try {
-    const receipt = receiptOfVerification({ ...of, configuration, endMs: context.now() })
-    await writeReceipt({ staging, receipt, signer: await openSigner(configuration) })
-    // The next export does not refer to what is damaged.
-    const { damagedFiles: damaged, wholeFiles: whole } = of.outcome
-    noteDamage({ staging, id: of.repository.id }, { damaged, whole })
-  } catch (error) {
-    if (!(error instanceof BackupError)) throw error
-    const message = `no receipt was written: ${error.message}`
-    context.reporter.report({ kind: 'notice', level: 'info', code: error.code, message })
-  }
-}
-
 /** Collections in staging. */
 export async function verifyStaging({
   context,
@@ -152,7 +165,8 @@ export async function verifyStaging({
   const { staging } = configuration
   const { reporter, signal } = context
   const found = collectionsOf({ words, configuration })
-  const places = words.date === undefined ? found : pickExports(found, words.date)
+  const places =
+    words.date === undefined ? found : pickExports(found, words.date, { nowMs: context.now() })
   const codes: ExitCode[] = [warnOfDamaged(listLocal(configuration, words.set).damaged, reporter)]
   for (const { set, stamp } of places) {
     const verified = await verifyCollection({

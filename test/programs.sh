@@ -28,6 +28,9 @@ getfacl     acl               -           all
 setfacl     acl               -           all
 bsdtar      libarchive-tools  libarchive  test
 dash        dash              dash        test
+curl        curl              curl        test
+setcap      libcap2-bin       -           root
+lsattr      e2fsprogs         -           root
 mkfs.ext4   e2fsprogs         -           root
 mkfs.xfs    xfsprogs          -           root
 xfs_io      xfsprogs          -           root

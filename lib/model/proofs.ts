@@ -1,8 +1,8 @@
 // What receipts prove of a target: the last proof of each kind, and damage that still stands.
 //
 // lib/work/receipts.ts reads receipts and believes the signed ones; lib/work/status.ts asks here.
-// Damage stands until a verification was good: a drill reads a sample, and may have missed what was
-// damaged. Pure; throws nothing.
+// Damage stands until a verification was good: a drill and a partial verification read a sample,
+// and may have missed what was damaged. Pure; throws nothing.
 
 import type { Receipt } from './receipt.ts'
 
@@ -63,6 +63,7 @@ export function standingDamage(
       .slice(index + 1)
       .filter(({ kind, result }) => kind === 'verification' && result === 'good')
       .filter(({ how }) => how === 'restored' || receipt.how === 'checksums')
+      .filter((later) => wasReadAfter(later, receipt))
       .flatMap(({ exports }) => exports)
     const isMended = (name: string): boolean => {
       if (proven.includes(name)) return true
@@ -71,6 +72,14 @@ export function standingDamage(
     }
     return !receipt.exports.every(isMended)
   })
+}
+
+/** Whether all that a verification says was read after the damage was found. */
+export function wasReadAfter(
+  { since }: Pick<Receipt, 'since'>,
+  { end }: Pick<Receipt, 'end'>,
+): boolean {
+  return since === undefined || Date.parse(since) >= Date.parse(end)
 }
 
 /** A target that is no pool has one drive, of its own name. */

@@ -5,8 +5,11 @@
 
 export interface Receipt {
   readonly format: 1
-  /** A drill restores a sample; a verification checks all of the exports it names. */
-  readonly kind: 'drill' | 'verification'
+  /**
+   * A drill restores a sample; a verification checks all of the exports it names, and `partial`
+   * only some of their bundles.
+   */
+  readonly kind: 'drill' | 'verification' | 'partial'
   readonly machine: string
   readonly target: string
   /** Of a pool: which drive. */
@@ -18,6 +21,11 @@ export interface Receipt {
   /** ISO 8601, UTC. */
   readonly start: string
   readonly end: string
+  /**
+   * Of a verification that was done in several runs: when the first of its bundles was read. What
+   * was read is counted from then on.
+   */
+  readonly since?: string | undefined
   /**
    * Restored: content was decrypted and compared with the digests of the signed catalog. Checksums:
    * bundles were compared with the signed verification file, which takes no identity.
@@ -33,4 +41,14 @@ export interface Receipt {
   readonly result: 'good' | 'damaged'
   /** What was damaged, at most a hundred: paths of bundles, or `<export>: <path>` of files. */
   readonly damaged: readonly string[]
+}
+
+/** Since when everything that a receipt claims was read, in milliseconds since 1970. */
+export function provenMsOf({ since, end }: Pick<Receipt, 'since' | 'end'>): number {
+  return Date.parse(since ?? end)
+}
+
+/** What a kind is called in messages. */
+export function describeKind(kind: Receipt['kind']): string {
+  return kind === 'partial' ? 'partial verification' : kind
 }

@@ -44,6 +44,24 @@ export interface ResultEvent {
   readonly [fact: string]: unknown
 }
 
-export type ReportEvent = PhaseEvent | ProgressEvent | NoticeEvent | ResultEvent
+/** One for each damaged bundle: which exports need it, and what of them is lost with it. */
+export interface DamageEvent {
+  readonly kind: 'damage'
+  /** Its path in the repository. */
+  readonly bundle: string
+  readonly problems: readonly { readonly code: string | undefined; readonly message: string }[]
+  readonly exports: readonly {
+    readonly machine: string
+    readonly set: string
+    readonly stamp: string
+    /** Undefined: without the identity, or the catalog, nobody knows. */
+    readonly files:
+      readonly { readonly path: string; readonly path64?: string | undefined }[] | undefined
+    /** Whether parts of the catalog are lost in it, and with them files that are not named. */
+    readonly isCatalogHit: boolean
+  }[]
+}
+
+export type ReportEvent = PhaseEvent | ProgressEvent | NoticeEvent | ResultEvent | DamageEvent
 
 export type Report = (event: ReportEvent) => void

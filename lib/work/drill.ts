@@ -37,7 +37,7 @@ import {
 import type { Entry, FrameRange, Piece } from '../model/entry.ts'
 import { exportName } from '../model/manifest.ts'
 import { displayPath, rawPathFromText, rawPathToBytes } from '../model/raw-path.ts'
-import type { Receipt } from '../model/receipt.ts'
+import { provenMsOf, type Receipt } from '../model/receipt.ts'
 import type { Report } from '../model/report.ts'
 import { type BundlePlace, type ShardPlace, framesOf } from '../model/shard.ts'
 import {
@@ -227,7 +227,7 @@ async function shareByAge(options: DrillOptions, places: readonly ExportPlace[])
   const shares = places.map(({ machine, set }) => {
     const about = { target, drive, repository: repository.id, export: `${machine}/${set}` }
     const last = lastProof(receipts, about).verification
-    const lastFullMs = last === undefined ? undefined : Date.parse(last.end)
+    const lastFullMs = last === undefined ? undefined : provenMsOf(last)
     return sampleShare({ nowMs, lastFullMs })
   })
   return Math.max(...shares)

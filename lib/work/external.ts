@@ -38,6 +38,8 @@ export interface ExternalOptions {
   readonly onlyDrive?: string | undefined
   /** Whether a drive was just plugged in, so that a drill is due in any case. */
   readonly isPluggedIn?: boolean
+  /** Whether what was proven long ago is read again afterwards. */
+  readonly isVerifyDue?: boolean
   readonly nowMs: number
   readonly report: Report
   readonly signal: AbortSignal
@@ -141,7 +143,7 @@ async function exportToTarget(options: ExternalOptions, work: Work): Promise<Ext
     const { report } = options
     const endMs = nowMs + Math.round(performance.now() - work.beganMs)
     const { isPluggedIn = false } = options
-    const due = { isDrillDue, isPluggedIn }
+    const due = { isDrillDue, isPluggedIn, isVerifyDue: options.isVerifyDue === true }
     const exported = exportedOf(outcomes, configuration.machine)
     const bucket = { money, exported, newest: newestOf(outcomes, configuration.machine) }
     const all = { configuration, target, signer, ...due, ...bucket, nowMs: endMs, report, signal }

@@ -21,6 +21,7 @@ import {
   type SetFreshness,
   type VerifiedSet,
 } from '../model/freshness.ts'
+import { provenMsOf } from '../model/receipt.ts'
 import { formatStamp, isAhead, nextStamp, parseStamp, type Stamp } from '../model/stamp.ts'
 import { readHistory } from './history.ts'
 import { lastProof, readReceipts } from './receipts.ts'
@@ -375,7 +376,7 @@ async function verifiedSets(of: {
     const { verification, damaged } = lastProof(receipts, about)
     const last = damaged ?? verification
     if (last === undefined) return undefined
-    const { end, how, result } = last
-    return { stamp: formatStamp(Date.parse(end)), how, result }
+    const { how, result } = last
+    return { stamp: formatStamp(provenMsOf(last)), how, result }
   }
 }

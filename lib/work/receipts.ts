@@ -1,7 +1,7 @@
 // Receipts in the state: `.state/receipts/<stamp of its end>-<target>[-<drive>]-<kind>.json`, each
 // with its minisign signature beside it (docs/receipts.md).
 //
-// writeReceipt and readReceipts are inverses. drill.ts and `backup-restore --verify` write them,
+// writeReceipt and readReceipts are inverses. Drills and verifications (proof.ts) write them,
 // `status` names them. A receipt is there if and only if its `.json` is: the signature is written
 // first. One that does not verify, or was not written by encodeReceipt, is not believed, and never
 // removed. Throws STAGING_FULL, STAGING_FAILED, LOCKED.
@@ -15,6 +15,7 @@ import { acquireLock } from '../machine/lock.ts'
 import { exportName } from '../model/manifest.ts'
 import { isValidName } from '../model/names.ts'
 import { displayPath, rawPathFromText } from '../model/raw-path.ts'
+import { wasReadAfter } from '../model/proofs.ts'
 import type { Receipt } from '../model/receipt.ts'
 import { formatStamp, parseStamp } from '../model/stamp.ts'
 import type { Repository } from './repository.ts'
@@ -36,7 +37,7 @@ const LOCK_WAIT_MS = 3_000
 
 const SECOND_MS = 1000
 
-const OUR_NAME = /^\d{4}-\d\d-\d\dT\d{6}Z-[a-z0-9_-]+-(drill|verification)$/
+const OUR_NAME = /^\d{4}-\d\d-\d\dT\d{6}Z-[a-z0-9_-]+-(drill|verification|partial)$/
 
 /** The name of a receipt, as `status` gives it: its file is `<name>.json`. */
 export function receiptName({ end, target, drive, kind }: Receipt): string {
@@ -171,6 +172,7 @@ function clears(later: Receipt, damaged: Receipt): boolean {
     && later.result === 'good'
     && later.repository === damaged.repository
     && (later.how === 'restored' || damaged.how === 'checksums')
+    && wasReadAfter(later, damaged)
     && damaged.exports.every(isCovered)
   )
 }
@@ -179,20 +181,28 @@ function setOf(name: string): string {
   return name.slice(0, name.lastIndexOf('/'))
 }
 
-/** The receipt of what verifyExports found. */
+/**
+ * The receipt of what verifyExports found: of a verification, unless only a part was read.
+ * @param options.sinceMs of a verification that was done in several runs: when the first of it was
+ */
 export function receiptOfVerification({
   outcome,
   configuration,
   repository,
   startMs,
   endMs,
+  sinceMs,
+  part,
 }: {
-  readonly outcome: VerifyOutcome
+  readonly outcome: Pick<VerifyOutcome, 'exports' | 'bundles' | 'bytesRead' | 'deep'>
   /** Of this machine, whose key signs. */
   readonly configuration: Pick<Configuration, 'machine' | 'targets'>
   readonly repository: Repository
   readonly startMs: number
   readonly endMs: number
+  readonly sinceMs?: number | undefined
+  /** What there was to be read, and what the part was drawn by. */
+  readonly part?: { readonly totalBytes: number; readonly seed: string | undefined }
 }): Receipt {
   const { name: targetName, drive } = repository.target
   const damaged = outcome.exports.flatMap((one) => {
@@ -204,7 +214,7 @@ export function receiptOfVerification({
   })
   return {
     format: 1,
-    kind: 'verification',
+    kind: part === undefined ? 'verification' : 'partial',
     machine: configuration.machine,
     target: targetName,
     drive: poolDrive({ configuration, targetName, drive }),
@@ -212,12 +222,15 @@ export function receiptOfVerification({
     exports: outcome.exports.map(exportName),
     start: new Date(startMs).toISOString(),
     end: new Date(endMs).toISOString(),
+    ...(sinceMs === undefined ? {} : { since: new Date(sinceMs).toISOString() }),
     how: outcome.deep ? 'restored' : 'checksums',
     bundles: outcome.bundles,
-    files: outcome.exports.reduce((sum, { files }) => sum + (files ?? 0), 0),
+    // Of a part nobody counts which files lie in it.
+    files:
+      part === undefined ? outcome.exports.reduce((sum, { files }) => sum + (files ?? 0), 0) : 0,
     bytes: outcome.bytesRead,
-    totalBytes: outcome.bytesRead,
-    seed: undefined,
+    totalBytes: part?.totalBytes ?? outcome.bytesRead,
+    seed: part?.seed,
     result: damaged.length === 0 ? 'good' : 'damaged',
     damaged: damaged.slice(0, DAMAGED_NAMED),
   }
@@ -225,10 +238,10 @@ export function receiptOfVerification({
 
 /** One line of JSON. */
 export function encodeReceipt(receipt: Receipt): Buffer {
-  const { format, kind, machine, target, drive, repository, exports, start, end, how } = receipt
-  const { bundles, files, bytes, totalBytes, seed, result, damaged } = receipt
-  const of = { format, kind, machine, target, drive, repository, exports, start, end, how }
-  const read = { bundles, files, bytes, totalBytes, seed, result, damaged }
+  const { format, kind, machine, target, drive, repository, exports, start, end } = receipt
+  const { since, how, bundles, files, bytes, totalBytes, seed, result, damaged } = receipt
+  const of = { format, kind, machine, target, drive, repository, exports, start, end }
+  const read = { since, how, bundles, files, bytes, totalBytes, seed, result, damaged }
   return Buffer.from(`${JSON.stringify({ ...of, ...read })}\n`)
 }
 
@@ -246,9 +259,9 @@ export function parseReceipt(bytes: Buffer): Receipt | undefined {
   const receipt = object as unknown as Receipt
   // Nothing else is in it, nothing twice, and in our order.
   if (!encodeReceipt(receipt).equals(bytes)) return undefined
-  return (receipt.result === 'damaged') === receipt.damaged.length > 0
-    ? { ...receipt, drive: receipt.drive, seed: receipt.seed }
-    : undefined
+  if ((receipt.result === 'damaged') !== receipt.damaged.length > 0) return undefined
+  if (receipt.since !== undefined && receipt.kind !== 'verification') return undefined
+  return { ...receipt, drive: receipt.drive, seed: receipt.seed }
 }
 
 const isText = (value: unknown): value is string => typeof value === 'string'
@@ -270,7 +283,7 @@ const isStamp = (value: unknown): boolean => isText(value) && parseStamp(value) 
 
 const PROPERTIES: Readonly<Record<keyof Receipt, (value: unknown) => boolean>> = {
   format: isOneOf(1),
-  kind: isOneOf('drill', 'verification'),
+  kind: isOneOf('drill', 'verification', 'partial'),
   machine: isName,
   target: isName,
   drive: (value) => value === undefined || isName(value),
@@ -278,6 +291,7 @@ const PROPERTIES: Readonly<Record<keyof Receipt, (value: unknown) => boolean>> =
   exports: (value) => Array.isArray(value) && value.length > 0 && value.every(isExport),
   start: isTime,
   end: isTime,
+  since: (value) => value === undefined || isTime(value),
   how: isOneOf('restored', 'checksums'),
   bundles: isCount,
   files: isCount,

@@ -28,9 +28,12 @@ export function isReplacedName(name: RawPath): boolean {
   return /^\.backup-replaced-\d{4}-\d\d-\d\dT\d{6}Z(-\d+)?$/.test(name)
 }
 
+/** Lists the directories that a restore made, until it ends. */
+export const JOURNAL = '.backup-restore.journal'
+
 /** What no restore deletes: it made it. */
 export function isOurName(name: RawPath): boolean {
-  return isPartialName(name) || isReplacedName(name)
+  return isPartialName(name) || isReplacedName(name) || name === JOURNAL
 }
 
 /** What could be saved of a damaged file lies beside its place, never in it. */

@@ -17,7 +17,6 @@ import {
   statfsSync,
   symlinkSync,
   unlinkSync,
-  writeFileSync,
 } from 'node:fs'
 import { BackupError, unpackError } from '../errors.ts'
 import { applyFlags, applyMetadata } from '../machine/metadata.ts'
@@ -35,6 +34,7 @@ import {
 import type { Report } from '../model/report.ts'
 import { checkSafePath } from '../model/safe-path.ts'
 import { type Aside, keepAside } from './aside.ts'
+import { RestoreJournal } from './restore-journal.ts'
 import { isPartialName, partialName } from './restore-names.ts'
 import {
   type PlanOptions,
@@ -194,6 +194,7 @@ class Restore {
   readonly #lost: { path: RawPath; what: readonly string[] }[] = []
   /** Finished but for their inode flags, which come last. */
   readonly #flagged: Entry[] = []
+  readonly #journal: RestoreJournal
   /** For the undo list, where there is one in the end. */
   readonly #made: Entry[] = []
   /** What is not there, or is not what links are to be made to. */
@@ -209,21 +210,30 @@ class Restore {
     this.#kept = keptOf(plan)
     this.#failures = [...plan.failures]
     for (const path of this.#kept) this.#absent.add(path)
+    const roots = [
+      ...plan.directories.slice(0, 1),
+      ...plan.items.slice(0, 1).map(({ entry }) => entry),
+    ]
+    this.#journal = new RestoreJournal({ into: plan.into, roots: roots.map(({ path }) => path) })
     this.#directories.set('', 'there')
   }
 
   async run(): Promise<RestoreOutcome> {
-    const { directories, items, deletions, parents, policy } = this.#plan
-    const made = directories.filter(({ path }) =>
-      this.#guard(path, () => this.#makeDirectory(path)),
-    )
-    const ready = items.filter(({ entry, verdict }) => {
-      if (verdict === 'keep' || verdict === 'blocked') return false
-      return this.#guard(entry.path, () => this.#makeDirectory(parentOf(entry.path)))
-    })
     try {
-      await this.#restoreFiles(ready.filter(({ entry }) => entry.type === 'file'))
-      for (const item of ready) {
+      return await this.#run()
+    } finally {
+      this.#journal.close()
+    }
+  }
+
+  async #run(): Promise<RestoreOutcome> {
+    const { directories, items, deletions, parents, policy } = this.#plan
+    const wanted = items.filter(({ verdict }) => verdict !== 'keep' && verdict !== 'blocked')
+    let made: readonly Entry[]
+    try {
+      await this.#restoreFiles(wanted.filter(({ entry }) => entry.type === 'file'))
+      made = directories.filter(({ path }) => this.#guard(path, () => this.#makeDirectory(path)))
+      for (const item of wanted) {
         const { type, path } = item.entry
         if (type !== 'file') this.#guard(path, () => this.#makeOther(item))
       }
@@ -234,11 +244,9 @@ class Restore {
       this.#finishUndoList()
     }
     const aside = this.#options.aside?.directories() ?? []
-    for (const [path, how] of this.#directories) {
-      if (how !== 'there') unlinkSync(rawPathToBytes(this.#marker(path)))
-    }
     this.#finishDirectories(made, { overwrite: policy === 'always' })
     this.#finishDirectories(parents, { overwrite: false })
+    this.#journal.finish()
     for (const entry of this.#flagged) this.#guard(entry.path, () => this.#applyFlags(entry))
     const byPath = (a: { readonly path: RawPath }, b: { readonly path: RawPath }) =>
       comparePaths(a.path, b.path)
@@ -276,29 +284,19 @@ class Restore {
     this.#makeDirectory(parentOf(path))
     const there = lookAtDirectory(this.#plan, path)
     if (there !== undefined && !there.isDirectory()) throw notADirectory(path)
-    const how = there === undefined ? 'made' : this.#sweep(path) ? 'resumed' : 'there'
-    if (how === 'made') mkdirSync(rawPathToBytes(this.#place(path)), { mode: 0o700 })
-    if (how !== 'there') {
-      writeFileSync(rawPathToBytes(this.#marker(path)), '', { flag: 'wx', mode: 0o600 })
-    }
-    this.#directories.set(path, how)
+    if (there === undefined) {
+      this.#journal.add(path)
+      mkdirSync(rawPathToBytes(this.#place(path)), { mode: 0o700 })
+    } else this.#sweep(path)
+    const isResumed = there !== undefined && this.#journal.has(path)
+    this.#directories.set(path, there === undefined ? 'made' : isResumed ? 'resumed' : 'there')
   }
 
-  /**
-   * Lies in a directory that a restore made until the directory has its metadata: what a killed one
-   * made is known by it, and finished.
-   */
-  #marker(path: RawPath): RawPath {
-    return `${this.#place(path)}/${partialName(0)}`
-  }
-
-  /** Removes what a killed restore left in a directory. @returns whether that restore made it */
-  #sweep(path: RawPath): boolean {
-    const isMarked = existsSync(rawPathToBytes(this.#marker(path)))
+  /** Removes what a killed restore left in a directory. */
+  #sweep(path: RawPath): void {
     for (const name of readdirSync(rawPathToBytes(this.#place(path)), { encoding: 'latin1' })) {
       if (isPartialName(name)) unlinkSync(rawPathToBytes(`${this.#place(path)}/${name}`))
     }
-    return isMarked
   }
 
   async #restoreFiles(planned: readonly PlannedEntry[]): Promise<void> {
@@ -320,11 +318,11 @@ class Restore {
         path: this.#place(entry.path),
         entry,
         from,
-        isFresh: this.#directories.get(parentOf(entry.path)) === 'made',
+        isFresh: false,
         // The same again gets its metadata again, where everything may be replaced.
         mayReplace: verdict === 'replace' || (verdict === 'same' && policy === 'always'),
         looksSame: verdict === 'same',
-        aside: verdict === 'replace' ? this.#options.aside?.placeFor(entry.path) : undefined,
+        aside: undefined,
       }
     })
     const bytesTotal = planned.reduce((sum, { entry }) => sum + dataBytes(entry), 0)
@@ -342,6 +340,8 @@ class Restore {
       target,
       ...(sizes === undefined ? {} : { sizes }),
       requests: makeBatches(items),
+      // Just before they are needed, so that the workers need not wait for all of them.
+      prepare: (batch) => this.#prepare(batch, planned),
       workers: cores,
       signal,
       interruptedHint: 'files restored so far are whole; the same command goes on from there',
@@ -367,6 +367,24 @@ class Restore {
       },
     })
     return different
+  }
+
+  /** Makes the directories of a batch, and drops what cannot be made. */
+  #prepare(
+    batch: readonly RestoreItem[],
+    planned: readonly PlannedEntry[],
+  ): readonly RestoreItem[] {
+    return batch.flatMap((item): RestoreItem[] => {
+      const { entry, verdict } = planned[item.index]!
+      const directory = parentOf(entry.path)
+      let aside: RawPath | undefined
+      const isReady = this.#guard(entry.path, () => {
+        this.#makeDirectory(directory)
+        if (verdict === 'replace') aside = this.#options.aside?.placeFor(entry.path)
+      })
+      if (!isReady) return []
+      return [{ ...item, aside, isFresh: this.#directories.get(directory) === 'made' }]
+    })
   }
 
   #takeOutcome(

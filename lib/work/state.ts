@@ -9,7 +9,7 @@
 
 import { Buffer } from 'node:buffer'
 import { createHash } from 'node:crypto'
-import { mkdirSync, readFileSync, readdirSync, renameSync, rmSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import assert from 'node:assert/strict'
 import { DIGEST_BYTES } from '../format/chunker.ts'
@@ -23,7 +23,7 @@ import { syncDirectory, writeDurably } from '../machine/durable-file.ts'
 import { type Entry, type FrameRange, parseEntry } from '../model/entry.ts'
 import type { ExportStatistics, IndexPlace } from '../model/manifest.ts'
 import { rawPathFromText } from '../model/raw-path.ts'
-import { type ShardPlace, encodeIndex, parseIndex } from '../model/shard.ts'
+import { type Shard, type ShardPlace, encodeIndex, parseIndex, parseShard } from '../model/shard.ts'
 import type { PieceIndex, PieceLocation } from './piece-index.ts'
 
 /** A bundle of the repository; its number is its place in State.bundles, and never changes. */
@@ -98,6 +98,9 @@ type SetRecord = Omit<StateSet, 'entries' | 'shards'> & {
   readonly shards: FileRecord
 }
 
+/** What is noted here besides the state, by repository-record.ts: an export leaves it alone. */
+export const REPOSITORY_RECORDS = ['damaged.json', 'proofs.json', 'records.lock'] as const
+
 const STATE = 'state.json'
 const PENDING = 'state.pending.json'
 
@@ -128,6 +131,51 @@ export async function loadState(
   } catch {
     // A cache that cannot be read is a cache that is lost: the caller says so and exports in full.
     return undefined
+  }
+}
+
+/** The repositories that something is known of, by id. */
+export function knownRepositoryIds(staging: string): string[] {
+  try {
+    return readdirSync(join(staging, '.state', 'repositories')).sort()
+  } catch {
+    return []
+  }
+}
+
+/**
+ * The exports that a repository had when it was exported to last, by `<set>/<stamp>`, read without
+ * the rest; none where nothing is known, undefined where what is known cannot be read.
+ */
+export function knownExports(directory: string): ReadonlyMap<string, StateExport> | undefined {
+  const path = join(directory, STATE)
+  if (!existsSync(path)) return new Map()
+  const exports: unknown = readStateFile(path)?.exports
+  if (typeof exports !== 'object' || exports === null) return undefined
+  return new Map(Object.entries(exports as Readonly<Record<string, StateExport>>))
+}
+
+/** The stamp of a set's last export to a repository, as far as it is known. */
+export function lastExportStamp(directory: string, set: string): string | undefined {
+  return readStateFile(join(directory, STATE))?.sets[set]?.stamp
+}
+
+/**
+ * The catalog of a set's last export, shard by shard; nothing where it is not known. Throws
+ * something where it cannot be read: a cache that is lost.
+ */
+export function* lastExportShards(
+  directory: string,
+  set: string,
+): Generator<{ readonly place: ShardPlace; readonly shard: () => Shard }> {
+  const record = readStateFile(join(directory, STATE))?.sets[set]
+  if (record === undefined) return
+  const bytes = readRecord(directory, record.entries)
+  let start = 0
+  for (const place of parseIndex(readRecord(directory, record.shards))) {
+    const [from, end] = [start, start + place.tar[1]]
+    yield { place, shard: () => parseShard(bytes.subarray(from, end)) }
+    start = end
   }
 }
 
@@ -279,7 +327,8 @@ export function adoptPending(directory: string): void {
   syncDirectory(rawPathFromText(directory))
   const file = readStateFile(join(directory, STATE))
   if (file === undefined) return
-  const named = new Set([STATE, file.bundles.file, file.pieces.file])
+  const named = new Set<string>([...REPOSITORY_RECORDS, STATE])
+  named.add(file.bundles.file).add(file.pieces.file)
   for (const { entries, inodes, shards } of Object.values(file.sets)) {
     named.add(entries.file).add(inodes.file).add(shards.file)
   }

@@ -206,7 +206,7 @@ function knownFile(staging: string): string {
 }
 
 /** Repository ids by target name; empty where nothing is known (or the state is lost). */
-function knownRepositories(staging: string): Readonly<Record<string, string>> {
+export function knownRepositories(staging: string): Readonly<Record<string, string>> {
   try {
     return JSON.parse(readFileSync(knownFile(staging), 'utf8')) as Readonly<Record<string, string>>
   } catch {

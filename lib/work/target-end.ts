@@ -1,10 +1,11 @@
-// What is done with a target after its exports: parity, a drill, and for a drive the way out, so
-// that "safe to unplug" is only said when it is.
+// What is done with a target after its exports: parity, a drill, a verification of what was proven
+// long ago, and for a drive the way out, so that "safe to unplug" is only said when it is.
 //
 // external.ts calls endTarget once for each target that was there. Nothing of it takes an export
 // back: what fails here is a problem that is told beside the exports. Throws INTERRUPTED only.
 
 import { existsSync } from 'node:fs'
+import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import { BackupError } from '../errors.ts'
 import type { Configuration, TargetConfiguration } from '../machine/config.ts'
@@ -21,6 +22,7 @@ import { noteDamage } from './known-damage.ts'
 import { extendLocks, pathsToLock } from './bucket-locks.ts'
 import type { BucketBill, BucketMoney } from './bucket-money.ts'
 import { addParity } from './parity.ts'
+import { type ProofOutcome, proveScheduled } from './proof.ts'
 import { writeReceipt } from './receipts.ts'
 import { isFreshnessCurrent, recordFreshness } from './freshness.ts'
 import { type ExportPlace, type Repository, directoryOf, readVerification } from './repository.ts'
@@ -37,6 +39,8 @@ export interface TargetEnd {
   /** Of a drive. */
   readonly totalBytes: number | undefined
   readonly drill: Receipt | undefined
+  /** What `verify` of the target asked for. */
+  readonly proof?: ProofOutcome | undefined
   /** Only of a drive: whether it is unmounted, and switched off where that was asked; or pulled. */
   readonly unplug: 'safe' | 'off' | 'still mounted' | 'gone' | undefined
   readonly problems: readonly BackupError[]
@@ -58,6 +62,8 @@ export interface EndOptions {
   readonly newest: readonly ExportPlace[]
   /** Whether something new came on it, or it was just plugged in. */
   readonly isDrillDue: boolean
+  /** Whether the run was made by the schedule, and so reads again what was proven long ago. */
+  readonly isVerifyDue: boolean
   /** Whether the run was begun by plugging the drive in, and so is ended by switching it off. */
   readonly isPluggedIn: boolean
   readonly nowMs: number
@@ -90,6 +96,7 @@ export async function endTarget(options: EndOptions): Promise<TargetEnd> {
     })
   }
   const drill = wantsDrill(options) ? await attempt(async () => await runDrill(options)) : undefined
+  const proof = await attempt(async () => await readAgain(options))
   const freeBytes = await attempt(async () => await repository.target.freeBytes())
   await attempt(async () => rememberSpace(options, freeBytes))
   if (target.kind !== 'drive') await attempt(async () => await sayFreshness(options))
@@ -106,6 +113,7 @@ export async function endTarget(options: EndOptions): Promise<TargetEnd> {
     freeBytes,
     totalBytes: drive?.plugged.filesystem.sizeBytes,
     drill,
+    proof,
     unplug:
       drive === undefined
         ? undefined
@@ -206,6 +214,15 @@ async function drillNow(options: EndOptions): Promise<Receipt> {
   const { staging } = configuration
   noteDamage({ staging, id: repository.id }, { damaged: bundlesIn(receipt), whole: [] })
   return await writeReceipt({ staging, receipt, signer })
+}
+
+async function readAgain(options: EndOptions): Promise<ProofOutcome | undefined> {
+  const { configuration, target, repository, nowMs, report, signal, isVerifyDue } = options
+  if (!isVerifyDue || target.verify === undefined) return undefined
+  const identities = await unattendedIdentities(configuration)
+  const cores = availableParallelism()
+  const of = { configuration, target, repository, identities, cores }
+  return await proveScheduled({ ...of, nowMs, report, signal })
 }
 
 /** What whoever configured an identity without a passphrase left here for this; else none. */

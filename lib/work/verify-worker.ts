@@ -172,6 +172,13 @@ class BundleChecker {
     let at = 0
     while (at < lengthBytes && this.#frame < this.#frames.length) {
       const [, , offset, length] = this.#frames[this.#frame]!
+      if (this.#payload < offset) {
+        // Padding may also lie between frames.
+        const passed = Math.min(offset - this.#payload, lengthBytes - at)
+        at += passed
+        this.#payload += passed
+        continue
+      }
       const filled = this.#payload - offset
       const room = Math.min(length - filled, lengthBytes - at)
       if (plain === undefined) this.#frameIsBad = true

@@ -2,8 +2,9 @@
 // Writes nothing.
 //
 // Signatures and manifests first, then catalogs, then every bundle once in worker threads, whatever
-// exports share it. Without an identity only signatures and checksums can be checked, and the
-// result says so. Damage is named by path (invariants 8, 10).
+// exports share it; or those that a plan chooses, for proof.ts can read a little at a time. Without
+// an identity only signatures and checksums can be checked, and the result says so. Damage is named
+// by bundle and by path (invariants 8, 10). Throws IDENTITY_WRONG, INTERRUPTED, TARGET errors.
 
 import { Buffer } from 'node:buffer'
 import { BackupError, type PlainError, packError, unpackError } from '../errors.ts'
@@ -13,7 +14,7 @@ import { exportName } from '../model/manifest.ts'
 import type { RawPath } from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
 import type { ShardPlace } from '../model/shard.ts'
-import { MANIFEST, bundlePath } from '../model/verification.ts'
+import { MANIFEST, bundleFile, bundlePath } from '../model/verification.ts'
 import type { ExpectReply, ExpectSettings } from './expect-worker.ts'
 import { addressOf } from './bundle-address.ts'
 import { ExportReader } from './export-reader.ts'
@@ -36,13 +37,56 @@ export interface VerifyOptions {
   readonly identities: readonly string[]
   readonly cores: number
   /**
-   * Asked before bundles are read, with their paths and sizes, where that costs money: which of
-   * them are not to be read; throws to prevent the rest as well.
+   * Asked before bundles are read: which of them, in which order. Throws to prevent that any are.
+   * Undefined: all, the largest first.
    */
-  readonly beforeReading?:
-    ((bundles: ReadonlyMap<string, number>) => Promise<ReadonlySet<string>>) | undefined
+  readonly plan?: ((bundles: readonly KnownBundle[]) => Promise<ReadingPlan>) | undefined
+  /** Whether no more bundles are to be begun; every worker reads at least one. */
+  readonly isEnough?: (() => boolean) | undefined
+  /** Told of each bundle as soon as it was read. */
+  readonly onRead?: ((bundle: ReadBundle) => void) | undefined
   readonly report: Report
   readonly signal: AbortSignal
+}
+
+/** A bundle that exports need and the target has. */
+export interface KnownBundle {
+  /** In the repository. */
+  readonly path: string
+  readonly sha256: string
+  /** As it lies there. */
+  readonly bytes: number
+  /** Whether that is not what was signed. */
+  readonly isSuspect: boolean
+}
+
+export interface ReadingPlan {
+  /** Paths of bundles. What is missing is found out besides. */
+  readonly toRead: readonly string[]
+  /** What lies in cold storage, and so cannot be read now. */
+  readonly cold: ReadonlySet<string>
+}
+
+export interface ReadBundle {
+  readonly path: string
+  readonly sha256: string
+  readonly bytes: number
+  readonly result: 'whole' | 'damaged' | 'missing'
+}
+
+/** What is lost with one bundle. */
+export interface BundleDamage {
+  /** Its path in the repository. */
+  readonly bundle: string
+  readonly problems: readonly PlainError[]
+  /** Every export that needs it. */
+  readonly exports: readonly {
+    readonly place: ExportPlace
+    /** Paths that have content or metadata in what is damaged; undefined: not known. */
+    readonly files: readonly RawPath[] | undefined
+    /** Whether parts of the export's catalog are lost in it: what they list is not in `files`. */
+    readonly isCatalogHit: boolean
+  }[]
 }
 
 export interface VerifiedExport extends ExportPlace {
@@ -52,6 +96,10 @@ export interface VerifiedExport extends ExportPlace {
   readonly problems: readonly PlainError[]
   /** How many of its bundles were not read, because they are in cold storage. */
   readonly unread: number
+  /** How many the plan left for another time. */
+  readonly left: number
+  /** Paths of the bundles that it needs. */
+  readonly needs: readonly string[]
   /** Paths whose bytes or metadata are damaged or gone. */
   readonly damaged: readonly RawPath[]
 }
@@ -66,6 +114,8 @@ export interface VerifyOutcome {
   readonly damagedFiles: readonly string[]
   /** Bundles that are: theirs. */
   readonly wholeFiles: readonly string[]
+  /** By bundle. */
+  readonly damage: readonly BundleDamage[]
 }
 
 /** @throws BackupError IDENTITY_WRONG when the identity opens nothing, INTERRUPTED */
@@ -81,23 +131,62 @@ export async function verifyExports(options: VerifyOptions): Promise<VerifyOutco
         : await examineShallow(options, { place, expectations }),
     )
   }
-  const toRead = await toBeRead(options, { expectations, examined })
+  const { toRead, cold } = await toBeRead(options, { expectations, examined })
   const replies = await verifyBundles(options, toRead)
+  const present = await withoutGone(options, { examined, replies })
+  const found = { expectations, replies, cold, options }
   const exports: VerifiedExport[] = []
-  for (const one of examined) exports.push(await judge(one, { expectations, replies, options }))
+  const losses: Loss[] = []
+  for (const one of present) exports.push(await judge(one, { ...found, losses }))
   const bytesRead = [...replies.values()].reduce((sum, reply) => sum + reply.bytesRead, 0)
+  const damage = damageOf({ losses, replies })
   const damagedFiles = [
-    ...[...replies].flatMap(([key, { problems }]) => {
-      return problems.length > 0 ? [`machines/${key}.tar.zst.age`] : []
-    }),
-    ...examined
+    ...damage.map(({ bundle }) => bundle),
+    ...present
       .filter(({ problems }) => problems.some(({ code }) => code === 'MANIFEST_DAMAGED'))
       .map(({ place }) => `${directoryOf(place)}/${MANIFEST}`),
   ]
-  const wholeFiles = [...replies].flatMap(([key, { problems }]) => {
-    return problems.length === 0 ? [`machines/${key}.tar.zst.age`] : []
-  })
-  return { exports, bundles: replies.size, bytesRead, deep, damagedFiles, wholeFiles }
+  const wholeFiles = [...replies].flatMap(([key, reply]) => (isBad(reply) ? [] : [pathOfKey(key)]))
+  const bundles = replies.size
+  return { exports, bundles, bytesRead, deep, damagedFiles, wholeFiles, damage }
+}
+
+function pathOfKey(key: string): string {
+  return `machines/${bundleFile(key)}`
+}
+
+/**
+ * Without the exports that retention let go of while they were verified: that their bundles are
+ * gone is no damage.
+ */
+async function withoutGone(
+  { repository, report }: VerifyOptions,
+  {
+    examined,
+    replies,
+  }: { readonly examined: readonly Examined[]; readonly replies: ReadonlyMap<string, VerifyReply> },
+): Promise<readonly Examined[]> {
+  const present: Examined[] = []
+  for (const one of examined) {
+    const { place } = one
+    const own = one.bundles.map((name) => replies.get(keyOf(place.machine, name)))
+    const problems = [...one.problems, ...own.flatMap((reply) => reply?.problems ?? [])]
+    const isGone =
+      problems.some(({ code }) => code === 'BUNDLE_MISSING')
+      && !(await hasManifest(repository, place))
+    if (!isGone) present.push(one)
+    else {
+      one.reader?.close()
+      const message = `${exportName(place)} was let go meanwhile, and is not judged`
+      report({ kind: 'notice', level: 'info', code: 'EXPORT_GONE', message })
+    }
+  }
+  return present
+}
+
+async function hasManifest({ target }: Repository, place: ExportPlace): Promise<boolean> {
+  const files = (await target.list(directoryOf(place))) ?? []
+  return files.some(({ name }) => name === MANIFEST)
 }
 
 /**
@@ -110,22 +199,30 @@ function isOfTarget({ code }: Pick<PlainError, 'code'>): boolean {
 
 const NO_DAMAGE: readonly string[] = ['TARGET_ABSENT', 'TARGET_DENIED', 'COLD_STORAGE']
 
-/** Everything but what is in cold storage. */
+/** What the plan chooses, in its order, and before it what is missing. */
 async function toBeRead(
-  { beforeReading, repository }: VerifyOptions,
+  { plan, repository }: VerifyOptions,
   { expectations, examined }: { expectations: Expectations; examined: readonly Examined[] },
-): Promise<Expectations> {
-  if (beforeReading === undefined) return expectations
+): Promise<{ readonly toRead: Expectations; readonly cold: ReadonlySet<string> }> {
+  if (plan === undefined) return { toRead: largestFirst(expectations), cold: new Set() }
   const sizes = new Map<string, number>()
   for (const machine of new Set(examined.map(({ place }) => place.machine))) {
     const files = await repository.target.listTree(`machines/${machine}`)
     for (const { name, sizeBytes } of files) sizes.set(`machines/${machine}/${name}`, sizeBytes)
   }
-  const paths = [...expectations.values()].map(pathOf)
-  const skipped = await beforeReading(
-    new Map(paths.flatMap((path) => (sizes.has(path) ? [[path, sizes.get(path)!]] : []))),
-  )
-  return new Map([...expectations].filter(([, expectation]) => !skipped.has(pathOf(expectation))))
+  const byPath = new Map([...expectations].map((pair) => [pathOf(pair[1]), pair] as const))
+  const known = [...byPath].flatMap(([path, [, { sha256, sizeBytes }]]): KnownBundle[] => {
+    const bytes = sizes.get(path)
+    if (bytes === undefined) return []
+    return [{ path, sha256, bytes, isSuspect: sizeBytes !== undefined && sizeBytes !== bytes }]
+  })
+  const { toRead, cold } = await plan(known)
+  const missing = [...byPath.keys()].filter((path) => !sizes.has(path))
+  return { toRead: new Map([...missing, ...toRead].map((path) => byPath.get(path)!)), cold }
+}
+
+function largestFirst(expectations: Expectations): Expectations {
+  return new Map([...expectations].sort(([, a], [, b]) => (b.sizeBytes ?? 0) - (a.sizeBytes ?? 0)))
 }
 
 function pathOf({ machine, name }: Pick<BundleExpectation, 'machine' | 'name'>): string {
@@ -316,9 +413,9 @@ async function verifyBundles(
   options: VerifyOptions,
   expectations: Expectations,
 ): Promise<ReadonlyMap<string, VerifyReply>> {
-  const queue = [...expectations].sort(([, a], [, b]) => (b.sizeBytes ?? 0) - (a.sizeBytes ?? 0))
+  const queue = [...expectations]
   const replies = new Map<string, VerifyReply>()
-  const { identities, report, signal, cores } = options
+  const { identities, report, signal, cores, isEnough, onRead } = options
   const bytesTotal = queue.reduce((sum, [, { sizeBytes }]) => sum + (sizeBytes ?? 0), 0)
   let bytesDone = 0
   await runWorkers<VerifyRequest, VerifyReply>({
@@ -332,11 +429,13 @@ async function verifyBundles(
     requests: queue.map(([key, expectation]) =>
       requestFor(options.repository, { key, expectation }),
     ),
+    isEnough,
     interruptedHint: 'nothing was changed; start it again',
     onReply: (reply) => {
       const failure = reply.problems.find(isOfTarget)
       if (failure !== undefined) throw unpackError(failure)
       replies.set(reply.key, reply)
+      onRead?.(readingOf(reply, expectations))
       bytesDone += reply.bytesRead
       report({
         kind: 'progress',
@@ -349,6 +448,13 @@ async function verifyBundles(
     },
   })
   return replies
+}
+
+function readingOf(reply: VerifyReply, expectations: Expectations): ReadBundle {
+  const { key, bytesRead: bytes, problems } = reply
+  const isMissing = problems.some(({ code }) => code === 'BUNDLE_MISSING')
+  const result = !isBad(reply) ? 'whole' : isMissing ? 'missing' : 'damaged'
+  return { path: pathOfKey(key), sha256: expectations.get(key)!.sha256, bytes, result }
 }
 
 /** What manifests say of the lengths of bundles, by path in the repository. */
@@ -387,32 +493,47 @@ function packRanges(ranges: NonNullable<BundleExpectation['ranges']>): VerifyReq
   }
 }
 
+/** What of one export is lost with one bundle. */
+interface Loss {
+  readonly key: string
+  readonly place: ExportPlace
+  readonly files: readonly RawPath[] | undefined
+  readonly isCatalogHit: boolean
+}
+
 /**
  * What the replies mean for one export: problems of its bundles, and the paths that lie in damaged
- * ranges.
+ * ranges. Adds to `losses` what that means for each damaged bundle.
  */
 async function judge(
   examined: Examined,
   {
     expectations,
     replies,
+    cold,
     options,
+    losses,
   }: {
     expectations: Expectations
     replies: ReadonlyMap<string, VerifyReply>
+    cold: ReadonlySet<string>
     options: VerifyOptions
+    losses: Loss[]
   },
 ): Promise<VerifiedExport> {
   const { place, reader, bundles, complete, files, bytes } = examined
   const own = bundles.map((name) => keyOf(place.machine, name))
   const problems = [...examined.problems, ...own.flatMap((key) => replies.get(key)?.problems ?? [])]
-  const unread = own.filter((key) => !replies.has(key)).length
-  const damagedRanges = new Set(own.flatMap((key) => damagedOf(key, { expectations, replies })))
-  const damaged =
-    reader === undefined || damagedRanges.size === 0
-      ? []
-      : await damagedPaths(reader, damagedRanges)
+  const needs = own.map(pathOfKey)
+  const notRead = own.filter((key) => !replies.has(key)).map(pathOfKey)
+  const unread = notRead.filter((path) => cold.has(path)).length
+  const left = notRead.length - unread
+  const bad = own.filter((key) => isBad(replies.get(key)))
+  const ranges = new Map(bad.map((key) => [key, damagedOf(key, { expectations, replies })]))
+  const hit =
+    reader === undefined || bad.length === 0 ? undefined : await damagedIn(reader, { ranges })
   reader?.close()
+  const damaged = hit === undefined ? [] : hit.paths
   if (damaged.length > 0 && problems.length === 0) {
     problems.push(
       packError(
@@ -420,8 +541,14 @@ async function judge(
       ),
     )
   }
+  for (const key of bad) {
+    const isCatalogHit = hit?.catalogs.has(key) ?? false
+    const lost = hit === undefined ? undefined : (hit.byKey.get(key) ?? [])
+    losses.push({ key, place, files: lost, isCatalogHit })
+  }
   const isWhole = problems.length === 0
-  const part = unread === 0 ? 'whole' : `whole as far as it was read, ${unread} bundles were not`
+  const notReadText = `whole as far as it was read, ${notRead.length} bundles were not`
+  const part = notRead.length === 0 ? 'whole' : notReadText
   const lost = reader === undefined ? 'which paths is not known' : `${damaged.length} paths`
   const state = isWhole ? part : `damaged, ${lost}`
   options.report({
@@ -430,28 +557,44 @@ async function judge(
     code: 'VERIFIED',
     message: `${exportName(place)}: ${state}`,
   })
-  return { ...place, complete, files, bytes, problems, unread, damaged }
+  return { ...place, complete, files, bytes, problems, unread, left, needs, damaged }
 }
 
+function isBad(reply: VerifyReply | undefined): boolean {
+  return reply !== undefined && (reply.problems.length > 0 || reply.damaged.length > 0)
+}
+
+/** The offsets of what is damaged in a bundle. */
 function damagedOf(
   key: string,
   {
     expectations,
     replies,
   }: { expectations: Expectations; replies: ReadonlyMap<string, VerifyReply> },
-): string[] {
+): ReadonlySet<number> {
   const damaged = replies.get(key)?.damaged ?? []
-  if (damaged.length === 0) return []
+  if (damaged.length === 0) return new Set()
   const offsets = [...(expectations.get(key)?.ranges?.keys() ?? [])].sort((a, b) => a - b)
-  const name = expectations.get(key)!.name
-  return damaged.map((i) => `${name}:${offsets[i]}`)
+  return new Set(damaged.map((i) => offsets[i]!))
 }
 
-async function damagedPaths(
+interface Hit {
+  /** All of them, in catalog order. */
+  readonly paths: readonly RawPath[]
+  readonly byKey: ReadonlyMap<string, readonly RawPath[]>
+  /** The bundles that hold parts of the catalog which cannot be read. */
+  readonly catalogs: ReadonlySet<string>
+}
+
+/** Which paths of an export have something in the damaged ranges of its bundles. */
+async function damagedIn(
   reader: ExportReader,
-  damagedRanges: ReadonlySet<string>,
-): Promise<RawPath[]> {
+  { ranges }: { readonly ranges: ReadonlyMap<string, ReadonlySet<number>> },
+): Promise<Hit> {
+  const { machine } = reader.manifest
   const paths: RawPath[] = []
+  const byKey = new Map<string, RawPath[]>()
+  const catalogs = new Set<string>()
   for (const place of await reader.index()) {
     let shard
     try {
@@ -459,16 +602,43 @@ async function damagedPaths(
     } catch (error) {
       // Told as a problem of the export already: its paths cannot be named, only where they begin.
       if (!(error instanceof BackupError)) throw error
+      catalogs.add(keyOf(machine, place.bundle))
       continue
     }
-    const isDamaged = ([bundle, offset]: Range) =>
-      damagedRanges.has(`${shard.bundles[bundle]!.name}:${offset}`)
+    const keys = shard.bundles.map(({ name }) => keyOf(machine, name))
+    const isDamaged = ([bundle, offset]: Range): boolean => {
+      return ranges.get(keys[bundle]!)?.has(offset) ?? false
+    }
     for (const entry of shard.entries) {
-      const pieces = (entry.pieces ?? []).some(([, bundle, offset, length]) =>
-        isDamaged([bundle, offset, length]),
-      )
-      if (pieces || (entry.header !== undefined && isDamaged(entry.header))) paths.push(entry.path)
+      const where: Range[] = (entry.pieces ?? []).map(([, ...range]) => range)
+      if (entry.header !== undefined) where.push(entry.header)
+      const hit = new Set(where.filter(isDamaged).map(([bundle]) => keys[bundle]!))
+      if (hit.size > 0) paths.push(entry.path)
+      for (const key of hit) {
+        const own = byKey.get(key) ?? []
+        own.push(entry.path)
+        byKey.set(key, own)
+      }
     }
   }
-  return paths
+  return { paths, byKey, catalogs }
+}
+
+/** Grouped by bundle, as they lie in the repository. */
+function damageOf({
+  losses,
+  replies,
+}: {
+  readonly losses: readonly Loss[]
+  readonly replies: ReadonlyMap<string, VerifyReply>
+}): readonly BundleDamage[] {
+  const keys = [...new Set(losses.map(({ key }) => key))].sort()
+  return keys.map((key) => {
+    const own = losses.filter((loss) => loss.key === key)
+    return {
+      bundle: pathOfKey(key),
+      problems: replies.get(key)?.problems ?? [],
+      exports: own.map(({ place, files, isCatalogHit }) => ({ place, files, isCatalogHit })),
+    }
+  })
 }

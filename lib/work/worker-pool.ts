@@ -33,12 +33,17 @@ export async function runWorkers<Request, Reply>(options: {
   readonly workers: number
   /** How many requests a worker has at hand: 1 for long ones, so that all workers end together. */
   readonly ahead: 1 | 2
+  /** What this thread does before a request is sent; what it returns is sent. */
+  readonly prepare?: ((request: Request) => Request) | undefined
+  /** Whether no more requests are to be sent; every worker gets its first. */
+  readonly isEnough?: (() => boolean) | undefined
   readonly onReply: (reply: Reply) => void
   readonly signal: AbortSignal
   /** What is unharmed when it is interrupted. */
   readonly interruptedHint: string
 }): Promise<void> {
   const { script, workerData, requests, signal, interruptedHint } = options
+  const { isEnough = () => false, prepare = (request) => request } = options
   const isRemote = options.target?.access === 'network'
   const wanted = isRemote ? Math.max(options.workers, NETWORK_WORKERS) : options.workers
   const count = Math.min(wanted, requests.length)
@@ -60,18 +65,19 @@ export async function runWorkers<Request, Reply>(options: {
       if (count === 0) resolve()
       for (const worker of workers) {
         const deal = () => {
-          if (next < requests.length) worker.postMessage(requests[next++])
+          if (next < requests.length) worker.postMessage(prepare(requests[next++]!))
         }
         worker.on('error', reject)
         worker.on('message', (reply: Reply) => {
-          deal()
           try {
+            if (!isEnough()) deal()
             options.onReply(reply)
           } catch (error) {
             reject(error)
           }
           done += 1
-          if (done === requests.length) resolve()
+          // One that was not dealt while others are at hand never will be.
+          if (done === next) resolve()
         })
         for (let ahead = 0; ahead < options.ahead; ahead++) deal()
       }

@@ -123,9 +123,16 @@ if (canRunAsRoot('drives of their own')) {
       assert.is(status, 0)
       assert.equal(
         all.map(({ name, verdict }) => `${name} ${verdict}`),
-        ['target', 'filesystem', 'writing', 'repository', 'space', 'SMART', 'capacity'].map(
-          (name) => `${name} ok`,
-        ),
+        [
+          'target',
+          'filesystem',
+          'writing',
+          'repository',
+          'space',
+          'metadata',
+          'SMART',
+          'capacity',
+        ].map((name) => `${name} ok`),
         JSON.stringify(all),
       )
       assert.match(of('filesystem')!.message, /^ext4 at /)

@@ -1,9 +1,10 @@
-import { chmodSync, writeFileSync } from 'node:fs'
+import { chmodSync, readdirSync, writeFileSync } from 'node:fs'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { command } from '../../commands/doctor.ts'
 import { runCommand } from '../helpers/run-command.ts'
 import { configure, jsonLines, makeScenario } from '../helpers/scenario.ts'
+import { tempDirectory } from '../helpers/temp-dir.ts'
 
 const doctor = suite('backup doctor')
 const nowMs = Date.UTC(2026, 0, 2)
@@ -46,6 +47,31 @@ doctor('a configuration that cannot be read is a finding, and rsync is looked at
   assert.is(status, 1)
   assert.match(stdout, /^FAIL {2}configuration: .*backup_sets/m)
   assert.match(stdout, /^ok {4}rsync: /m)
+})
+
+doctor('--restore-to looks at that place alone, with and without a configuration', async () => {
+  const scenario = await makeScenario()
+  const into = tempDirectory()
+  const look = async (values: Record<string, string | boolean> = {}) => {
+    const all = { 'restore-to': into, ...values }
+    return await runCommand(command, { scenario, nowMs, values: all })
+  }
+  const { status, stdout } = await look()
+  assert.is(status, 0)
+  assert.match(stdout, /^ok {4}restoring: survive in ".*": content, .*hard links/)
+  assert.not.match(stdout, 'self-test')
+  assert.equal(readdirSync(into), [])
+  try {
+    await look({ target: 'drive' })
+    assert.unreachable()
+  } catch (error) {
+    assert.match(String(error), '--restore-to and --target do not go together')
+  }
+  writeFileSync(scenario.configuration, 'backup_sets: 7\n')
+  const without = await look()
+  assert.is(without.status, 1)
+  assert.match(without.stdout, /^FAIL {2}configuration: /m)
+  assert.match(without.stdout, /^ok {4}restoring: survive in /m)
 })
 
 doctor('with -q what is well is not said', async () => {

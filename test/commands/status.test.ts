@@ -276,6 +276,61 @@ status(
   },
 )
 
+status('--score counts what is proven, and is 3 when it drops', async () => {
+  const scenario = await backedUp()
+  const scoreAt = async (afterMs: number, values: Record<string, Value> = {}) => {
+    return await statusAt(scenario, afterMs, { score: true, ...values })
+  }
+  const unproven = await scoreAt(HOUR_MS)
+  assert.is(unproven.status, 0, 'what never was cannot drop')
+  assert.match(unproven.stdout, /^3-2-1: 1 copy, 1 medium, 0 off-site; 3 copies, /)
+  assert.match(
+    unproven.stdout,
+    'drive  does not count, on the medium of the sources: data was never',
+  )
+  assert.match(unproven.stdout, '→ `backup drill --target drive`')
+  assert.not.match(unproven.stdout, 'staging')
+
+  await prove(scenario, {})
+  const memory = `${scenario.staging}/.state/score.json`
+  assert.is((await scoreAt(HOUR_MS)).stdout.split(',')[0], '3-2-1: 2 copies')
+  // Looking remembers nothing; the next run does.
+  assert.not.ok(existsSync(memory))
+  assert.is((await runCommand(backup, { scenario, nowMs: START_MS + 2 * HOUR_MS })).status, 0)
+  assert.equal(JSON.parse(readFileSync(memory, 'utf8')), { format: 1, counted: ['drive'] })
+
+  const dropped = await scoreAt(40 * DAY_MS, { quiet: true })
+  assert.is(dropped.status, 3)
+  assert.match(
+    dropped.stdout,
+    'drive  does not count, on the medium of the sources: the last good export',
+  )
+  const { stdout: json, status: code } = await scoreAt(40 * DAY_MS, { json: true })
+  const { exitCode, score } = JSON.parse(json) as Properties
+  assert.equal([code, exitCode, score.copies, score.places[0].isLost], [3, 3, 1, true])
+  assert.equal(
+    (await documentAt(scenario, 40 * DAY_MS))['problems'].map(({ code: one }: Properties) => one),
+    ['LATE', 'LATE', 'SCORE_DROPPED'],
+  )
+
+  configure(scenario, (c) => {
+    c['score'] = {}
+  })
+  const low = await scoreAt(HOUR_MS, { quiet: true })
+  assert.is(low.status, 3, 'two of three copies that are asked for')
+  configure(scenario, (c) => {
+    c['score'] = { copies: 2, media: 1, off_site: 0 }
+  })
+  const enough = await scoreAt(HOUR_MS, { quiet: true })
+  assert.equal([enough.status, enough.stdout], [0, ''])
+  try {
+    await scoreAt(HOUR_MS, { set: ['data'] })
+    assert.unreachable()
+  } catch (error) {
+    assert.match(String(error), '--score goes with neither --set nor --prometheus')
+  }
+})
+
 status('a damaged history is shown as far as it can be read', async () => {
   const scenario = await backedUp()
   writeFileSync(`${scenario.staging}/.state/history.jsonl`, '\0\0{"phase":')

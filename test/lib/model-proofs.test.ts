@@ -68,6 +68,19 @@ proofs('a good verification ends it, if it looked at the same as closely', () =>
   assert.is(standingDamage([byChecksums, receipt({ how: 'checksums' })], nothingIsGone), undefined)
 })
 
+proofs('a part takes no damage back, nor does what was read before it was found', () => {
+  const found = damaged()
+  const stands = (later: Receipt) => standingDamage([found, later], nothingIsGone) === found
+  assert.is(stands(receipt({ kind: 'partial' })), true)
+  const foundMs = Date.parse(found.end)
+  const since = (ms: number) => receipt({ since: new Date(foundMs + ms).toISOString() })
+  assert.is(stands(since(-1)), true)
+  assert.is(stands(since(0)), false)
+  const part = damaged({ kind: 'partial' })
+  assert.is(standingDamage([receipt(), part], nothingIsGone), part, 'what a part finds stands')
+  assert.is(standingDamage([part, receipt()], nothingIsGone), undefined)
+})
+
 proofs('for an export that is gone, a newer one of its set will do', () => {
   const found = damaged()
   assert.is(standingDamage([found], oldIsGone), found)

@@ -315,6 +315,27 @@ receipts('damage stands until a verification of the same sets says otherwise', (
   assert.is(lastProof([verification, later(damaged, 1)], about).drill, undefined, 'only good ones')
 })
 
+receipts(
+  'a partial verification is a receipt of its own, and only a verification has since',
+  () => {
+    const partial: Receipt = { ...drill, kind: 'partial', files: 0 }
+    assert.equal(parseReceipt(encodeReceipt(partial)), partial)
+    assert.is(receiptName(partial), '2026-05-01T020007Z-t9-partial')
+    const { start, end, ...rest } = verification
+    const since = '2026-04-01T02:00:00.000Z'
+    const slow = { ...rest, start, end, since }
+    assert.equal(parseReceipt(encodeReceipt(slow)), slow)
+    assert.is(parseReceipt(encodeReceipt({ ...partial, since })), undefined)
+    assert.is(parseReceipt(encodeReceipt({ ...slow, since: 'May' })), undefined)
+    const about = { target: 't9' }
+    assert.is(lastProof([partial], about).verification, undefined)
+    const found = later({ ...verification, ...bad }, -10)
+    assert.is(lastProof([found, partial], about).damaged, found)
+    assert.is(lastProof([found, slow], about).damaged, found, 'it was read before')
+    assert.is(lastProof([later(found, -30), slow], about).damaged, undefined)
+  },
+)
+
 receipts('a verification becomes a receipt, with what it found', () => {
   const configuration = configurationOf(setConfiguration(), { staging: '/none', machine: 'tester' })
   const target = { name: 't9', drive: 't9' } as never
@@ -328,6 +349,8 @@ receipts('a verification becomes a receipt, with what it found', () => {
     bytes: 700,
     problems: [],
     unread: 0,
+    left: 0,
+    needs: [],
     damaged: [],
   }
   const outcome = {
