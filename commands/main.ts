@@ -31,8 +31,12 @@ const COMMANDS: Readonly<Record<string, () => Promise<{ readonly command: Comman
   collect: () => import('./backup-collect.ts'),
   external: () => import('./backup-external.ts'),
   restore: () => import('./backup-restore.ts'),
+  verify: () => import('./verify.ts'),
+  mount: () => import('./mount.ts'),
   status: () => import('./status.ts'),
   why: () => import('./why.ts'),
+  find: () => import('./find.ts'),
+  diff: () => import('./diff.ts'),
   accept: () => import('./accept.ts'),
   prune: () => import('./prune.ts'),
   lock: () => import('./lock.ts'),
@@ -75,7 +79,17 @@ const exitCode = await main(programPath, programArguments)
 for (const error of await runEndings()) {
   for (const line of errorLines({ name: 'backup', error })) process.stderr.write(`${line}\n`)
 }
+for (const stream of [process.stdout, process.stderr]) await allWritten(stream)
 process.exit(outputLost ? worstExitCode([exitCode, 1]) : exitCode)
+
+/** What waits for the reader of a pipe would be lost by exiting. */
+async function allWritten(stream: NodeJS.WriteStream): Promise<void> {
+  if (stream.writableLength === 0 || stream.destroyed) return
+  await new Promise<void>((resolve) => {
+    stream.once('close', resolve)
+    stream.write('', () => resolve())
+  })
+}
 
 async function main(path: string, words: readonly string[]): Promise<ExitCode> {
   const run: Run = { name: 'backup', reporter: undefined }

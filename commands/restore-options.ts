@@ -19,6 +19,7 @@ import { type PathPatterns, compilePatterns } from '../lib/model/path-patterns.t
 import { parseTier } from '../lib/model/thaw-plan.ts'
 import { type IdentityFile, readIdentityFile } from '../lib/machine/identity.ts'
 import { type RawPath, rawPathFromText } from '../lib/model/raw-path.ts'
+import { argumentPath } from './argument-path.ts'
 import { type CommandContext, type Values, isGiven, textOption, textOptions } from './command.ts'
 import { passphraseFromFile } from './passphrase.ts'
 
@@ -199,7 +200,7 @@ function readSource(
 
 /** A path as people write it → as entries have it. */
 function toEntryPath(path: string, workingDirectory: string): RawPath {
-  return rawPathFromText(resolve(workingDirectory, path).replace(/^\/+/, ''))
+  return argumentPath(path, workingDirectory).replace(/^\/+/, '')
 }
 
 /**

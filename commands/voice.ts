@@ -21,15 +21,29 @@ export function errorJson(error: unknown): string {
   if (error instanceof BackupError) {
     const { code, message, hint, facts, exitCode } = error
     const object = { schema: 1, kind: 'error', code, message, hint, facts, exitCode }
-    return redact(JSON.stringify(object))
+    return jsonText(object)
   }
   const message = error instanceof Error ? error.message : String(error)
-  return redact(JSON.stringify({ schema: 1, kind: 'error', code: 'BUG', message, exitCode: 70 }))
+  return jsonText({ schema: 1, kind: 'error', code: 'BUG', message, exitCode: 70 })
 }
 
 export function exitCodeOf(error: unknown): ExitCode {
   return error instanceof BackupError ? error.exitCode : 70
 }
+
+/**
+ * One line of JSON, safe for a terminal too: JSON itself escapes only what is below a space.
+ * Reading it gives the same text.
+ */
+export function jsonText(object: object): string {
+  return redact(JSON.stringify(object)).replace(
+    UNSAFE_IN_JSON,
+    (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`,
+  )
+}
+
+/** As displayText has them: control characters, and those that change direction. */
+const UNSAFE_IN_JSON = /[\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]/g
 
 /** One line of text from anywhere, safe to print. */
 export function safeText(text: string): string {

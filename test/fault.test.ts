@@ -131,7 +131,7 @@ fault(
     const failed = await scenario.restore('--into', into)
     for (const name of Object.keys(plan.environment)) delete scenario.environment[name]
     assert.is(failed.status, 1, failed.stderr)
-    assert.match(failed.stderr, /data\/log: not restored: it cannot be written \(ENOSPC\)/)
+    assert.match(failed.stderr, /data\/log: not restored: it cannot be written: no space left \(ENOSPC\)/)
     assert.equal(namesIn(into, /log|new|backup-restore/), [])
     assert.is((await scenario.restore('--into', into)).status, 0)
   },

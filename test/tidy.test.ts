@@ -52,7 +52,18 @@ const TOP_LEVEL = [
 ]
 
 const TEST_PARTS = [
-  ...['bench', 'commands', 'fixtures', 'helpers', 'lib', 'must-fail', 's3', 'vectors', 'vm'],
+  ...[
+    'bench',
+    'commands',
+    'fixtures',
+    'helpers',
+    'lib',
+    'must-fail',
+    'rehearsal',
+    's3',
+    'vectors',
+    'vm',
+  ],
 ]
 
 /** Modules that reach the world: a pure part that imports one is not pure any more. */

@@ -139,7 +139,8 @@ export class Aside {
 
   #make(top: RawPath): RawPath {
     for (let attempt = 0; ; attempt++) {
-      const path = `${top === '' ? this.#into : this.#at(top)}/${replacedName(this.#stamp, attempt)}`
+      const above = top === '' ? this.#into : this.#at(top)
+      const path = `${above}/${replacedName(this.#stamp, attempt)}`
       try {
         mkdirSync(rawPathToBytes(path), { mode: 0o700 })
         return path

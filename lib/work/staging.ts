@@ -70,6 +70,9 @@ const CATALOG_BLOCK_BYTES = 2 * 1024 * 1024
 /** Enough for the header of nearly every catalog; more is read when it is not. */
 const HEADER_READ_BYTES = 64 * 1024
 
+/** What is read of a catalog at a time: some frames. */
+const CATALOG_READ_BYTES = 4 * 1024 * 1024
+
 /** A header may list a missing path for every file of a large set. */
 const MAX_HEADER_BYTES = 512 * 1024 * 1024
 
@@ -112,7 +115,10 @@ export function surveyCollections(place: SetPlace): {
     try {
       collections.push(readHeader({ ...place, stamp }))
     } catch (error) {
-      if (!(error instanceof BackupError) || error.code !== 'CATALOG_DAMAGED') throw error
+      if (!(error instanceof BackupError)) throw error
+      // Retention may let one go between the list and the look.
+      if (error.code === 'NOTHING_FOUND') continue
+      if (error.code !== 'CATALOG_DAMAGED') throw error
       damaged.push(stamp)
     }
   }
@@ -165,28 +171,48 @@ function setNames({ staging, set }: SetPlace): string[] {
 /** @throws BackupError NOTHING_FOUND or CATALOG_DAMAGED */
 export function readCollection(place: CollectionPlace): Collection {
   const path = catalogPath(place)
-  const bytes = readCatalog(path)
+  const { header, lines } = readCatalogLines(place)
   const entries: Entry[] = []
-  let header: CollectionHeader | undefined
   try {
-    for (let offset = 0; offset < bytes.length;) {
-      const length = frameLength(bytes.subarray(offset))
-      const lines = parseLines(
-        decompressFrame(bytes.subarray(offset, offset + length), MAX_ENTRY_BYTES),
-      )
-      offset += length
-      if (header === undefined) header = parseHeader(lines.shift() ?? '')
-      for (const line of lines) entries.push(parseEntry(line))
+    for (const line of lines) entries.push(parseEntry(line))
+  } catch (error) {
+    throw damagedCatalog(path, error)
+  }
+  return { header, entries }
+}
+
+/**
+ * The header of a catalog, and the lines of its entries one after another: a few MiB are in memory
+ * at a time. Both throw, the lines also at their end.
+ * @throws BackupError NOTHING_FOUND or CATALOG_DAMAGED
+ */
+export function readCatalogLines(place: CollectionPlace): {
+  readonly header: CollectionHeader
+  readonly lines: Generator<string, void, undefined>
+} {
+  const header = readHeader(place)
+  return { header, lines: entryLines(place, header) }
+}
+
+function* entryLines(
+  place: CollectionPlace,
+  { entries }: CollectionHeader,
+): Generator<string, void, undefined> {
+  const path = catalogPath(place)
+  let found = 0
+  let isHeader = true
+  try {
+    for (const frame of catalogFrames(path, CATALOG_READ_BYTES)) {
+      const lines = parseLines(decompressFrame(frame, MAX_ENTRY_BYTES))
+      if (isHeader) lines.shift()
+      isHeader = false
+      found += lines.length
+      yield* lines
     }
   } catch (error) {
     throw damagedCatalog(path, error)
   }
-  if (header === undefined) throw damagedCatalog(path, 'it is empty')
-  checkPlace({ header, place, path })
-  if (entries.length !== header.entries) {
-    throw damagedCatalog(path, `it has ${entries.length} of ${header.entries} entries`)
-  }
-  return { header, entries }
+  if (found !== entries) throw damagedCatalog(path, `it has ${found} of ${entries} entries`)
 }
 
 function readHeader(place: CollectionPlace): CollectionHeader {
@@ -204,20 +230,54 @@ function readHeader(place: CollectionPlace): CollectionHeader {
 
 /** The header is a frame of its own, so listing reads a few KiB of each catalog. */
 function readFirstFrame(path: RawPath): Buffer {
-  const fd = openSync(rawPathToBytes(path), 'r')
+  for (const frame of catalogFrames(path, HEADER_READ_BYTES)) return frame
+  throw damagedCatalog(path, 'it is empty')
+}
+
+/**
+ * One frame after another, each good until the next is asked for.
+ * @throws BackupError NOTHING_FOUND, ZSTD_DAMAGED, and system errors
+ */
+function* catalogFrames(path: RawPath, firstReadBytes: number): Generator<Buffer, void, undefined> {
+  const fd = openCatalog(path)
   try {
     const { size } = fstatSync(fd)
-    for (let length = Math.min(size, HEADER_READ_BYTES); ; length = Math.min(size, length * 16)) {
-      const bytes = Buffer.alloc(length)
-      const start = bytes.subarray(0, readSync(fd, bytes, 0, length, 0))
-      try {
-        return start.subarray(0, frameLength(start))
-      } catch (error) {
-        if (length === size) throw error
+    let [read, readBytes]: [Buffer, number] = [Buffer.alloc(0), firstReadBytes]
+    for (let position = 0; read.length > 0 || position < size;) {
+      const length = wholeFrameLength(read, { isAll: position === size })
+      if (length > 0) {
+        yield read.subarray(0, length)
+        read = read.subarray(length)
+        continue
       }
+      const more = Buffer.allocUnsafe(Math.min(readBytes, size - position))
+      const count = readSync(fd, more, 0, more.length, position)
+      if (count === 0) throw damagedCatalog(path, 'it became shorter')
+      position += count
+      // Twice as much each time, so that a very large frame does not take quadratic time.
+      readBytes = Math.max(CATALOG_READ_BYTES, readBytes * 2)
+      read = Buffer.concat([read, more.subarray(0, count)])
     }
   } finally {
     closeSync(fd)
+  }
+}
+
+/** 0 where more has to be read first. @throws BackupError ZSTD_DAMAGED where there is no more */
+function wholeFrameLength(bytes: Buffer, { isAll }: { readonly isAll: boolean }): number {
+  try {
+    return bytes.length === 0 ? 0 : frameLength(bytes)
+  } catch (error) {
+    if (isAll) throw error
+    return 0
+  }
+}
+
+function openCatalog(path: RawPath): number {
+  try {
+    return openSync(rawPathToBytes(path), 'r')
+  } catch (cause) {
+    throw unreadableCatalog(path, cause)
   }
 }
 
@@ -225,13 +285,13 @@ function readCatalog(path: RawPath): Buffer {
   try {
     return readFileSync(rawPathToBytes(path))
   } catch (cause) {
-    if (systemCode(cause) === 'ENOENT') {
-      throw new BackupError('NOTHING_FOUND', `there is no collection ${displayPath(path)}`, {
-        cause,
-      })
-    }
-    throw damagedCatalog(path, cause)
+    throw unreadableCatalog(path, cause)
   }
+}
+
+function unreadableCatalog(path: RawPath, cause: unknown): BackupError {
+  if (systemCode(cause) !== 'ENOENT') return damagedCatalog(path, cause)
+  return new BackupError('NOTHING_FOUND', `there is no collection ${displayPath(path)}`, { cause })
 }
 
 function checkPlace({
@@ -453,7 +513,8 @@ export function stagingError({
 function damagedCatalog(path: RawPath, error: unknown): BackupError {
   if (
     error instanceof BackupError
-    && (error.code === 'TARGET_FORMAT' || error.message.startsWith('the catalog'))
+    && (['TARGET_FORMAT', 'NOTHING_FOUND'].includes(error.code)
+      || error.message.startsWith('the catalog'))
   ) {
     return error
   }

@@ -7,7 +7,7 @@
 // CATALOG_DAMAGED, STAGING_FAILED, INTERRUPTED; damage is a value.
 
 import { Buffer } from 'node:buffer'
-import { lstatSync, readdirSync } from 'node:fs'
+import { lstatSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import { isDeepStrictEqual } from 'node:util'
 import { parentPort, workerData } from 'node:worker_threads'
@@ -34,9 +34,8 @@ import {
   collectionDirectory,
   readCollection,
   stagingError,
-  stateRoot,
 } from './staging.ts'
-import { loadState, stateDirectory } from './state.ts'
+import { knownRepositoryIds, loadState, stateDirectory } from './state.ts'
 import { runWorkers } from './worker-pool.ts'
 
 /** The pieces of each file's data, in order, by the path that carries them in an export. */
@@ -112,7 +111,7 @@ export async function digestsFor({
   set,
   stamp,
 }: CollectionPlace): Promise<FileDigests | undefined> {
-  for (const id of repositoryIds(staging)) {
+  for (const id of knownRepositoryIds(staging)) {
     try {
       // A state that is still pending is not ours to adopt: that takes the target.
       const state = await loadState(stateDirectory({ staging, id }), 'unasked')
@@ -123,14 +122,6 @@ export async function digestsFor({
     }
   }
   return undefined
-}
-
-function repositoryIds(staging: string): string[] {
-  try {
-    return readdirSync(`${stateRoot(staging)}/repositories`).sort()
-  } catch {
-    return []
-  }
 }
 
 function digestsOf(entries: readonly Entry[]): FileDigests {

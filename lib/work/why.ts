@@ -1,15 +1,16 @@
 // Why a path is in the collections of a set, or not: the rule, whether it is there now, and which
-// collections hold it.
+// generations hold it.
 //
-// The rule is filter-walk.ts's, asked for one path; sources.ts says what the sources are,
-// staging.ts what was collected. Exports are not looked at. Nothing is changed. Throws
-// STAGING_FAILED where staging cannot be read; a catalog that is damaged is an answer.
+// The rule is filter-walk.ts's, asked for one path; sources.ts says what the sources are, the
+// version index what was collected. `backup diff` asks ruleReader for the paths that are new.
+// Nothing is changed. Throws STAGING_FAILED where staging cannot be read; a catalog that is damaged
+// is an answer.
 
 import { lstatSync, type BigIntStats } from 'node:fs'
-import { BackupError, systemCode } from '../errors.ts'
+import { systemCode } from '../errors.ts'
 import type { Configuration, SetConfiguration } from '../machine/config.ts'
+import type { RsyncSource } from '../machine/rsync.ts'
 import { isBelow } from '../machine/source-snapshot/mounts.ts'
-import { type Entry, encodeEntry } from '../model/entry.ts'
 import {
   baseOf,
   isWithin,
@@ -18,8 +19,8 @@ import {
   rawPathFromText,
   rawPathToBytes,
 } from '../model/raw-path.ts'
-import type { Stamp } from '../model/stamp.ts'
-import { explainPath, type Explanation } from './filter-walk.ts'
+import { generationNumber } from '../model/version-index.ts'
+import { explainPath, type Explanation, type FilterRequest } from './filter-walk.ts'
 import {
   inspectSources,
   ownPlaces,
@@ -28,7 +29,8 @@ import {
   type Source,
   type Sources,
 } from './sources.ts'
-import { type Collection, listStamps, readCollection, surveyCollections } from './staging.ts'
+import { runReader, type VersionRun } from './version-runs.ts'
+import type { Versions } from './versions.ts'
 
 export interface WhyRequest {
   readonly configuration: Configuration
@@ -37,8 +39,8 @@ export interface WhyRequest {
   readonly path: RawPath
   /** What a path that is not there is taken for. */
   readonly isDirectory: boolean
-  /** Of how many collections the catalogs are read, newest first; undefined: of all. */
-  readonly collections: number | undefined
+  /** Of this set. */
+  readonly versions: Versions
 }
 
 export interface WhyAnswer {
@@ -52,9 +54,11 @@ export interface WhyAnswer {
   readonly rule: Explanation | undefined
   readonly now: PathFacts | undefined
   /** Newest first. */
-  readonly runs: readonly CollectionRun[]
-  readonly collectionsRead: number
-  readonly collectionsThere: number
+  readonly runs: readonly VersionRun[]
+  /** How many they are of. */
+  readonly generations: number
+  /** Exports that are known to be on targets, but not what is in them. */
+  readonly unknown: number
 }
 
 export interface PathFacts {
@@ -64,29 +68,17 @@ export interface PathFacts {
   readonly mtimeMs: number
 }
 
-/** Neighbouring collections of which the same is true: of one path all metadata but its inode. */
-export interface CollectionRun {
-  readonly state: 'held' | 'absent' | 'missing' | 'damaged'
-  readonly newest: Stamp
-  readonly oldest: Stamp
-  readonly count: number
-  /** What it is in them, where it is held. */
-  readonly facts: PathFacts | undefined
-  /** Why it could not be collected, where it is missing. */
-  readonly why: string | undefined
-}
-
 /** Asks one set. */
 export function explainInSet(request: WhyRequest): WhyAnswer {
-  const { configuration, set, path } = request
+  const { configuration, set, path, versions } = request
   const places = ownPlaces(configuration)
   const sources = inspectSources({ texts: set.sources, staging: places[0] ?? '' })
   const found = findSource(path, sources)
   const isReadable = found?.source !== undefined
   const rule = isReadable ? explain(request, { sources, places, found }) : undefined
   const collectedAs = found?.path ?? path
-  const stamps = stampsOf(request, found === undefined ? path : undefined)
-  const read = stamps.slice(0, request.collections)
+  const asked = found === undefined ? holding(versions, path.slice(1)) : versions
+  const line = versions.lineOf(collectedAs.slice(1))
   return {
     set: set.name,
     source: found?.given,
@@ -94,10 +86,22 @@ export function explainInSet(request: WhyRequest): WhyAnswer {
     collectedAs,
     rule,
     now: factsNow(path),
-    runs: runsOf(request, { path: collectedAs.slice(1), stamps: read }),
-    collectionsRead: read.length,
-    collectionsThere: stamps.length,
+    runs: runReader(asked)(collectedAs.slice(1), line),
+    generations: asked.generations.length,
+    unknown: asked.unknown.length,
   }
+}
+
+/**
+ * Where no source holds a path any more, only the generations whose own sources did, or that do not
+ * tell their sources.
+ */
+function holding(versions: Versions, path: RawPath): Versions {
+  const generations = versions.generations.filter(({ sources }) => {
+    return sources.length === 0 || sources.some((source) => isWithin({ path, directory: source }))
+  })
+  const numbers = generations.map(({ stamp }) => generationNumber(stamp))
+  return { ...versions, generations, numbers, damaged: [] }
 }
 
 /** The source nearest to a path that none holds: that shares the most names with it. */
@@ -167,26 +171,45 @@ function behindLinks(path: RawPath): RawPath {
 
 function explain(
   { set, isDirectory }: WhyRequest,
-  {
-    sources,
-    places,
-    found,
-  }: { readonly sources: Sources; readonly places: readonly RawPath[]; readonly found: Found },
+  { sources, places, found }: Looked & { readonly found: Found },
 ): Explanation {
+  const source = { root: '', path: found.given, isDirectory: found.source?.isDirectory === true }
+  const request = filterRequest(set, { sources, places })
+  return explainPath(request, { source, path: found.path, isDirectory })
+}
+
+/** The sources of a set as they are now, and our own places. */
+interface Looked {
+  readonly sources: Sources
+  readonly places: readonly RawPath[]
+}
+
+function filterRequest(set: SetConfiguration, { sources, places }: Looked): FilterRequest {
   const { readable } = sources
-  const asRsync = (source: Source) => ({
-    root: '',
-    path: source.given,
-    isDirectory: source.isDirectory,
-  })
-  const request = {
+  return {
     sources: readable.map(asRsync),
     filters: set.filters,
     exclusions: set.exclusions,
     leftOut: placesWithin({ sources: readable, places }),
   }
-  const source = { root: '', path: found.given, isDirectory: found.source?.isDirectory === true }
-  return explainPath(request, { source, path: found.path, isDirectory })
+}
+
+function asRsync({ given, isDirectory }: Source): RsyncSource {
+  return { root: '', path: given, isDirectory }
+}
+
+/** What says of one absolute path after another whether a set takes it, by its rules. */
+export function ruleReader(
+  set: SetConfiguration,
+  looked: Looked,
+): (path: RawPath, isDirectory: boolean) => boolean {
+  const request = filterRequest(set, looked)
+  const innermostFirst = looked.sources.readable.toSorted((a, b) => b.given.length - a.given.length)
+  return (path, isDirectory) => {
+    const source = innermostFirst.find(({ given }) => isBelow({ path, directory: given }))
+    if (source === undefined) return false
+    return explainPath(request, { source: asRsync(source), path, isDirectory }).taken
+  }
 }
 
 function factsNow(path: RawPath): PathFacts | undefined {
@@ -208,68 +231,4 @@ function typeOf(stat: BigIntStats): string {
 
 function milliseconds(timeNs: bigint): number {
   return Number(timeNs / 1_000_000n)
-}
-
-/**
- * Newest first. Where no source holds the path any more, only the collections whose own sources
- * did: their headers say so, and the others need not be read.
- */
-function stampsOf({ configuration, set }: WhyRequest, path: RawPath | undefined): Stamp[] {
-  const place = { staging: configuration.staging, set: set.name }
-  if (path === undefined) return listStamps(place).reverse()
-  const holds = (source: RawPath): boolean => isWithin({ path: path.slice(1), directory: source })
-  return surveyCollections(place)
-    .collections.filter(({ sources }) => sources.some((source) => holds(source.path)))
-    .map(({ stamp }) => stamp)
-    .reverse()
-}
-
-type Finding = Pick<CollectionRun, 'state' | 'facts' | 'why'> & { readonly sameness: string }
-
-function runsOf(
-  { configuration, set }: WhyRequest,
-  { path, stamps }: { readonly path: RawPath; readonly stamps: readonly Stamp[] },
-): CollectionRun[] {
-  const runs: CollectionRun[] = []
-  let sameness: string | undefined
-  for (const stamp of stamps) {
-    const finding = findIn({ staging: configuration.staging, set: set.name, stamp }, path)
-    if (finding === undefined) continue
-    const last = runs.at(-1)
-    if (last !== undefined && finding.sameness === sameness) {
-      runs[runs.length - 1] = { ...last, oldest: stamp, count: last.count + 1 }
-    } else {
-      const { state, facts, why } = finding
-      runs.push({ state, newest: stamp, oldest: stamp, count: 1, facts, why })
-    }
-    sameness = finding.sameness
-  }
-  return runs
-}
-
-/** Undefined for a collection that has gone since it was listed. */
-function findIn(place: Parameters<typeof readCollection>[0], path: RawPath): Finding | undefined {
-  let collection: Collection
-  try {
-    collection = readCollection(place)
-  } catch (error) {
-    if (!(error instanceof BackupError)) throw error
-    if (error.code === 'NOTHING_FOUND') return undefined
-    if (error.code !== 'CATALOG_DAMAGED') throw error
-    return { state: 'damaged', facts: undefined, why: undefined, sameness: 'damaged' }
-  }
-  const entry = collection.entries.find((item) => item.path === path)
-  if (entry !== undefined) {
-    const { inode, bornNs, ...metadata } = entry
-    const facts = factsOf(entry)
-    return { state: 'held', facts, why: undefined, sameness: encodeEntry(metadata) }
-  }
-  const { missing } = collection.header
-  const why = missing.find((item) => isWithin({ path, directory: item.path }))?.why
-  const state = why === undefined ? 'absent' : 'missing'
-  return { state, facts: undefined, why, sameness: `${state} ${why}` }
-}
-
-function factsOf({ type, size, mtimeNs }: Entry): PathFacts {
-  return { type, sizeBytes: size, mtimeMs: milliseconds(mtimeNs) }
 }

@@ -30,16 +30,13 @@ why('says the rule, what is there now, and the collections that hold it', async 
     assert.is(status, 0, stderr)
     return stdout
   }
-  assert.match(
-    await told('file'),
-    /^data: taken: it is in the source .*\n  no collection in staging yet$/m,
-  )
+  assert.match(await told('file'), /^data: taken: it is in the source .*\n  no collection yet$/m)
   for (let count = 0; count < 3; count++) assert.is((await collect()).status, 0)
   const stdout = await told('file')
   assert.match(stdout, /data\/file: there now: file, 4 B, changed \d{4}-\d\d-\d\dT\d{6}Z\n/)
   assert.match(
     stdout,
-    /^  in all 3 collections; exports are not looked at:\n    same in \S+–\S+ \(3\): file, 4 B/m,
+    /^  in 3 generations:\n    same in \S+–\S+ \(3\): file, 4 B, .*; staging\n  not on drive\b/m,
   )
   assert.match(await told('x.tmp'), /^data: left out: the exclusion "\*\.tmp"$/m)
   assert.match(await told('x.tmp'), /^    not in \S+–\S+ \(3\)$/m)
@@ -70,7 +67,7 @@ why('a path that no set takes is named with the nearest source, and exits 1', as
   const { status, stderr, stdout } = await run('why', `${home}/elsewhere`)
   assert.is(status, 1)
   assert.is(stdout, '')
-  assert.match(stderr, /error: no set takes \S+\/elsewhere, and no collection holds it\n/)
+  assert.match(stderr, /error: no set takes \S+\/elsewhere, and no generation holds it\n/)
   assert.ok(stderr.includes(`hint: the nearest source is ${source}, of the set data`), stderr)
 })
 
