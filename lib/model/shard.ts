@@ -139,12 +139,39 @@ export function parseShard(bytes: Buffer): Shard {
   if (lines.length > MAX_SHARD_ENTRIES) throw damaged('a shard has too many entries')
   const entries = lines.map(parseEntry)
   for (const [i, entry] of entries.entries()) {
-    if (i > 0 && comparePaths(entries[i - 1]!.path, entry.path) >= 0) {
+    const before = entries[i - 1]
+    if (before !== undefined && comparePaths(before.path, entry.path) >= 0) {
       throw damaged('a shard is not in order')
+    }
+    // What lies below a path comes right after it.
+    if (before?.type !== 'directory' && before !== undefined && isBelow(entry, before)) {
+      throw damaged('something lies below what is no directory')
     }
     for (const range of rangesOf(entry)) checkRange(range, bundles)
   }
   return { bundles, entries }
+}
+
+function isBelow({ path }: Entry, { path: above }: Entry): boolean {
+  return path.charCodeAt(above.length) === SLASH && path.startsWith(above)
+}
+
+const SLASH = 47
+
+/**
+ * Whether a shard is what the index says of it, and ends before the one that follows: so no path is
+ * there twice.
+ * @throws BackupError CATALOG_DAMAGED
+ */
+export function checkShardPlace(
+  { entries }: Shard,
+  of: { readonly place: ShardPlace; readonly next: ShardPlace | undefined },
+): void {
+  const { place, next } = of
+  if (entries.length !== place.entries || entries[0]?.path !== place.first)
+    throw damaged('a shard is not what the index says of it')
+  if (next !== undefined && comparePaths(entries.at(-1)!.path, next.first) >= 0)
+    throw damaged('a shard goes on past the next one')
 }
 
 /** Every range of an entry in tar order: its header, then its pieces. */
@@ -221,11 +248,15 @@ export function encodeIndex(shards: readonly ShardPlace[]): Buffer {
 
 /** @throws BackupError CATALOG_DAMAGED */
 export function parseIndex(bytes: Buffer): ShardPlace[] {
+  let before: RawPath | undefined
   return splitLines(bytes).map((line) => {
     const object = parseObject(line)
     const [offset, length] = list(object['tar'])
     const first = takePath(object, 'first')
     if (first === undefined) throw damaged('a shard has no first path')
+    if (before !== undefined && comparePaths(before, first) >= 0)
+      throw damaged('the index is not in order')
+    before = first
     return {
       digest: parseDigest(object['shard']),
       bundle: parseBundleName(object['bundle']),

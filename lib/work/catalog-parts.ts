@@ -5,7 +5,7 @@
 // parses it (docs/format.md §6, §7). Used by export-reader.ts and expect-worker.ts. Throws
 // CATALOG_DAMAGED, BUNDLE_*, AGE_*, ZSTD_DAMAGED.
 
-import type { Buffer } from 'node:buffer'
+import { type Buffer, constants } from 'node:buffer'
 import { BackupError } from '../errors.ts'
 import { digestOf } from '../format/chunker.ts'
 import type { FrameRange } from '../model/entry.ts'
@@ -17,8 +17,8 @@ import { FetchedSource } from './bundle-source.ts'
 import { unlessAborted } from './interruption.ts'
 import { OpenBundles } from './open-bundles.ts'
 
-/** An index of five million entries is 6 MB, a shard 100 KB. */
-const MAX_CATALOG_PART_BYTES = 2 ** 30
+/** An index of five million entries is 6 MB, a shard 100 KB. It becomes text, which has a limit. */
+const MAX_CATALOG_PART_BYTES = constants.MAX_STRING_LENGTH
 
 /** Where a shard or an index is, and what it has to be. */
 export interface CatalogPlace {

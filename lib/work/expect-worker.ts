@@ -9,7 +9,7 @@ import { Buffer } from 'node:buffer'
 import { parentPort, workerData } from 'node:worker_threads'
 import { BackupError, type PlainError, packError } from '../errors.ts'
 import { DIGEST_BYTES, digestBytes } from '../format/chunker.ts'
-import { type ShardPlace, parseShard } from '../model/shard.ts'
+import { type ShardPlace, checkShardPlace, parseShard } from '../model/shard.ts'
 import type { BundleAddress } from './bundle-address.ts'
 import { CatalogParts } from './catalog-parts.ts'
 import { entryHeader } from './entry-header.ts'
@@ -57,10 +57,12 @@ function expectShards(places: readonly ShardPlace[], parts: CatalogParts): Expec
     if (found === undefined) gathered.set(bundle, (found = new Gathered()))
     return found
   }
-  for (const place of places) {
+  for (const [i, place] of places.entries()) {
     try {
       of(place.bundle).add(place.tar, Buffer.from(place.digest, 'hex'))
-      expectShard(parseShard(parts.readSync(place)), of)
+      const shard = parseShard(parts.readSync(place))
+      checkShardPlace(shard, { place, next: places[i + 1] })
+      expectShard(shard, of)
     } catch (error) {
       if (!(error instanceof BackupError)) throw error
       problems.push(packError(error))

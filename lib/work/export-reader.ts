@@ -7,7 +7,13 @@
 
 import type { Manifest } from '../model/manifest.ts'
 import { type RawPath, comparePaths } from '../model/raw-path.ts'
-import { type Shard, type ShardPlace, parseIndex, parseShard } from '../model/shard.ts'
+import {
+  type Shard,
+  type ShardPlace,
+  checkShardPlace,
+  parseIndex,
+  parseShard,
+} from '../model/shard.ts'
 import { bundleFile, bundlePath } from '../model/verification.ts'
 import type { Target } from '../target/target.ts'
 import { type BundleAddress, addressOf } from './bundle-address.ts'
@@ -24,6 +30,8 @@ export class ExportReader {
   readonly target: Target
   readonly #parts: CatalogParts
   #index: readonly ShardPlace[] | undefined
+  /** What follows each place of the index. */
+  readonly #next = new Map<ShardPlace, ShardPlace | undefined>()
 
   constructor({
     repository,
@@ -54,11 +62,17 @@ export class ExportReader {
 
   /** All shards, in catalog order. */
   async index(): Promise<readonly ShardPlace[]> {
-    return (this.#index ??= parseIndex(await this.#parts.read(this.manifest.index)))
+    if (this.#index !== undefined) return this.#index
+    const index = parseIndex(await this.#parts.read(this.manifest.index))
+    for (const [i, place] of index.entries()) this.#next.set(place, index[i + 1])
+    this.#index = index
+    return index
   }
 
   async shard(place: ShardPlace): Promise<Shard> {
-    return parseShard(await this.#parts.read(place))
+    const shard = parseShard(await this.#parts.read(place))
+    checkShardPlace(shard, { place, next: this.#next.get(place) })
+    return shard
   }
 
   /** The same for many, a few in memory at a time. */

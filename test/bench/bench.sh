@@ -134,6 +134,8 @@ step borg_extract 'borg extract' "$scratch/borg" \
   bash -c 'cd "$W/borg-restored" && borg extract ::first'
 step pipe_extract 'age | zstd | tar' "$scratch/pipe.age" bash -o pipefail -c \
   'age -d -i "$W/pipe.key" "$W/pipe.age" | zstd -dc | tar -C "$W/pipe-restored" -xf -'
+mkdir "$scratch/rsync-restored"
+step rsync_back 'rsync back from staging' "$scratch/staging" rsync -aHAXS "$(ls -d "$scratch"/staging/*/latest/)" "$scratch/rsync-restored/"
 step ours_one 'ours: restore one file' "$repository" "$scratch/ours" restore --source external \
   --date latest --set "$set_name" --path "$tree/photos/img_1.raw" --into "$scratch/one" "${unlock[@]}"
 step restic_one 'restic restore one file' "$scratch/restic" \
@@ -186,7 +188,9 @@ printf '%-34s %s bytes\n' 'borg: written' "$(($(bytes "$scratch/borg") - before)
   ratio 'first export / plain pipe, wall' "$wall_ours_export" "$wall_pipe"
   ratio 'repository / restic repository, bytes' "$ours_size" "$restic_size" 1
   ratio '--verify / restic check --read-data, wall' "$wall_ours_verify" "$wall_restic_check" 0.5
-  ratio 'restore / restic restore, wall' "$wall_ours_restore" "$wall_restic_restore" 0.5
+  ratio 'restore / restic restore, wall' "$wall_ours_restore" "$wall_restic_restore" 0.4
+  ratio 'plain pipe / restic restore, wall' "$wall_pipe_extract" "$wall_restic_restore"
+  ratio 'rsync from staging / restic restore, wall' "$wall_rsync_back" "$wall_restic_restore"
   ratio 'restore one file / restic, wall' "$wall_ours_one" "$wall_restic_one"
   ratio 'data bundles after a day / bytes changed' "$edit_data" "$changed" 1.5
   ratio 'peak memory of ours / 400 MB' "$((peak / 1024))" 400 1
