@@ -11,7 +11,7 @@ import { BackupError, systemCode } from '../errors.ts'
 import type { Configuration, SetConfiguration } from '../machine/config.ts'
 import { deviceParts } from '../machine/posix.ts'
 import type { MissingPath } from '../model/collection.ts'
-import type { EntryMetadata, EntryType } from '../model/entry.ts'
+import type { EntryMetadata } from '../model/entry.ts'
 import { comparePaths, isWithin, type RawPath, rawPathToBytes } from '../model/raw-path.ts'
 import type { Stamp } from '../model/stamp.ts'
 import {
@@ -26,6 +26,7 @@ import {
   versionOf,
   type VersionText,
 } from '../model/version-index.ts'
+import { typeOf } from './seal.ts'
 import { inspectSources, ownPlaces, type Source } from './sources.ts'
 import type { Versions } from './versions.ts'
 import { ruleReader } from './why.ts'
@@ -376,15 +377,6 @@ function liveVersion(path: RawPath, stat: BigIntStats): VersionText | undefined 
     if (systemCode(error) === undefined) throw error
     return undefined
   }
-}
-
-function typeOf(stat: BigIntStats): EntryType {
-  if (stat.isFile()) return 'file'
-  if (stat.isDirectory()) return 'directory'
-  if (stat.isSymbolicLink()) return 'symlink'
-  if (stat.isFIFO()) return 'fifo'
-  if (stat.isCharacterDevice()) return 'char'
-  return stat.isBlockDevice() ? 'block' : 'socket'
 }
 
 const BILLION = 1_000_000_000n

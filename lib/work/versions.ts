@@ -5,55 +5,29 @@
 // damaged or lost is made anew from the catalogs that are here. It outlives the collections: what
 // is on a target was in staging once. Where it cannot be written, it is answered from memory. A
 // generation that is neither in staging nor in a known export any more is left out, and goes with
-// the next one that comes. The file is written anew as a whole: two frames a block, the table's
-// frame, its length, the SHA-256 of all that, and the magic. Throws STAGING_FAILED where staging
+// the next one that comes. version-file.ts knows the file. Throws STAGING_FAILED where staging
 // cannot be read, and INTERRUPTED.
 
 import assert from 'node:assert/strict'
-import { Buffer } from 'node:buffer'
-import { createHash } from 'node:crypto'
-import {
-  closeSync,
-  constants,
-  existsSync,
-  fstatSync,
-  fsyncSync,
-  mkdirSync,
-  openSync,
-  readSync,
-  rmSync,
-} from 'node:fs'
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { BackupError, systemCode } from '../errors.ts'
-import { compressFrame, decompressFrame } from '../format/zstd-frames.ts'
-import { PARTIAL_SUFFIX, publish, writeAll } from '../machine/durable-file.ts'
-import { acquireLock } from '../machine/lock.ts'
 import { type CollectionHeader, isFrozen } from '../model/collection.ts'
 import type { Entry } from '../model/entry.ts'
-import { comparePaths, type RawPath, rawPathFromText } from '../model/raw-path.ts'
+import { comparePaths, type RawPath } from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
 import type { ShardPlace } from '../model/shard.ts'
 import type { Stamp } from '../model/stamp.ts'
 import {
-  encodeLines,
-  encodePaths,
-  encodeTable,
   generationNumber,
-  type IndexBlock,
   type IndexedGeneration,
   type IndexTable,
-  parseTable,
-  type Place,
-  splitLines,
   splitPaths,
-  swept,
   versionOf,
   versionOfLine,
   type VersionText,
-  withGeneration,
 } from '../model/version-index.ts'
 import type { ExportReader } from './export-reader.ts'
-import { readCatalogLines, type SetPlace, stateRoot, surveyCollections } from './staging.ts'
+import { readCatalogLines, type SetPlace, surveyCollections } from './staging.ts'
 import {
   knownExports,
   knownRepositoryIds,
@@ -61,43 +35,21 @@ import {
   lastExportStamp,
   stateDirectory,
 } from './state.ts'
-
-/** Paths in a block: what one look for a single path has to read. */
-const BLOCK_ENTRIES = 32_768
-
-/** … unless they, or their lines, are long. Characters. */
-const BLOCK_LENGTH = 8 * 1024 * 1024
-
-/** No block is longer; a table names every path that could not be collected. */
-const MAX_FRAME_BYTES = 256 * 1024 * 1024
-
-/** It is rewritten after every collection. */
-const LEVEL = 1
-
-const MAGIC = Buffer.from('DBVERS01')
-const DIGEST_BYTES = 32
-const TAIL_BYTES = 4 + DIGEST_BYTES + MAGIC.length
-
-/** What is read at a time to see that nothing of the file is damaged. */
-const HASHED_BYTES = 4 * 1024 * 1024
-
-/** Whoever writes it takes seconds, but may have many generations to add. */
-const LOCK_WAIT_MS = 10_000
-
-/** Where the bytes of an index are. */
-interface IndexBytes {
-  readonly table: IndexTable
-  readonly read: (extent: readonly [offset: number, length: number]) => Buffer
-  readonly close: () => void
-}
-
-/** Some neighbouring paths. */
-export interface VersionBlock {
-  /** Absolute, in catalog order. */
-  readonly paths: readonly RawPath[]
-  /** Of each path, its line (lib/model/version-index.ts). Read when it is called. */
-  readonly lines: () => readonly string[]
-}
+import {
+  blocksOf,
+  emptyIndex,
+  frameAt,
+  type IndexBytes,
+  linesOf,
+  lockIfWritable,
+  lockVersions,
+  memorySink,
+  openIndex,
+  type Sink,
+  sinkAt,
+  type VersionBlock,
+} from './version-file.ts'
+import { Rewriting } from './version-rewriting.ts'
 
 /** What is known of the versions of a set's paths. */
 export interface Versions {
@@ -309,7 +261,12 @@ function withSource(
   { known, sink }: { readonly known: Known; readonly sink: Sink },
 ): IndexBytes | undefined {
   try {
-    const rewriting = new Rewriting(index, { generation: source.generation, known, sink })
+    const rewriting = new Rewriting(index, {
+      generation: source.generation,
+      refresh: (one) => refresh(one, known),
+      left: known.left,
+      sink,
+    })
     for (const { path, version } of source.versions()) rewriting.add(path, version)
     rewriting.finish()
     const next = sink.finish()
@@ -325,220 +282,10 @@ function withSource(
   }
 }
 
-/** Where a new index goes. */
-interface Sink {
-  readonly write: (bytes: Buffer) => void
-  readonly finish: () => IndexBytes
-  /** Leaves nothing. */
-  readonly abandon: () => void
-}
-
-function memorySink(): Sink {
-  const parts: Buffer[] = []
-  return {
-    write: (bytes) => void parts.push(bytes),
-    finish: () => {
-      const bytes = Buffer.concat(parts)
-      const read = ([offset, length]: readonly [number, number]): Buffer => {
-        return bytes.subarray(offset, offset + length)
-      }
-      const table = readTable({ sizeBytes: bytes.length, read })
-      assert(table !== undefined, 'an index that was written now can be read')
-      return { table, read, close: () => {} }
-    },
-    abandon: () => {},
-  }
-}
-
-/** The new index takes the place of the old one when it is on the medium. */
-function sinkAt(place: SetPlace): Sink {
-  const path = indexPath(place)
-  const partial = `${path}${PARTIAL_SUFFIX}`
-  rmSync(partial, { force: true })
-  const { O_WRONLY, O_CREAT, O_EXCL, O_NOFOLLOW } = constants
-  const fd = openSync(partial, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0o600)
-  return {
-    write: (bytes) => writeAll(fd, bytes),
-    finish: () => {
-      fsyncSync(fd)
-      closeSync(fd)
-      publish({ partial: rawPathFromText(partial), path: rawPathFromText(path), replace: true })
-      const index = openIndex(place)
-      assert(index !== undefined, 'an index that was written now can be read')
-      return index
-    },
-    abandon: () => {
-      closeSync(fd)
-      rmSync(partial, { force: true })
-    },
-  }
-}
-
-/** Lays one generation, path after path, beside an index, and writes the index anew. */
-class Rewriting {
-  readonly #sink: Sink
-  readonly #generations: readonly IndexedGeneration[]
-  readonly #numbers: readonly number[]
-  readonly #areAllLeft: boolean
-  readonly #place: Place
-  readonly #set: string
-  readonly #old: Iterator<readonly [path: RawPath, line: string], void, undefined>
-  /** The next of the old index; undefined at its end. */
-  #next: readonly [path: RawPath, line: string] | undefined
-  #last: RawPath | undefined
-  #paths: RawPath[] = []
-  #lines: string[] = []
-  #length = 0
-  #offset = 0
-  readonly #blocks: IndexBlock[] = []
-  /** Of everything before the tail. */
-  readonly #hash = createHash('sha256')
-
-  constructor(
-    old: IndexBytes,
-    {
-      generation,
-      known,
-      sink,
-    }: {
-      readonly generation: IndexedGeneration
-      /** Undefined: every generation of the index is left. */
-      readonly known: Known | undefined
-      readonly sink: Sink
-    },
-  ) {
-    const { table } = old
-    const refreshed = table.generations.map((one) => refresh(one, known))
-    const all = [...refreshed, generation].sort((a, b) => (a.stamp < b.stamp ? -1 : 1))
-    const at = all.indexOf(generation)
-    const numberAt = (index: number): number | undefined => {
-      const one = all[index]
-      return one === undefined ? undefined : generationNumber(one.stamp)
-    }
-    const number = generationNumber(generation.stamp)
-    this.#place = { number, previous: numberAt(at - 1), next: numberAt(at + 1) }
-    this.#generations = all.filter(({ stamp }) => {
-      return known?.left === undefined || stamp === generation.stamp || known.left.has(stamp)
-    })
-    this.#areAllLeft = this.#generations.length === all.length
-    this.#numbers = this.#generations.map(({ stamp }) => generationNumber(stamp))
-    this.#set = table.set
-    this.#sink = sink
-    this.#old = pairsOf(old)
-    this.#advance()
-  }
-
-  /** @throws BackupError CATALOG_DAMAGED where paths are not in catalog order */
-  add(path: RawPath, version: VersionText): void {
-    if (this.#last !== undefined && comparePaths(this.#last, path) >= 0) {
-      throw new BackupError('CATALOG_DAMAGED', 'a catalog is not in order')
-    }
-    this.#last = path
-    this.#passTo(path, undefined)
-    const [known, line] = this.#next ?? []
-    if (known !== path) {
-      this.#put(path, withGeneration('', this.#place, version))
-      return
-    }
-    this.#put(path, withGeneration(line ?? '', this.#place, version))
-    this.#advance()
-  }
-
-  /**
-   * The same as adding, from `first` up to `end`, every path with the version that the generation
-   * before has. Only for the newest generation.
-   */
-  keep(first: RawPath, end: RawPath | undefined): void {
-    assert(this.#place.next === undefined, 'only the newest generation is like the one before')
-    this.#passTo(first, undefined)
-    this.#passTo(end, 'kept')
-  }
-
-  /** Writes what is left, and the table. */
-  finish(): void {
-    this.#passTo(undefined, undefined)
-    this.#endBlock()
-    const table = { set: this.#set, generations: this.#generations, blocks: this.#blocks }
-    const frame = compressFrame(encodeTable(table), LEVEL)
-    const length = Buffer.alloc(4)
-    length.writeUInt32LE(frame.length)
-    const digest = this.#hash.update(frame).digest()
-    this.#sink.write(Buffer.concat([frame, length, digest, MAGIC]))
-  }
-
-  /** What comes before a path is not in the generation, or is as it was. */
-  #passTo(end: RawPath | undefined, how: 'kept' | undefined): void {
-    while (this.#next !== undefined) {
-      const [path, line] = this.#next
-      if (path === end || (end !== undefined && comparePaths(path, end) >= 0)) return
-      this.#put(path, how === 'kept' ? line : withGeneration(line, this.#place, undefined))
-      this.#advance()
-    }
-  }
-
-  #advance(): void {
-    this.#next = this.#old.next().value ?? undefined
-  }
-
-  #put(path: RawPath, line: string): void {
-    const left = this.#areAllLeft ? line : swept(line, this.#numbers)
-    if (left === '') return
-    this.#paths.push(path)
-    this.#lines.push(left)
-    this.#length += path.length + left.length
-    if (this.#paths.length >= BLOCK_ENTRIES || this.#length >= BLOCK_LENGTH) this.#endBlock()
-  }
-
-  #endBlock(): void {
-    const [first] = this.#paths
-    if (first === undefined) return
-    const paths = this.#write(encodePaths(this.#paths))
-    const lines = this.#write(encodeLines(this.#lines))
-    this.#blocks.push({ first, count: this.#paths.length, paths, lines })
-    this.#paths = []
-    this.#lines = []
-    this.#length = 0
-  }
-
-  #write(bytes: Buffer): readonly [offset: number, length: number] {
-    const frame = compressFrame(bytes, LEVEL)
-    this.#sink.write(frame)
-    this.#hash.update(frame)
-    const offset = this.#offset
-    this.#offset += frame.length
-    return [offset, frame.length]
-  }
-}
-
 /** A collection may have been accepted since. */
-function refresh(generation: IndexedGeneration, known: Known | undefined): IndexedGeneration {
-  const header = known?.headers.get(generation.stamp)
+function refresh(generation: IndexedGeneration, known: Known): IndexedGeneration {
+  const header = known.headers.get(generation.stamp)
   return header === undefined ? generation : generationOf(header)
-}
-
-function* pairsOf(
-  index: IndexBytes,
-): Generator<readonly [path: RawPath, line: string], void, undefined> {
-  for (const { paths, lines: read } of blocksOf(index)) {
-    const lines = read()
-    for (const [i, path] of paths.entries()) yield [path.slice(1), lines[i]!]
-  }
-}
-
-function* blocksOf(index: IndexBytes): Generator<VersionBlock, void, undefined> {
-  for (const block of index.table.blocks) {
-    yield { paths: splitPaths(frameAt(index, block.paths)), lines: () => linesOf(index, block) }
-  }
-}
-
-function linesOf(index: IndexBytes, block: IndexBlock): readonly string[] {
-  const lines = splitLines(frameAt(index, block.lines))
-  if (lines.length === block.count) return lines
-  throw damagedIndex('a block has lost lines')
-}
-
-function frameAt(index: IndexBytes, extent: readonly [offset: number, length: number]): Buffer {
-  return decompressFrame(index.read(extent), MAX_FRAME_BYTES)
 }
 
 function versionsIn(index: IndexBytes, known: Known): Versions {
@@ -584,7 +331,7 @@ export async function versionsOfExports(
       sources: sources.map(({ path }) => path),
     }
     const sink = memorySink()
-    const rewriting = new Rewriting(index, { generation, known: undefined, sink })
+    const rewriting = new Rewriting(index, { generation, left: undefined, sink })
     const places = await reader.index()
     await addShards(rewriting, { reader, places, before })
     rewriting.finish()
@@ -632,91 +379,4 @@ async function addShards(
 function earlier(one: RawPath | undefined, other: RawPath | undefined): RawPath | undefined {
   if (one === undefined || other === undefined) return one ?? other
   return comparePaths(one, other) < 0 ? one : other
-}
-
-function emptyIndex(set: string): IndexBytes {
-  const table = { set, generations: [], blocks: [] }
-  return { table, read: () => Buffer.alloc(0), close: () => {} }
-}
-
-/** The index on disk; undefined where there is none, or it is lost. */
-function openIndex(place: SetPlace): IndexBytes | undefined {
-  let fd: number
-  try {
-    fd = openSync(indexPath(place), constants.O_RDONLY | constants.O_NOFOLLOW)
-  } catch (error) {
-    if (systemCode(error) === undefined) throw error
-    return undefined
-  }
-  const read = ([offset, length]: readonly [number, number]): Buffer => {
-    const bytes = Buffer.allocUnsafe(length)
-    if (readSync(fd, bytes, 0, length, offset) === length) return bytes
-    throw damagedIndex('it is cut short')
-  }
-  const table = tableOrNothing(() => readTable({ sizeBytes: fstatSync(fd).size, read }))
-  if (table !== undefined && table.set === place.set) {
-    return { table, read, close: () => closeSync(fd) }
-  }
-  closeSync(fd)
-  return undefined
-}
-
-/** Whatever is wrong with it, it is made anew. */
-function tableOrNothing(read: () => IndexTable | undefined): IndexTable | undefined {
-  try {
-    return read()
-  } catch (error) {
-    if (error instanceof BackupError || systemCode(error) !== undefined) return undefined
-    throw error
-  }
-}
-
-function readTable({
-  sizeBytes,
-  read,
-}: Pick<IndexBytes, 'read'> & { readonly sizeBytes: number }): IndexTable | undefined {
-  if (sizeBytes < TAIL_BYTES) return undefined
-  const tail = read([sizeBytes - TAIL_BYTES, TAIL_BYTES])
-  const length = tail.readUInt32LE()
-  const digest = tail.subarray(4, 4 + DIGEST_BYTES)
-  const isOurs = tail.subarray(4 + DIGEST_BYTES).equals(MAGIC)
-  if (!isOurs || length > sizeBytes - TAIL_BYTES) return undefined
-  const hash = createHash('sha256')
-  for (let at = 0; at < sizeBytes - TAIL_BYTES; at += HASHED_BYTES) {
-    hash.update(read([at, Math.min(HASHED_BYTES, sizeBytes - TAIL_BYTES - at)]))
-  }
-  if (!hash.digest().equals(digest)) return undefined
-  const frame = read([sizeBytes - TAIL_BYTES - length, length])
-  return parseTable(decompressFrame(frame, MAX_FRAME_BYTES))
-}
-
-function versionsDirectory({ staging }: SetPlace): string {
-  return `${stateRoot(staging)}/versions`
-}
-
-function indexPath(place: SetPlace): string {
-  return `${versionsDirectory(place)}/${place.set}.index`
-}
-
-function lockVersions(place: SetPlace): ReturnType<typeof acquireLock> {
-  mkdirSync(versionsDirectory(place), { recursive: true, mode: 0o700 })
-  const path = rawPathFromText(`${versionsDirectory(place)}/${place.set}.lock`)
-  const description = `reading the catalogs of ${place.set}`
-  return acquireLock({ path, description, waitMs: LOCK_WAIT_MS })
-}
-
-/** Undefined where nothing can be written, or another run writes for long. */
-function lockIfWritable(place: SetPlace): ReturnType<typeof acquireLock> | undefined {
-  if (!existsSync(stateRoot(place.staging))) return undefined
-  try {
-    return lockVersions(place)
-  } catch (error) {
-    const isLocked = error instanceof BackupError && error.code === 'LOCKED'
-    if (isLocked || systemCode(error) !== undefined) return undefined
-    throw error
-  }
-}
-
-function damagedIndex(what: string): BackupError {
-  return new BackupError('CATALOG_DAMAGED', `a version index is damaged: ${what}`)
 }
