@@ -12,9 +12,8 @@ import { BackupError, ERRORS, type ExitCode, worstExitCode } from '../lib/errors
 import { parsePublicKey, publicKeyText } from '../lib/format/minisign.ts'
 import { type MachineKey, readIdentityFile } from '../lib/machine/identity.ts'
 import { formatSize } from '../lib/model/amount.ts'
-import { putPath } from '../lib/model/entry.ts'
 import { isValidName } from '../lib/model/names.ts'
-import { type RawPath, displayPath, listedPaths, rawPathFromText } from '../lib/model/raw-path.ts'
+import { displayPath, listedPaths, pathFacts, rawPathFromText } from '../lib/model/raw-path.ts'
 import {
   type LostPath,
   type Recoverable,
@@ -26,6 +25,7 @@ import {
   openRecovery,
   recoverExports,
 } from '../lib/work/recover.ts'
+import { argumentPath } from './argument-path.ts'
 import { type Command, type CommandContext, isGiven, textOption, textOptions } from './command.ts'
 import { passphraseFromFile } from './passphrase.ts'
 
@@ -52,6 +52,7 @@ configuration. Only reads below --from.
                        (again for more); without it the newest of each set
   --path P             only this file or directory, by its original path
                        (again for more)
+  --ignore-space       do not ask first whether there is room
   --dry-run            read all of it, and say what would come back
 `,
   options: {
@@ -63,6 +64,7 @@ configuration. Only reads below --from.
     into: { type: 'string' },
     export: { type: 'string', multiple: true },
     path: { type: 'string', multiple: true },
+    'ignore-space': { type: 'boolean' },
   },
   run,
 }
@@ -88,12 +90,13 @@ async function run(context: CommandContext): Promise<ExitCode> {
     const words = textOptions(values, 'export')
     const chosen = chooseExports(found.exports, words)
     const paths = textOptions(values, 'path').map((path) => {
-      return rawPathFromText(resolve(path).replace(/^\/+/, ''))
+      return argumentPath(path, process.cwd()).replace(/^\/+/, '')
     })
     const dryRun = isGiven(values, 'dry-run')
     const outcome = await recoverExports(found, {
       ...{ chosen, paths, dryRun },
       into: rawPathFromText(into),
+      checksRoom: !isGiven(values, 'ignore-space'),
     })
     const code = tellOutcome(context, { outcome, chosen, dryRun })
     // What else is damaged is told; how this went is what was asked for.
@@ -226,8 +229,8 @@ function tellScan({ reporter }: CommandContext, { scan, distrusted }: Recoverabl
     command: 'recover',
     what: 'files',
     ...{ manifests: of('manifest'), catalogs: of('catalog'), data: of('data'), others },
-    unread: scan.unread.map(({ path, error }) => ({ ...pathJson(path), why: error.message })),
-    denied: scan.denied.map(({ path, why }) => ({ ...pathJson(path), why })),
+    unread: scan.unread.map(({ path, error }) => ({ ...pathFacts(path), why: error.message })),
+    denied: scan.denied.map(({ path, why }) => ({ ...pathFacts(path), why })),
   })
   // Those of another identity are nobody's loss; those that were ours are.
   const isDamaged = scan.unread.some(({ error }) => error.code !== 'IDENTITY_WRONG')
@@ -278,17 +281,7 @@ function exportJson(one: SurveyedExport): Record<string, unknown> {
 }
 
 function lostJson({ path, why, bundle }: LostPath): Record<string, unknown> {
-  return {
-    ...pathJson(path),
-    why,
-    ...(bundle === undefined ? {} : { bundle: displayPath(bundle) }),
-  }
-}
-
-function pathJson(path: RawPath): Record<string, unknown> {
-  const out: Record<string, unknown> = {}
-  putPath(out, { name: 'path', path })
-  return { path: displayPath(path), ...out }
+  return { ...pathFacts(path), why, ...(bundle === undefined ? {} : pathFacts(bundle, 'bundle')) }
 }
 
 /** By bundle: which files of which exports it costs. */
@@ -308,9 +301,9 @@ function tellDamage(
       kind: 'result',
       command: 'recover',
       what: 'damage',
-      ...(bundle === undefined ? {} : { bundle: displayPath(bundle) }),
-      ...(unread === undefined ? {} : { file: displayPath(unread) }),
-      costs: costs.map(({ name, path }) => ({ export: name, ...pathJson(path) })),
+      ...(bundle === undefined ? {} : pathFacts(bundle, 'bundle')),
+      ...(unread === undefined ? {} : pathFacts(unread, 'file')),
+      costs: costs.map(({ name, path }) => ({ export: name, ...pathFacts(path) })),
     })
   }
   return damages.length > 0 ? 13 : 0
@@ -392,11 +385,13 @@ function tellOutcome(
     what: 'restored',
     ...{ exports: names, evidence: outcome.evidence, dryRun, exitCode },
     ...{ written, same, bytes, versions },
-    kept: kept.map(pathJson),
+    kept: kept.map((path) => pathFacts(path)),
     lost: unrecovered.map(lostJson),
     lostEntries: lostShards.reduce((sum, shard) => sum + (shard.entries ?? 0), 0),
-    failures: failures.map(({ path, code, why }) => ({ ...pathJson(path), code, why })),
-    metadataLost: lost.map(({ path, what }) => ({ ...pathJson(path), what })),
+    failures: failures.map(({ path, code, why }) => ({ ...pathFacts(path), code, why })),
+    metadataLost: lost.map(({ path, what }) => {
+      return { ...pathFacts(path), what: what.map(displayPath) }
+    }),
   })
   return exitCode
 }

@@ -36,7 +36,9 @@ export function movingOf(
     context.reporter.report({ kind: 'notice', level: 'warning', code: 'OWNER_UNKNOWN', message })
   }
   // A dry run writes nothing, not even a file to try names with.
-  return { move, place: words.dryRun ? PLAIN_NAMES : namesAt(into) }
+  // In the original place the machine's own names are as they were.
+  const isKnown = words.dryRun || (into === '' && !isForeign)
+  return { move, place: isKnown ? PLAIN_NAMES : namesAt(into) }
 }
 
 function namesAt(into: RawPath): PlaceNames {

@@ -5,16 +5,28 @@
 // somebody who has to be asked has answered. Throws NOTHING_FOUND, NOT_CONFIRMED, and what sources
 // throw.
 
+import type { Buffer } from 'node:buffer'
 import { randomUUID } from 'node:crypto'
-import { createReadStream, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync } from 'node:fs'
-import { availableParallelism, tmpdir } from 'node:os'
-import { dirname, join } from 'node:path'
+import {
+  createReadStream,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readdirSync,
+  rmSync,
+  rmdirSync,
+} from 'node:fs'
+import { availableParallelism } from 'node:os'
+import { dirname } from 'node:path'
 import { pipeline } from 'node:stream/promises'
 import { BackupError, ERRORS, type ExitCode, systemCode, worstExitCode } from '../lib/errors.ts'
 import type { Configuration } from '../lib/machine/config.ts'
+import { setTimes } from '../lib/machine/posix.ts'
 import {
   type RawPath,
   displayPath,
+  isWithin,
+  parentOf,
   rawPathFromText,
   rawPathToBytes,
 } from '../lib/model/raw-path.ts'
@@ -34,6 +46,7 @@ import type { Wanted } from '../lib/work/selection.ts'
 import { inspectSources, ownPlaces } from '../lib/work/sources.ts'
 import { ruleReader } from '../lib/work/why.ts'
 import { movingOf } from './restore-moving.ts'
+import type { RestoreWords } from './restore-options.ts'
 import type { RestoreJob } from './restore-place.ts'
 import {
   type RestoreSource,
@@ -43,6 +56,7 @@ import {
   sourcesOf,
 } from './restore-source.ts'
 import { planLines, tellRestored } from './restore-telling.ts'
+import { makeScratch } from './scratch.ts'
 
 /** One generation that was restored, as far as it went. */
 interface Restored {
@@ -66,17 +80,27 @@ export async function restoreWords(job: RestoreJob): Promise<ExitCode> {
       source = await openSource(job, name)
       if (restored === undefined) pickPlaces(job, source)
     } catch (error) {
-      if (!isElsewhere(error)) throw error
+      // An identity that is not at hand is no reason to hide what came from elsewhere.
+      const isLocked = error instanceof BackupError && error.exitCode === 12
+      const isFirst = restored === undefined && last === undefined
+      if (!isElsewhere(error) && (!isLocked || isFirst)) throw error
       last ??= error
-      if (error.code !== 'NOTHING_FOUND' || last.code === 'NOTHING_FOUND') last = error
-      if (!isLast) tellPassedOver(job, error)
+      if (!isLocked && error.code !== 'NOTHING_FOUND') last = error
+      if (!isLast || isLocked) tellPassedOver(job, error)
       continue
     }
     if (names.length > 1) tellSource(job, source)
-    restored =
-      restored === undefined
-        ? await restoreFrom(job, source)
-        : await restoreDamaged(job, { source, restored })
+    try {
+      restored =
+        restored === undefined
+          ? await restoreFrom(job, source)
+          : await restoreDamaged(job, { source, restored })
+    } catch (error) {
+      if (!isLacking(error) || isLast) throw error
+      last = error
+      tellPassedOver(job, error)
+      continue
+    }
     source.tellAfterwards()
     if (!restored.some(({ outcome }) => damagedPaths(outcome).length > 0)) break
   }
@@ -87,6 +111,12 @@ export async function restoreWords(job: RestoreJob): Promise<ExitCode> {
     codes.push(tellRestored({ ...outcome, complete }, { place, dryRun, reporter }))
   }
   return worstExitCode(codes)
+}
+
+/** The source does not have it, is damaged, or is not reached any more. */
+function isLacking(error: unknown): error is BackupError {
+  if (!(error instanceof BackupError) || error.code === 'UNSAFE_PATH') return false
+  return error.code === 'NOTHING_FOUND' || error.exitCode === 10 || error.exitCode === 13
 }
 
 function noSource(): BackupError {
@@ -153,8 +183,15 @@ async function restoreDamaged(
       continue
     }
     try {
-      const isConfirmed = { ...job, words: { ...job.words, yes: true, deleteIn: false } }
-      const other = await restorePlace(isConfirmed, { source, place, wanted: { paths } })
+      // What was to be deleted is.
+      const words: RestoreWords = { ...job.words, yes: true, deletes: false }
+      const wanted = { paths, patterns: words.patterns }
+      const directories = paths.map((path) => `${placeOf(words.into)}/${parentOf(path)}`)
+      const other = await keepingTimes(directories, async () => {
+        const restored = await restorePlace({ ...job, words }, { source, place, wanted })
+        removeSalvage(one.outcome, restored.outcome)
+        return restored
+      })
       again.push({ ...one, outcome: merge(one.outcome, other.outcome) })
     } catch (error) {
       if (!isElsewhere(error)) throw error
@@ -168,6 +205,38 @@ function damagedPaths({ failures }: RestoreOutcome): readonly RawPath[] {
   return failures
     .filter(({ code }) => ERRORS[code][0] === 13 && code !== 'UNSAFE_PATH')
     .map(({ path }) => path)
+}
+
+/** What could be saved of files that came whole from elsewhere. */
+function removeSalvage(first: RestoreOutcome, second: RestoreOutcome): void {
+  const lacking = new Set([...second.kept, ...second.failures.map(({ path }) => path)])
+  for (const { path, corrupt } of first.failures) {
+    if (corrupt !== undefined && !lacking.has(path)) rmSync(rawPathToBytes(corrupt))
+  }
+}
+
+/** Directories that were finished already, and get more files. */
+async function keepingTimes<T>(
+  directories: readonly RawPath[],
+  action: () => Promise<T>,
+): Promise<T> {
+  const times = [...new Set(directories)].map((path) => {
+    return { path, stat: lstatSync(rawPathToBytes(path), { throwIfNoEntry: false, bigint: true }) }
+  })
+  const result = await action()
+  for (const { path, stat } of times) {
+    if (stat?.isDirectory() === true) setTimesOfOurs(path, stat)
+  }
+  return result
+}
+
+/** Somebody else's directory has its time from whoever wrote there last. */
+function setTimesOfOurs(path: RawPath, times: { readonly mtimeNs: bigint }): void {
+  try {
+    setTimes(path, times)
+  } catch (error) {
+    if (systemCode(error) === undefined) throw error
+  }
 }
 
 /** Of two restores of one generation the second one had only what the first one failed at. */
@@ -192,16 +261,31 @@ async function restorePlace(
   const { source, place, wanted } = of
   const { words } = job
   const selected = await source.select(place, wanted)
+  const made: string[] = []
   try {
     if (words.deletes && !selected.complete) throw incomplete(place)
     const outcome =
       words.into === undefined || words.dryRun
         ? await restoreInto(job, { ...of, selected, into: placeOf(words.into) })
-        : await restoreInto(job, { ...of, selected, into: makeDirectory(words.into) })
+        : await restoreInto(job, { ...of, selected, into: makeDirectory(words.into, made) })
     const failures = [...selected.damaged, ...outcome.failures]
     return { place, outcome: { ...outcome, failures }, complete: selected.complete }
+  } catch (error) {
+    removeEmpty(made)
+    throw error
   } finally {
     selected.close()
+  }
+}
+
+/** Directories that nothing came into. */
+function removeEmpty(made: readonly string[]): void {
+  for (const path of made.toReversed()) {
+    try {
+      rmdirSync(path)
+    } catch (error) {
+      if (systemCode(error) === undefined) throw error
+    }
   }
 }
 
@@ -224,6 +308,8 @@ async function restoreInto(
   const { context, words } = job
   const { source, place, selected, into } = of
   const roots = words.paths.length === 0 ? selected.sources : words.paths
+  const damaged = new Set(selected.damaged.map(({ path }) => path))
+  const isLeftOut = leftOut(job, place)
   const stamp = formatStamp(context.now())
   const { selection } = selected
   return await restoreSelection(selection, {
@@ -231,15 +317,25 @@ async function restoreInto(
     moving: movingOf(job, { selection, into }),
     identities: source.identities,
     overwrite: words.overwrite === 'ask' && !context.hasTerminal ? 'never' : words.overwrite,
-    deleteIn: words.deletes ? words.paths : [],
-    isLeftOut: leftOut(job, place),
+    deleteIn: words.deletes ? within(words.paths, selected.sources) : [],
+    // What cannot be restored is no reason to delete what is there.
+    isLeftOut: (path, isDirectory) => damaged.has(path) || isLeftOut?.(path, isDirectory) === true,
     dryRun: words.dryRun,
     checksRoom: !words.ignoresSpace,
     cores: availableParallelism(),
     aside: words.discards ? undefined : new Aside({ into, roots, stamp }),
+    keepsCorrupt: !words.prints,
     decide: async (plan) => await decide(job, { plan, place }),
     report: context.reporter.report,
     signal: context.signal,
+  })
+}
+
+/** The paths as far as they are of the sources: of what lies above, the set knows nothing. */
+function within(paths: readonly RawPath[], sources: readonly RawPath[]): readonly RawPath[] {
+  return paths.flatMap((path) => {
+    if (sources.some((directory) => isWithin({ path, directory }))) return [path]
+    return sources.filter((source) => isWithin({ path: source, directory: path }))
   })
 }
 
@@ -266,6 +362,7 @@ async function decide(
   { plan, place }: { readonly plan: RestorePlan; readonly place: ExportPlace },
 ): Promise<RestorePlan> {
   const { reporter } = context
+  if (words.prints) checkPrintable(plan)
   const answered = words.overwrite === 'ask' ? await askEach(context, plan) : plan
   const lines = planLines(answered, place)
   if (words.dryRun) {
@@ -281,6 +378,16 @@ async function decide(
   const what = deleted > 0 ? 'deleting' : 'restoring to the original place'
   throw new BackupError('NOT_CONFIRMED', `${what} has to be confirmed`, {
     hint: 'give --yes, or --into DIR to restore elsewhere; nothing was changed',
+  })
+}
+
+/** @throws BackupError USAGE for what is not one file */
+function checkPrintable({ items, directories }: RestorePlan): void {
+  const [entry] = directories.length > 0 ? directories : items.map((item) => item.entry)
+  if (entry === undefined || entry.type === 'file') return
+  const what = entry.type === 'symlink' ? 'a symbolic link' : `a ${entry.type}`
+  throw new BackupError('USAGE', `${displayPath(entry.path)} is ${what}, and no file`, {
+    hint: '--stdout prints one file; restore the rest with --into DIR; nothing was restored',
   })
 }
 
@@ -332,15 +439,17 @@ function refuseOurOwn(into: string, { staging, targets }: Configuration): void {
 }
 
 /** One by one: Node's recursive mkdir never returns below /proc. */
-function makeEach(path: string): void {
+function makeEach(path: string, made: string[]): void {
   if (existsSync(path)) return
-  makeEach(dirname(path))
+  makeEach(dirname(path), made)
   mkdirSync(path)
+  made.push(path)
 }
 
-function makeDirectory(path: string): RawPath {
+/** @param made gets what had to be made */
+function makeDirectory(path: string, made: string[]): RawPath {
   try {
-    makeEach(path)
+    makeEach(path, made)
     readdirSync(path)
     return placeOf(path)
   } catch (cause) {
@@ -360,7 +469,7 @@ function makeDirectory(path: string): RawPath {
 export async function printFile(job: RestoreJob): Promise<ExitCode> {
   const { context, words } = job
   const [path = ''] = words.paths
-  const scratch = mkdtempSync(join(tmpdir(), 'backup-restore-'))
+  const scratch = makeScratch('restore')
   try {
     const quiet = { ...context.reporter, print: () => undefined, tell: () => undefined }
     const inner = {
@@ -370,10 +479,23 @@ export async function printFile(job: RestoreJob): Promise<ExitCode> {
     }
     const code = await restoreWords(inner)
     const file = rawPathToBytes(`${rawPathFromText(inner.words.into)}/${path}`)
-    if (!existsSync(file)) return code === 0 ? 1 : code
-    await pipeline(createReadStream(file), context.stdout, { end: false })
+    if (lstatSync(file, { throwIfNoEntry: false })?.isFile() !== true) return code === 0 ? 1 : code
+    await writeOut(file, context.stdout)
     return code
   } finally {
     rmSync(scratch, { recursive: true, force: true })
+  }
+}
+
+/** A reader that has left, or a disk that is full, is no bug: main.ts sees it, too. */
+async function writeOut(file: Buffer, stdout: NodeJS.WriteStream): Promise<void> {
+  let isLost = false
+  stdout.once('error', () => {
+    isLost = true
+  })
+  try {
+    await pipeline(createReadStream(file), stdout, { end: false })
+  } catch (error) {
+    if (!isLost) throw error
   }
 }

@@ -5,9 +5,14 @@
 
 import { ERRORS, type ExitCode, worstExitCode } from '../lib/errors.ts'
 import { formatSize } from '../lib/model/amount.ts'
-import { displayPath } from '../lib/model/raw-path.ts'
+import { displayPath, pathFacts } from '../lib/model/raw-path.ts'
 import type { ListedExport } from '../lib/work/list.ts'
-import { type RestorePlan, bytesToWrite, countPlan } from '../lib/work/restore-plan.ts'
+import {
+  type RestoreFailure,
+  type RestorePlan,
+  bytesToWrite,
+  countPlan,
+} from '../lib/work/restore-plan.ts'
 import type { RestoreOutcome } from '../lib/work/restore.ts'
 import type { UndoOutcome } from '../lib/work/undo-restore.ts'
 import type { CollectionVerification } from '../lib/work/verify-local.ts'
@@ -58,7 +63,11 @@ export function warnOfDamaged(damaged: readonly string[], reporter: Reporter): E
 
 export function tellVerifiedCollection(
   { set, stamp }: Place,
-  { verified, reporter }: { verified: CollectionVerification; reporter: Reporter },
+  {
+    verified,
+    command,
+    reporter,
+  }: { verified: CollectionVerification; command: string; reporter: Reporter },
 ): void {
   const { problems, files, bytes, contentChecked } = verified
   const state = contentChecked ? 'whole' : 'as collected, as far as metadata tell'
@@ -71,13 +80,13 @@ export function tellVerifiedCollection(
     reporter.print(`  ${displayPath(path)}: ${why}`)
   reporter.report({
     kind: 'result',
-    command: COMMAND,
+    command,
     set,
     stamp,
     files,
     bytes,
     contentChecked,
-    problems: problems.map(({ path, why }) => ({ path: displayPath(path), why })),
+    problems: problems.map(({ path, why }) => ({ ...pathFacts(path), why })),
   })
 }
 
@@ -162,10 +171,10 @@ export function tellRestored(
     same,
     bytes,
     deleted,
-    aside: aside.map(displayPath),
-    kept: kept.map(displayPath),
-    failures: failures.map((failure) => ({ ...failure, path: displayPath(failure.path) })),
-    lost: lost.map(({ path, what }) => ({ path: displayPath(path), what })),
+    aside: aside.map((path) => pathFacts(path)),
+    kept: kept.map((path) => pathFacts(path)),
+    failures: failures.map(failureFacts),
+    lost: lost.map(({ path, what }) => ({ ...pathFacts(path), what: what.map(displayPath) })),
   })
   return exitCode
 }
@@ -181,7 +190,13 @@ export function tellUndone(
     reporter.report({ kind: 'notice', level: 'warning', code: 'LEFT', message })
   }
   const exitCode = left.length > 0 ? 3 : 0
-  const named = left.map((failure) => ({ ...failure, path: displayPath(failure.path) }))
+  const named = left.map(failureFacts)
   reporter.report({ kind: 'result', command: COMMAND, exitCode, back, removed, left: named })
   return exitCode
+}
+
+/** For `--json`. */
+function failureFacts({ path, corrupt, ...failure }: RestoreFailure) {
+  const kept = corrupt === undefined ? {} : pathFacts(corrupt, 'corrupt')
+  return { ...pathFacts(path), ...failure, ...kept }
 }

@@ -157,11 +157,10 @@ async function tellHidden(
 }
 
 /** Collections in staging. */
-export async function verifyStaging({
-  context,
-  words,
-  configuration,
-}: RestoreJob): Promise<ExitCode> {
+export async function verifyStaging(
+  { context, words, configuration }: RestoreJob,
+  { command }: Pick<AskedProof, 'command'> = EVERYTHING,
+): Promise<ExitCode> {
   const { staging } = configuration
   const { reporter, signal } = context
   const found = collectionsOf({ words, configuration })
@@ -178,7 +177,7 @@ export async function verifyStaging({
       report: reporter.report,
       signal,
     })
-    tellVerifiedCollection({ set, stamp }, { verified, reporter })
+    tellVerifiedCollection({ set, stamp }, { verified, command, reporter })
     codes.push(verified.problems.length > 0 ? 13 : 0)
   }
   return worstExitCode(codes)

@@ -6,7 +6,7 @@
 import { type ExitCode, worstExitCode } from '../lib/errors.ts'
 import { formatSize } from '../lib/model/amount.ts'
 import { counted } from '../lib/model/period.ts'
-import { displayPath, type RawPath, rawPathToBytes, rawPathToText } from '../lib/model/raw-path.ts'
+import { displayPath, pathFacts } from '../lib/model/raw-path.ts'
 import { formatLocalTime } from '../lib/model/schedule.ts'
 import type { ProofOutcome } from '../lib/work/proof.ts'
 import { receiptName } from '../lib/work/receipts.ts'
@@ -52,7 +52,7 @@ export function tellVerified(
     unread,
     left,
     bundles: needs.length,
-    damaged: damaged.map(displayPath),
+    damaged: damaged.map((path) => pathFacts(path)),
     problems: problems.map(({ code, message }) => ({ code, message })),
   })
 }
@@ -77,17 +77,10 @@ export function tellDamage(damage: readonly BundleDamage[], reporter: Reporter):
       bundle,
       problems: problems.map(({ code, message }) => ({ code, message })),
       exports: exports.map(({ place: { machine, set, stamp }, files, isCatalogHit }) => {
-        return { machine, set, stamp, files: files?.map(pathFacts), isCatalogHit }
+        return { machine, set, stamp, files: files?.map((path) => pathFacts(path)), isCatalogHit }
       }),
     })
   }
-}
-
-/** A path for programs: nothing of it is lost. */
-function pathFacts(path: RawPath): { readonly path: string; readonly path64?: string } {
-  const text = rawPathToText(path)
-  if (text !== undefined) return { path: text }
-  return { path: displayPath(path), path64: rawPathToBytes(path).toString('base64') }
 }
 
 /** `3 of 10 bundles were read; …`: how much is proven now, and since when. */

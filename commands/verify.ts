@@ -65,7 +65,7 @@ signatures are compared. Nothing is written but receipts.
     if (words.source === 'local') refuseAmount(values)
     const configuration = await context.loadConfiguration()
     const job = { context, words: withTag(words, configuration), configuration }
-    if (words.source === 'local') return await verifyStaging(job)
+    if (words.source === 'local') return await verifyStaging(job, { command: NAME })
     const requestFor: AskedProof['requestFor'] = ({ repository, target, nowMs }) => {
       const { olderThanMs, share, timeMs, limitBytes } = amount
       if (amount.isUnsaid && target.verify !== undefined) {

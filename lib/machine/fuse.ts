@@ -7,7 +7,15 @@
 // bug and ends the session.
 
 import { Buffer } from 'node:buffer'
-import { closeSync, constants, openSync, readSync, readdirSync, statSync, writeSync } from 'node:fs'
+import {
+  closeSync,
+  constants,
+  openSync,
+  opendirSync,
+  readSync,
+  readdirSync,
+  writeSync,
+} from 'node:fs'
 import { constants as system } from 'node:os'
 import { BackupError, systemCode } from '../errors.ts'
 import { type RawPath, displayPath, rawPathToBytes, rawPathToText } from '../model/raw-path.ts'
@@ -213,7 +221,8 @@ async function unmountNow(directory: RawPath, isRoot: boolean): Promise<void> {
 async function removeStale(directory: RawPath): Promise<void> {
   for (let count = 0; count < MAX_STALE; count++) {
     try {
-      statSync(rawPathToBytes(directory))
+      // The kernel may know the answer of stat by heart; for this it has to ask.
+      opendirSync(rawPathToBytes(directory)).closeSync()
       return
     } catch (error) {
       if (systemCode(error) !== 'ENOTCONN') return

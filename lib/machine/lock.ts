@@ -17,7 +17,7 @@ import {
 } from 'node:fs'
 import { hostname } from 'node:os'
 import { BackupError, systemCode } from '../errors.ts'
-import { displayText, type RawPath, rawPathToBytes } from '../model/raw-path.ts'
+import { displayPath, displayText, type RawPath, rawPathToBytes } from '../model/raw-path.ts'
 import { tryLock } from './posix.ts'
 
 export interface Lock {
@@ -74,6 +74,29 @@ export function acquireLock({
     closeSync(fd)
     throw error
   }
+}
+
+/**
+ * Holds a directory itself, so that no file of ours is left in it; not where its filesystem has no
+ * locks.
+ * @returns what lets go
+ * @throws BackupError LOCKED
+ */
+export function lockDirectory(path: RawPath): () => void {
+  const fd = openSync(rawPathToBytes(path), constants.O_RDONLY | constants.O_DIRECTORY)
+  const release = (): void => closeSync(fd)
+  try {
+    if (tryLock(fd)) return release
+  } catch (error) {
+    if (systemCode(error) !== undefined) return release
+    release()
+    throw error
+  }
+  release()
+  throw new BackupError('LOCKED', `another run is writing into ${displayPath(path)}`, {
+    hint: 'wait until it has finished, or choose another directory; nothing was changed',
+    retry: 'later',
+  })
 }
 
 /** A full disk is no reason not to hold the lock: it is the kernel's, and the text for people. */

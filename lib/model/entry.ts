@@ -5,7 +5,13 @@
 
 import { Buffer } from 'node:buffer'
 import { BackupError } from '../errors.ts'
-import { type RawPath, rawPathFromText, rawPathToBytes, rawPathToText } from './raw-path.ts'
+import {
+  type RawPath,
+  pathFacts,
+  rawPathFromText,
+  rawPathToBytes,
+  rawPathToText,
+} from './raw-path.ts'
 
 export type EntryType =
   'file' | 'directory' | 'symlink' | 'link' | 'fifo' | 'char' | 'block' | 'socket'
@@ -167,9 +173,7 @@ export function putPath(
   out: Record<string, unknown>,
   { name, path }: { name: string; path: RawPath },
 ): void {
-  const text = rawPathToText(path)
-  if (text === undefined) out[`${name}64`] = rawPathToBytes(path).toString('base64')
-  else out[name] = text
+  Object.assign(out, pathFacts(path, name))
 }
 
 /** @throws BackupError CATALOG_DAMAGED when the property is there but malformed. */

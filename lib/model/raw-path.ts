@@ -29,6 +29,13 @@ export function rawPathToText(path: RawPath): string | undefined {
   return isUtf8(bytes) ? bytes.toString('utf8') : undefined
 }
 
+/** For JSON: `name`, or `name64` with the bytes as base64 where they are not UTF-8. */
+export function pathFacts(path: RawPath, name = 'path'): Readonly<Record<string, string>> {
+  const text = rawPathToText(path)
+  if (text === undefined) return { [`${name}64`]: rawPathToBytes(path).toString('base64') }
+  return { [name]: text }
+}
+
 /** For people: text, with control characters and bytes that are no text as `\xNN`. */
 export function displayPath(path: RawPath): string {
   const text = rawPathToText(path) ?? path.replace(/[^\x20-\x7e]/g, escapeCharacter)

@@ -55,8 +55,7 @@ export interface DamageEvent {
     readonly set: string
     readonly stamp: string
     /** Undefined: without the identity, or the catalog, nobody knows. */
-    readonly files:
-      readonly { readonly path: string; readonly path64?: string | undefined }[] | undefined
+    readonly files: readonly Readonly<Record<string, string>>[] | undefined
     /** Whether parts of the catalog are lost in it, and with them files that are not named. */
     readonly isCatalogHit: boolean
   }[]

@@ -14,7 +14,13 @@ import { crc32 } from 'node:zlib'
 import { isCold } from '../model/storage-class.ts'
 import { BackupError, systemCode } from '../errors.ts'
 import { syncDirectory, writeDurably } from '../machine/durable-file.ts'
-import { displayPath, parentOf, type RawPath, rawPathToBytes } from '../model/raw-path.ts'
+import {
+  displayPath,
+  parentOf,
+  pathFacts,
+  type RawPath,
+  rawPathToBytes,
+} from '../model/raw-path.ts'
 import type { Capabilities } from './bucket.ts'
 import type { S3Calls, S3Head, S3Lock, S3Part } from './s3-calls.ts'
 import type { Transfers } from './transfers.ts'
@@ -585,7 +591,7 @@ function taken(key: string): BackupError {
 function changed(file: RawPath): BackupError {
   return new BackupError('READ_BACK', `what waits to be sent has changed: ${displayPath(file)}`, {
     hint: 'suspect the disk of staging; remove that file, and the next run makes it anew',
-    facts: { path: displayPath(file) },
+    facts: pathFacts(file),
   })
 }
 

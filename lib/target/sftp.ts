@@ -18,6 +18,7 @@ import {
   displayPath,
   displayText,
   parentOf,
+  pathFacts,
   rawPathToBytes,
 } from '../model/raw-path.ts'
 import {
@@ -657,7 +658,7 @@ function spoolError({ error, path }: { error: unknown; path: RawPath }): Error {
     `the spool failed (${code}): ${displayPath(path)}`,
     {
       hint: 'what waits to be sent lies in staging; what is on the host is unharmed',
-      facts: { path: displayPath(path), system: code },
+      facts: { ...pathFacts(path), system: code },
       cause: error,
     },
   )

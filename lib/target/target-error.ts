@@ -4,7 +4,7 @@
 // lib/work/bundle-writer.ts and prove.ts in workers. Returns the error to throw, throws nothing.
 
 import { BackupError, type ErrorCode, systemCode } from '../errors.ts'
-import { type RawPath, displayPath } from '../model/raw-path.ts'
+import { type RawPath, displayPath, pathFacts } from '../model/raw-path.ts'
 
 const UNHARMED = 'earlier exports are unharmed, the next run starts this one again'
 
@@ -48,7 +48,7 @@ export function targetError({ error, path }: { error: unknown; path: RawPath }):
   ]
   return new BackupError(ours, `${message}: ${displayPath(path)}`, {
     hint,
-    facts: { path: displayPath(path), system: code },
+    facts: { ...pathFacts(path), system: code },
     cause: error,
   })
 }

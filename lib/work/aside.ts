@@ -2,8 +2,10 @@
 //
 // `.backup-replaced-<stamp>/` at the top of the filesystem concerned, within what is restored: the
 // old files under their own paths, so that moving them takes one rename, and `undo.jsonl`, a line
-// for each thing that was done (docs/restoring.md). undo-restore.ts reads it. Throws system errors.
+// for each thing that is done (docs/restoring.md), written before it is done: a restore that is
+// killed can be undone as well. undo-restore.ts reads it. Throws system errors, RESTORE_FAILED.
 
+import { Buffer } from 'node:buffer'
 import {
   accessSync,
   appendFileSync,
@@ -11,21 +13,28 @@ import {
   linkSync,
   lstatSync,
   mkdirSync,
+  readdirSync,
   renameSync,
   rmSync,
+  rmdirSync,
   statSync,
+  truncateSync,
+  writeFileSync,
 } from 'node:fs'
-import { systemCode } from '../errors.ts'
+import { BackupError, systemCode } from '../errors.ts'
 import { encodeTime, putPath, type TimeNs } from '../model/entry.ts'
-import { type RawPath, isWithin, parentOf, rawPathToBytes } from '../model/raw-path.ts'
+import { type RawPath, displayPath, isWithin, parentOf, rawPathToBytes } from '../model/raw-path.ts'
 import type { Stamp } from '../model/stamp.ts'
 import { replacedName } from './restore-names.ts'
 
 export const UNDO_LIST = 'undo.jsonl'
 
-/** One thing that a restore did. `path` is below the place that was restored to. */
+/**
+ * One thing that a restore does. `path` is below the place that is restored to; the last line about
+ * it holds. `nothing`: it was not done after all.
+ */
 export interface UndoStep {
-  readonly did: 'made' | 'replaced' | 'deleted'
+  readonly did: 'made' | 'replaced' | 'deleted' | 'nothing'
   readonly path: RawPath
   readonly isDirectory: boolean
   /** Of what was made: by it undoing knows that nobody has changed it since. */
@@ -38,7 +47,10 @@ const STEPS_AT_ONCE = 512
 interface AsideDirectory {
   readonly path: RawPath
   readonly steps: string[]
-  noted: number
+  /** The length of the list so far. */
+  bytes: number
+  /** What was replaced or deleted. */
+  kept: number
 }
 
 export class Aside {
@@ -48,6 +60,8 @@ export class Aside {
   /** By device. */
   readonly #directories = new Map<number, AsideDirectory>()
   readonly #made = new Set<RawPath>()
+  /** Announced and not done yet. */
+  readonly #open = new Map<RawPath, UndoStep>()
 
   /** @param of.roots what is restored, below `into`: nothing is made above it */
   constructor(of: {
@@ -68,13 +82,32 @@ export class Aside {
     return place
   }
 
-  note(step: UndoStep): void {
+  /** What is going to be done; flush() before it is. */
+  announce(step: UndoStep): void {
+    this.#note(step)
+    this.#open.set(step.path, step)
+  }
+
+  /** @throws BackupError RESTORE_FAILED where the list cannot be written */
+  flush(): void {
+    for (const directory of this.#directories.values()) flush(directory)
+  }
+
+  /** @param of.mtimeNs as the filesystem keeps it */
+  done({ path, mtimeNs }: Pick<UndoStep, 'path' | 'mtimeNs'>): void {
+    const step = this.#open.get(path)
+    if (step === undefined) return
+    this.#open.delete(path)
+    if (step.did !== 'made') this.#directoryOf(path).kept += 1
+    if (step.mtimeNs !== mtimeNs) this.#note({ ...step, mtimeNs })
+  }
+
+  #note(step: UndoStep): void {
     const directory = this.#directoryOf(step.path)
     const out: Record<string, unknown> = { did: step.did }
     putPath(out, { name: 'path', path: step.path })
     if (step.isDirectory) out['directory'] = true
     if (step.mtimeNs !== undefined) out['mtime'] = encodeTime(step.mtimeNs)
-    directory.noted += 1
     directory.steps.push(JSON.stringify(out))
     if (directory.steps.length >= STEPS_AT_ONCE) flush(directory)
   }
@@ -84,14 +117,21 @@ export class Aside {
     return [...this.#directories.values()].map(({ path }) => path)
   }
 
-  /** Writes what is left; a directory that nothing came into goes again. */
-  finish(): void {
-    for (const [device, directory] of this.#directories) {
-      if (directory.noted > 0) flush(directory)
-      else {
+  /**
+   * Directories that nothing came into go again.
+   * @param of.isWhole the restore came to its end: what was announced and not done never will be
+   */
+  finish({ isWhole }: { readonly isWhole: boolean }): void {
+    if (isWhole) {
+      for (const step of this.#open.values()) this.#note({ ...step, did: 'nothing' })
+    }
+    const directories = [...this.#directories]
+    const isUnused = directories.every(([, one]) => one.kept === 0 && holdsNothing(one.path))
+    for (const [device, directory] of directories) {
+      if (isUnused) {
         this.#directories.delete(device)
-        rmSync(rawPathToBytes(directory.path), { recursive: true })
-      }
+        removeAside(directory.path)
+      } else flush(directory)
     }
   }
 
@@ -103,14 +143,25 @@ export class Aside {
     const made: AsideDirectory = {
       path: this.#make(this.#topOf(above, device)),
       steps: [],
-      noted: 0,
+      bytes: 0,
+      kept: 0,
     }
-    const header = { format: 1, restored: this.#stamp }
-    const into: Record<string, unknown> = { ...header }
-    if (this.#into !== '') putPath(into, { name: 'into', path: this.#into })
-    made.steps.push(JSON.stringify(into))
+    made.bytes = statSync(rawPathToBytes(`${made.path}/${UNDO_LIST}`)).size
     this.#directories.set(device, made)
     return made
+  }
+
+  /** A filesystem that has no room for the list is found out at once. */
+  #begin(path: RawPath): void {
+    const header: Record<string, unknown> = { format: 1, restored: this.#stamp }
+    if (this.#into !== '') putPath(header, { name: 'into', path: this.#into })
+    const list = rawPathToBytes(`${path}/${UNDO_LIST}`)
+    try {
+      writeFileSync(list, `${JSON.stringify(header)}\n`, { flag: 'wx', mode: 0o600 })
+    } catch (error) {
+      rmSync(rawPathToBytes(path), { recursive: true, force: true })
+      throw error
+    }
   }
 
   #nearestThere(path: RawPath): RawPath {
@@ -143,6 +194,7 @@ export class Aside {
       const path = `${above}/${replacedName(this.#stamp, attempt)}`
       try {
         mkdirSync(rawPathToBytes(path), { mode: 0o700 })
+        this.#begin(path)
         return path
       } catch (error) {
         if (systemCode(error) !== 'EEXIST') throw error
@@ -181,10 +233,47 @@ export function keepAside(path: RawPath, aside: RawPath): void {
 
 const NO_LINKS: readonly string[] = ['EPERM', 'ENOTSUP', 'EOPNOTSUPP', 'EMLINK', 'ENOSYS']
 
-function flush({ path, steps }: AsideDirectory): void {
+function flush(directory: AsideDirectory): void {
+  const { path, steps, bytes } = directory
   if (steps.length === 0) return
   const text = `${steps.splice(0).join('\n')}\n`
-  appendFileSync(rawPathToBytes(`${path}/${UNDO_LIST}`), text, { mode: 0o600 })
+  const list = rawPathToBytes(`${path}/${UNDO_LIST}`)
+  try {
+    appendFileSync(list, text, { mode: 0o600 })
+    directory.bytes += Buffer.byteLength(text)
+  } catch (cause) {
+    const code = systemCode(cause)
+    if (code === undefined) throw cause
+    // Never half a line.
+    if (lstatSync(list, { throwIfNoEntry: false }) !== undefined) truncateSync(list, bytes)
+    const message = `${displayPath(path)}/${UNDO_LIST} cannot be written: ${code}`
+    throw new BackupError('RESTORE_FAILED', message, {
+      hint: 'make room; with --discard nothing is kept aside, and no list is needed',
+      cause,
+    })
+  }
+}
+
+/** Whether there is nothing but the list, and directories without anything in them. */
+function holdsNothing(directory: RawPath): boolean {
+  return namesIn(directory).every((name) => {
+    const path = `${directory}/${name}`
+    return lstatSync(rawPathToBytes(path)).isDirectory() ? holdsNothing(path) : name === UNDO_LIST
+  })
+}
+
+/** The list, and directories without anything in them: whatever else is there stays. */
+export function removeAside(directory: RawPath): void {
+  rmSync(rawPathToBytes(`${directory}/${UNDO_LIST}`), { force: true })
+  const remove = (at: RawPath): void => {
+    for (const name of namesIn(at)) remove(`${at}/${name}`)
+    rmdirSync(rawPathToBytes(at))
+  }
+  remove(directory)
+}
+
+function namesIn(directory: RawPath): RawPath[] {
+  return readdirSync(rawPathToBytes(directory), { encoding: 'latin1' })
 }
 
 function deviceOf(path: RawPath): number {

@@ -4,7 +4,7 @@
 // thread, and addresses are handed to workers as text. Throws nothing.
 
 import { BackupError } from '../errors.ts'
-import { type RawPath, displayPath } from '../model/raw-path.ts'
+import { type RawPath, displayPath, pathFacts } from '../model/raw-path.ts'
 import type { Target } from '../target/target.ts'
 
 /**
@@ -35,12 +35,13 @@ export function missing(path: RawPath, cause?: unknown): BackupError {
   return new BackupError('BUNDLE_MISSING', `a bundle is missing: ${displayPath(path)}`, {
     hint: 'files with content in it cannot be read from this target; use another target',
     cause,
-    facts: { path: displayPath(path) },
+    facts: pathFacts(path),
   })
 }
 
 /** A bundle that is not what it should be. */
 export function damaged(address: BundleAddress, what: string): BackupError {
-  const path = displayAddress(address)
-  return new BackupError('BUNDLE_DAMAGED', `a bundle ${what}: ${path}`, { facts: { path } })
+  const message = `a bundle ${what}: ${displayAddress(address)}`
+  const facts = pathFacts(networkPath(address) ?? address)
+  return new BackupError('BUNDLE_DAMAGED', message, { facts })
 }

@@ -9,7 +9,7 @@ import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs'
 import assert from 'node:assert/strict'
 import { BackupError, systemCode } from '../errors.ts'
 import { readBack } from '../machine/durable-file.ts'
-import { type RawPath, displayPath, rawPathToBytes } from '../model/raw-path.ts'
+import { type RawPath, displayPath, pathFacts, rawPathToBytes } from '../model/raw-path.ts'
 import type { ByteRange, Target } from '../target/target.ts'
 import { type BundleAddress, damaged, missing, networkPath } from './bundle-address.ts'
 import { NetworkSource } from './network-source.ts'
@@ -211,7 +211,7 @@ function guarded<T>(path: RawPath, action: () => T): T {
     throw new BackupError('BUNDLE_DAMAGED', `a bundle cannot be read: ${displayPath(path)}`, {
       hint: 'check the drive; everything outside this bundle is unaffected',
       cause,
-      facts: { path: displayPath(path) },
+      facts: pathFacts(path),
     })
   }
 }

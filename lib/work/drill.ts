@@ -36,7 +36,7 @@ import {
 } from '../model/drill.ts'
 import type { Entry, FrameRange, Piece } from '../model/entry.ts'
 import { exportName } from '../model/manifest.ts'
-import { displayPath, rawPathFromText, rawPathToBytes } from '../model/raw-path.ts'
+import { displayPath, type RawPath, rawPathFromText, rawPathToBytes } from '../model/raw-path.ts'
 import { provenMsOf, type Receipt } from '../model/receipt.ts'
 import type { Report } from '../model/report.ts'
 import { type BundlePlace, type ShardPlace, framesOf } from '../model/shard.ts'
@@ -95,6 +95,9 @@ interface FileRun {
   readonly bytes: number
   /** `<export>: <path>`, for people. */
   readonly name: string
+  /** `<machine>/<set>/<stamp>` */
+  readonly export: string
+  readonly path: RawPath
   readonly machine: string
   readonly pieces: readonly Piece[]
   /** What the pieces name by number. */
@@ -408,13 +411,15 @@ function runsOfFile({
   readonly bundles: readonly BundlePlace[]
 }): readonly FileRun[] {
   const { machine } = manifest
+  const { path } = entry
+  const of = exportName(manifest)
   const all = entry.pieces ?? []
   return cutRuns(all).map(([start, end]) => {
     const pieces = all.slice(start, end)
     const bytes = pieces.reduce((sum, [, , , length]) => sum + length, 0)
-    const key = `${exportName(manifest)}: ${entry.path}${start === 0 ? '' : `#${start}`}`
-    const name = `${exportName(manifest)}: ${displayPath(entry.path)}`
-    return { key, bytes, name, machine, pieces, bundles }
+    const key = `${of}: ${path}${start === 0 ? '' : `#${start}`}`
+    const name = `${of}: ${displayPath(path)}`
+    return { key, bytes, name, export: of, path, machine, pieces, bundles }
   })
 }
 

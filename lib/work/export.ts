@@ -20,7 +20,7 @@ import {
   encodeManifest,
   exportName,
 } from '../model/manifest.ts'
-import { type RawPath, baseOf, displayPath, rawPathFromText } from '../model/raw-path.ts'
+import { type RawPath, baseOf, rawPathFromText } from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
 import type { Doubt } from '../model/sanity.ts'
 import { isAhead } from '../model/stamp.ts'
@@ -233,7 +233,7 @@ class Export {
     const { staging } = this.#options.configuration
     const { path, system } = error.facts
     if (typeof path !== 'string' || typeof system !== 'string') return error
-    if (!path.startsWith(displayPath(rawPathFromText(staging)))) return error
+    if (!path.startsWith(staging)) return error
     const code = error.code === 'TARGET_FULL' ? 'STAGING_FULL' : 'STAGING_FAILED'
     return new BackupError(code, `what waits to be sent cannot be written (${system}): ${path}`, {
       hint: 'free some space there, or lower spool_limit; what was sent is not sent again',

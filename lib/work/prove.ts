@@ -10,7 +10,7 @@ import { closeSync, fsyncSync, unlinkSync } from 'node:fs'
 import { crc32 } from 'node:zlib'
 import { BackupError } from '../errors.ts'
 import { readBack } from '../machine/durable-file.ts'
-import { type RawPath, displayPath, rawPathToBytes } from '../model/raw-path.ts'
+import { type RawPath, displayPath, pathFacts, rawPathToBytes } from '../model/raw-path.ts'
 import { targetError } from '../target/target-error.ts'
 
 /** What one sum covers. */
@@ -58,7 +58,7 @@ function compareWithMedium({ path, lengthBytes, sums }: WrittenFile): 'direct' |
     `the medium does not hold what was written to ${displayPath(path)}`,
     {
       hint: 'the export was not made, earlier exports are unharmed; check the drive and its cable',
-      facts: { path: displayPath(path), offset: Math.max(0, wrong) * BLOCK_BYTES },
+      facts: { ...pathFacts(path), offset: Math.max(0, wrong) * BLOCK_BYTES },
     },
   )
 }

@@ -7,7 +7,7 @@
 // there before. Throws NOTHING_FOUND, IDENTITY_WRONG, USAGE, ALREADY_THERE, INTERRUPTED, and what
 // restoring throws.
 
-import { lstatSync, mkdirSync, readdirSync, rmSync } from 'node:fs'
+import { existsSync, lstatSync, mkdirSync, readdirSync, rmSync, rmdirSync } from 'node:fs'
 import { BackupError, systemCode } from '../errors.ts'
 import type { MachineKey } from '../machine/identity.ts'
 import { setTimes } from '../machine/posix.ts'
@@ -266,6 +266,8 @@ export interface RecoverWords {
   /** An absolute path, without a trailing slash. */
   readonly into: RawPath
   readonly dryRun: boolean
+  /** Whether the filesystem is asked for room. */
+  readonly checksRoom: boolean
 }
 
 export interface RecoverOutcome extends RestoreOutcome {
@@ -289,15 +291,26 @@ export async function recoverExports(
 ): Promise<RecoverOutcome> {
   const { chosen, into, dryRun } = words
   const isSigned = chosen.every(({ evidence }) => evidence === 'signed')
+  const isNew = !existsSync(rawPathToBytes(into))
   const isEmpty = dryRun || makeDirectory(into, { isSigned })
   const job = new Recover(found, { ...words, isEmpty })
-  await job.load()
-  if (dryRun) await job.readNeeded()
-  await job.searchEverywhere()
-  const outcome = dryRun ? await job.preview() : await job.restore()
+  let outcome: RestoreOutcome
+  try {
+    await job.load()
+    if (dryRun) await job.readNeeded()
+    await job.searchEverywhere()
+    outcome = dryRun ? await job.preview() : await job.restore()
+  } catch (error) {
+    if (isNew && !dryRun && isEmptyDirectory(into)) rmdirSync(rawPathToBytes(into))
+    throw error
+  }
   const { evidence } = chosen.at(-1) ?? { evidence: 'members' as const }
   const exports = job.hasRead ? await surveyExports(found.exports, found.recovery) : found.exports
   return { ...outcome, ...job.losses(), evidence, exports }
+}
+
+function isEmptyDirectory(path: RawPath): boolean {
+  return existsSync(rawPathToBytes(path)) && readdirSync(rawPathToBytes(path)).length === 0
 }
 
 /**
@@ -541,7 +554,7 @@ class Recover {
 
   async #carryOut(laid: readonly Laid[]): Promise<RestoreOutcome> {
     const plan = await this.#plan(laid)
-    checkRoom(plan)
+    if (this.#words.checksRoom) checkRoom(plan)
     const { identities, cores, report, signal } = this.#found.options
     return await carryOut(plan, { identities, cores, report, signal, aside: undefined })
   }

@@ -10,13 +10,22 @@ const PARTIAL_PREFIX = '.backup-restore-'
 
 const REPLACED_PREFIX = '.backup-replaced-'
 
-/** The temporary name in a directory; a later restore finds and removes what a killed one left. */
-export function partialName(worker: number): string {
-  return `${PARTIAL_PREFIX}${worker}.partial`
+/**
+ * The temporary name in a directory, of this process alone; a later restore finds and removes what
+ * a killed one left.
+ */
+export function partialName(of: { readonly process: number; readonly worker: number }): string {
+  return `${PARTIAL_PREFIX}${of.process}-${of.worker}.partial`
 }
 
 export function isPartialName(name: RawPath): boolean {
-  return /^\.backup-restore-\d+\.partial$/.test(name)
+  return /^\.backup-restore-\d+(-\d+)?\.partial$/.test(name)
+}
+
+/** Whether a path goes through a name that a restore takes for a leftover of its own. */
+export function hasLeftoverName(path: RawPath): boolean {
+  if (!path.includes('.backup-restore')) return false
+  return path.split('/').some((name) => isPartialName(name) || name === JOURNAL)
 }
 
 /** The directory for what a restore replaced or deleted. */

@@ -21,9 +21,9 @@ import { type Entry, asFile, dataBytes } from '../model/entry.ts'
 import { type Move, moveEntries, moveEntry } from '../model/moving.ts'
 import { type Age, type OverwritePolicy, ageOf, mayReplace } from '../model/overwrite.ts'
 import type { PlaceNames } from '../model/place-names.ts'
-import { type RawPath, baseOf, displayPath, parentOf, rawPathToBytes } from '../model/raw-path.ts'
+import { type RawPath, displayPath, parentOf, rawPathToBytes } from '../model/raw-path.ts'
 import { checkSafePath } from '../model/safe-path.ts'
-import { isOurName } from './restore-names.ts'
+import { hasLeftoverName, isOurName } from './restore-names.ts'
 import type { ContentSource, Selection } from './selection.ts'
 
 /** A path that is not restored, and why. */
@@ -31,6 +31,8 @@ export interface RestoreFailure {
   readonly path: RawPath
   readonly code: ErrorCode
   readonly why: string
+  /** Where what is whole of it was left: the whole path. */
+  readonly corrupt?: RawPath
 }
 
 /**
@@ -78,6 +80,8 @@ export interface RestorePlan {
   readonly parents: readonly Entry[]
   readonly deletions: readonly Deletion[]
   readonly failures: readonly RestoreFailure[]
+  /** What hard links of the selection may be links to. */
+  readonly files: ReadonlyMap<RawPath, Entry>
   readonly content: ContentSource
   readonly policy: OverwritePolicy
 }
@@ -110,6 +114,7 @@ export async function planRestore(
   const { moved, failures: refused } = moveAll(entries, moving)
   const failures: RestoreFailure[] = [...refused]
   const items: PlannedEntry[] = []
+  const verdicts = new Map<RawPath, Verdict>()
   const directories: Entry[] = []
   const files = new Map(
     moved.flatMap(({ entry }) => (entry.type === 'file' ? [[entry.path, entry] as const] : [])),
@@ -125,41 +130,42 @@ export async function planRestore(
     }
     try {
       checkSafePath(entry.path)
-      if (isOurName(baseOf(entry.path))) throw ourName(entry.path)
+      if (hasLeftoverName(entry.path)) throw ourName(entry.path)
       const isDirectory = entry.type === 'directory'
       const state = place.stateOf(isDirectory ? entry.path : parentOf(entry.path))
       if (state === 'blocked') throw notADirectory(entry.path)
       if (entry.type === 'link' && !files.has(entry.target!)) throw notAFile(entry)
       if (isDirectory) directories.push(entry)
-      else items.push(judge(entry, { place, from, overwrite }))
+      else {
+        const item = judge(entry, { place, from, overwrite, verdicts })
+        if (entry.type === 'file') verdicts.set(entry.path, item.verdict)
+        items.push(item)
+      }
     } catch (error) {
       failures.push(asFailure(entry.path, error))
     }
   }
-  const failed = new Set(failures.map(({ path }) => path))
-  const linked = withStandIns(items, { failed, files })
   const above = moving === undefined ? parents : parents.map((one) => moveEntry(one, moving.move))
   const taken = new Set([...moved.map(({ entry }) => entry.path), ...above.map(({ path }) => path)])
   const deletions = options.deleteIn.flatMap((directory) => {
     return findDeletions(directory, { into, taken, isLeftOut: options.isLeftOut })
   })
   const policy = overwrite
-  return { into, items: linked, directories, parents: above, deletions, failures, content, policy }
+  const parts = { items, directories, parents: above, deletions, failures, files }
+  return { into, ...parts, content, policy }
 }
 
-/** By path: what hard links may be links to. */
-type Files = ReadonlyMap<RawPath, Entry>
-
 /**
- * Hard links of a file whose first path keeps what is there: the first of those that are made is
- * the file itself, and the others are linked to that one.
+ * Once it is decided what is replaced: of the hard links of a file whose first path keeps what is
+ * there, the first that is made is the file itself, and the others are linked to that one.
  */
-function withStandIns(
-  items: readonly PlannedEntry[],
-  { failed, files }: { readonly failed: ReadonlySet<RawPath>; readonly files: Files },
-): readonly PlannedEntry[] {
+export function withStandIns(plan: RestorePlan): RestorePlan {
+  return { ...plan, items: linkToStandIns(plan) }
+}
+
+function linkToStandIns({ items, failures, files }: RestorePlan): readonly PlannedEntry[] {
   const isMade = (verdict: Verdict) => verdict === 'make' || verdict === 'replace'
-  const lost = new Set(failed)
+  const lost = new Set(failures.map(({ path }) => path))
   for (const { entry, verdict } of items) {
     if (verdict === 'keep' || verdict === 'blocked') lost.add(entry.path)
   }
@@ -300,7 +306,11 @@ export function systemWords(code: string): string {
 
 /** What could not be done for one path. @throws what is no failure of the world */
 export function asFailure(path: RawPath, error: unknown): RestoreFailure {
-  if (error instanceof BackupError) return { path, code: error.code, why: error.message }
+  if (error instanceof BackupError) {
+    const { code, message, facts } = error
+    const corrupt = facts?.['corrupt']
+    return { path, code, why: message, ...(typeof corrupt === 'string' ? { corrupt } : {}) }
+  }
   const code = systemCode(error)
   if (code === undefined) throw error
   return { path, code: 'RESTORE_FAILED', why: `it cannot be made: ${systemWords(code)}` }
@@ -312,7 +322,14 @@ function judge(
     place,
     from,
     overwrite,
-  }: { readonly place: Place; readonly from: RawPath; readonly overwrite: OverwritePolicy },
+    verdicts,
+  }: {
+    readonly place: Place
+    readonly from: RawPath
+    readonly overwrite: OverwritePolicy
+    /** Of the files before it. */
+    readonly verdicts: ReadonlyMap<RawPath, Verdict>
+  },
 ): PlannedEntry {
   const there =
     place.stateOf(parentOf(entry.path)) === 'absent'
@@ -321,7 +338,11 @@ function judge(
   if (there === undefined) return { entry, from, verdict: 'make', age: undefined }
   const age = ageOf({ there: there.mtimeNs, restored: entry.mtimeNs })
   if (there.isDirectory()) return { entry, from, verdict: 'blocked', age }
-  if (looksSame(entry, { place, there })) return { entry, from, verdict: 'same', age: 'even' }
+  // A link to what is not the same is the same as little.
+  const first = entry.type === 'link' ? (verdicts.get(entry.target!) ?? 'same') : 'same'
+  if (first === 'same' && looksSame(entry, { place, there })) {
+    return { entry, from, verdict: 'same', age: 'even' }
+  }
   return { entry, from, verdict: mayReplace(overwrite, age) ? 'replace' : 'keep', age }
 }
 

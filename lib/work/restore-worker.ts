@@ -23,7 +23,14 @@ import { BackupError, type PlainError, packError, systemCode } from '../errors.t
 import { digestBytes } from '../format/chunker.ts'
 import { applyMetadata } from '../machine/metadata.ts'
 import { type Entry, dataBytes } from '../model/entry.ts'
-import { type RawPath, baseOf, displayPath, parentOf, rawPathToBytes } from '../model/raw-path.ts'
+import {
+  type RawPath,
+  baseOf,
+  displayPath,
+  parentOf,
+  pathFacts,
+  rawPathToBytes,
+} from '../model/raw-path.ts'
 import { keepAside } from './aside.ts'
 import { OpenBundles } from './open-bundles.ts'
 import { corruptName, partialName } from './restore-names.ts'
@@ -110,7 +117,8 @@ class Restorer {
       if (there.isDirectory() || !mayReplace) return { kind: 'kept' }
       if (looksSame) return { kind: 'different' }
     }
-    const partial = `${parentOf(path)}/${partialName(threadId)}`
+    const name = partialName({ process: process.pid, worker: threadId })
+    const partial = `${parentOf(path)}/${name}`
     const fd = openExclusive(partial)
     let owner: { readonly uid: number; readonly gid: number }
     try {
@@ -208,7 +216,7 @@ function keepCorrupt(
       renameSync(rawPathToBytes(partial), rawPathToBytes(kept))
       const name = displayPath(baseOf(kept))
       const message = `${first.message}; the rest is in ${name}, with zeros for ${bytes} bytes`
-      const facts = { corrupt: displayPath(kept), damaged }
+      const facts = { corrupt: kept, damaged }
       return new BackupError(first.code, message, { facts })
     }
   } catch (error) {
@@ -301,7 +309,7 @@ function asFailure({ path }: RestoreItem, cause: unknown): BackupError {
   const code = systemCode(cause)
   if (code === undefined) throw cause
   return new BackupError('RESTORE_FAILED', `it cannot be written: ${systemWords(code)}`, {
-    facts: { path: displayPath(path), system: code },
+    facts: { ...pathFacts(path), system: code },
     cause,
   })
 }

@@ -19,16 +19,18 @@ import {
   unlinkSync,
 } from 'node:fs'
 import { BackupError, unpackError } from '../errors.ts'
+import { lockDirectory } from '../machine/lock.ts'
 import { applyFlags, applyMetadata } from '../machine/metadata.ts'
 import { makeNode } from '../machine/posix.ts'
 import { formatSize } from '../model/amount.ts'
-import { type Entry, dataBytes } from '../model/entry.ts'
+import { type Entry, type TimeNs, dataBytes } from '../model/entry.ts'
 import {
   type RawPath,
   baseOf,
   comparePaths,
   displayPath,
   parentOf,
+  pathFacts,
   rawPathToBytes,
 } from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
@@ -46,6 +48,7 @@ import {
   lookAtDirectory,
   notADirectory,
   planRestore,
+  withStandIns,
 } from './restore-plan.ts'
 import type { FileOutcome, RestoreItem, RestoreReply, RestoreSettings } from './restore-worker.ts'
 import type { Selection } from './selection.ts'
@@ -107,7 +110,7 @@ export async function restoreSelection(
     },
 ): Promise<RestoreOutcome> {
   const planned = await planRestore(selection, options)
-  const plan = (await options.decide?.(planned)) ?? planned
+  const plan = withStandIns((await options.decide?.(planned)) ?? planned)
   if (options.dryRun) return previewRestore(plan)
   if (options.checksRoom) checkRoom(plan)
   return await carryOut(plan, options)
@@ -118,7 +121,7 @@ export async function carryOut(
   plan: RestorePlan,
   options: RestoreOptions,
 ): Promise<RestoreOutcome> {
-  return await new Restore(plan, options).run()
+  return await new Restore(withStandIns(plan), options).run()
 }
 
 /**
@@ -159,7 +162,7 @@ export function checkRoom(plan: RestorePlan): void {
       hint:
         'choose another place with --into, restore less, or say --ignore-space where the '
         + 'filesystem compresses; nothing was restored',
-      facts: { place: displayPath(place), freeBytes: bavail * bsize, neededBytes: bytes },
+      facts: { ...pathFacts(place, 'place'), freeBytes: bavail * bsize, neededBytes: bytes },
     })
   }
 }
@@ -195,8 +198,15 @@ class Restore {
   /** Finished but for their inode flags, which come last. */
   readonly #flagged: Entry[] = []
   readonly #journal: RestoreJournal
-  /** For the undo list, where there is one in the end. */
-  readonly #made: Entry[] = []
+  /** Where what is replaced is kept. */
+  readonly #asides = new Map<RawPath, RawPath>()
+  /**
+   * What is made before anything is replaced or deleted, for then there is no undo list yet:
+   * directories and entries, and what the workers have at hand.
+   */
+  readonly #made: (RawPath | Entry)[] = []
+  readonly #atHand = new Map<RawPath, Entry>()
+  #isListing = false
   /** What is not there, or is not what links are to be made to. */
   readonly #absent = new Set<RawPath>()
   #written = 0
@@ -219,10 +229,13 @@ class Restore {
   }
 
   async run(): Promise<RestoreOutcome> {
+    // The root is everybody's: there the temporary names have to do.
+    const unlock = this.#plan.into === '' ? undefined : lockDirectory(this.#plan.into)
     try {
       return await this.#run()
     } finally {
       this.#journal.close()
+      unlock?.()
     }
   }
 
@@ -230,18 +243,20 @@ class Restore {
     const { directories, items, deletions, parents, policy } = this.#plan
     const wanted = items.filter(({ verdict }) => verdict !== 'keep' && verdict !== 'blocked')
     let made: readonly Entry[]
+    let isWhole = false
     try {
       await this.#restoreFiles(wanted.filter(({ entry }) => entry.type === 'file'))
       made = directories.filter(({ path }) => this.#guard(path, () => this.#makeDirectory(path)))
-      for (const item of wanted) {
-        const { type, path } = item.entry
-        if (type !== 'file') this.#guard(path, () => this.#makeOther(item))
+      const others = wanted.filter(({ entry }) => entry.type !== 'file')
+      for (const item of this.#announce(others)) {
+        this.#guard(item.entry.path, () => this.#makeOther(item))
       }
       for (const { path, paths } of deletions) {
         this.#guard(path, () => this.#delete(path, paths))
       }
+      isWhole = true
     } finally {
-      this.#finishUndoList()
+      this.#options.aside?.finish({ isWhole })
     }
     const aside = this.#options.aside?.directories() ?? []
     this.#finishDirectories(made, { overwrite: policy === 'always' })
@@ -290,6 +305,9 @@ class Restore {
     } else this.#sweep(path)
     const isResumed = there !== undefined && this.#journal.has(path)
     this.#directories.set(path, there === undefined ? 'made' : isResumed ? 'resumed' : 'there')
+    if (there !== undefined && !isResumed) return
+    if (this.#isListing) this.#listMade(path)
+    else this.#made.push(path)
   }
 
   /** Removes what a killed restore left in a directory. */
@@ -374,27 +392,73 @@ class Restore {
     batch: readonly RestoreItem[],
     planned: readonly PlannedEntry[],
   ): readonly RestoreItem[] {
+    const ready = this.#announce(batch.map(({ index }) => planned[index]!))
+    const paths = new Set(ready.map(({ entry }) => entry.path))
     return batch.flatMap((item): RestoreItem[] => {
-      const { entry, verdict } = planned[item.index]!
-      const directory = parentOf(entry.path)
-      let aside: RawPath | undefined
-      const isReady = this.#guard(entry.path, () => {
-        this.#makeDirectory(directory)
-        if (verdict === 'replace') aside = this.#options.aside?.placeFor(entry.path)
-      })
-      if (!isReady) return []
-      return [{ ...item, aside, isFresh: this.#directories.get(directory) === 'made' }]
+      const { path } = item.entry
+      if (!paths.has(path)) return []
+      const isFresh = this.#directories.get(parentOf(path)) === 'made'
+      return [{ ...item, aside: this.#asides.get(path), isFresh }]
     })
   }
 
+  /**
+   * Makes the directories of what is to be made or replaced, and writes it into the undo list,
+   * before it is done.
+   * @returns without what cannot be made there, or cannot be kept aside
+   */
+  #announce(items: readonly PlannedEntry[]): readonly PlannedEntry[] {
+    const { aside } = this.#options
+    const ready = items.filter(({ entry, verdict }) => {
+      const { path, mtimeNs } = entry
+      return this.#guard(path, () => {
+        this.#makeDirectory(parentOf(path))
+        if (aside === undefined || verdict === 'same') return
+        if (verdict === 'replace') {
+          this.#asides.set(path, aside.placeFor(path))
+          this.#beginList()
+          aside.announce({ did: 'replaced', path, isDirectory: false, mtimeNs })
+        } else if (this.#isListing) this.#listMade(entry)
+        else this.#atHand.set(path, entry)
+      })
+    })
+    aside?.flush()
+    return ready
+  }
+
+  /** From now on there is something to undo: what is made counts only then. */
+  #beginList(): void {
+    if (this.#isListing) return
+    this.#isListing = true
+    for (const one of this.#made.splice(0)) {
+      this.#listMade(one)
+      if (typeof one !== 'string') this.#options.aside?.done(one)
+    }
+    for (const entry of this.#atHand.values()) this.#listMade(entry)
+    this.#atHand.clear()
+  }
+
+  #listMade(one: RawPath | Entry): void {
+    const { aside } = this.#options
+    if (aside === undefined) return
+    if (typeof one === 'string') {
+      const directory = { path: one, mtimeNs: undefined }
+      aside.announce({ did: 'made', isDirectory: true, ...directory })
+      aside.done(directory)
+    } else {
+      const { path, mtimeNs } = one
+      aside.announce({ did: 'made', isDirectory: false, path, mtimeNs })
+    }
+  }
+
   #takeOutcome(
-    { entry, verdict }: PlannedEntry,
+    { entry }: PlannedEntry,
     outcome: Exclude<FileOutcome, { kind: 'different' }>,
   ): void {
     const { path } = entry
     switch (outcome.kind) {
       case 'written':
-        this.#took(entry, { lost: outcome.lost, isReplaced: verdict !== 'make' })
+        this.#took(entry, outcome.lost)
         return
       case 'same':
         this.#same += 1
@@ -412,41 +476,40 @@ class Restore {
     }
   }
 
-  #took(
-    entry: Entry,
-    { lost, isReplaced }: { readonly lost: readonly string[]; readonly isReplaced: boolean },
-  ): void {
+  #took(entry: Entry, lost: readonly string[]): void {
     const { path, mtimeNs } = entry
     this.#written += 1
     if (lost.length > 0) this.#lost.push({ path, what: lost })
     if (entry.flags !== undefined && entry.type !== 'link') this.#flagged.push(entry)
-    if (isReplaced) {
-      this.#options.aside?.note({ did: 'replaced', path, isDirectory: false, mtimeNs })
-    } else this.#made.push(entry)
-  }
-
-  /** What was made counts only where something is to be undone at all. */
-  #finishUndoList(): void {
     const { aside } = this.#options
     if (aside === undefined) return
-    if (aside.directories().length > 0) {
-      for (const { path, mtimeNs } of this.#made) {
-        aside.note({ did: 'made', path, isDirectory: false, mtimeNs })
-      }
-      for (const [path, how] of this.#directories) {
-        if (how === 'there') continue
-        aside.note({ did: 'made', path, isDirectory: true, mtimeNs: undefined })
-      }
+    // Some filesystems round it.
+    const kept = lost.includes('time') ? this.#timeOf(path) : mtimeNs
+    if (this.#isListing) aside.done({ path, mtimeNs: kept })
+    else {
+      this.#atHand.delete(path)
+      this.#made.push(kept === mtimeNs ? entry : { ...entry, mtimeNs: kept })
     }
-    aside.finish()
   }
 
-  #makeOther({ entry, verdict }: PlannedEntry): void {
+  #timeOf(path: RawPath): TimeNs {
+    return lstatSync(rawPathToBytes(this.#place(path)), { bigint: true }).mtimeNs
+  }
+
+  #makeOther(item: PlannedEntry): void {
+    const { entry } = item
     const path = this.#place(entry.path)
-    if (verdict === 'same') {
+    const isStale = item.verdict === 'same' && this.#isStale(entry)
+    if (item.verdict === 'same' && !isStale) {
       this.#same += 1
       return
     }
+    if (isStale && this.#absent.has(entry.target!)) {
+      this.#kept.push(entry.path)
+      return
+    }
+    const verdict = isStale ? 'replace' : item.verdict
+    if (isStale) this.#announce([{ ...item, verdict }])
     if (entry.type === 'socket') {
       this.#lost.push({ path: entry.path, what: ['socket: its program makes it again'] })
       return
@@ -458,24 +521,34 @@ class Restore {
       return
     }
     if (entry.type === 'link') this.#checkLinked(entry.target!)
-    const partial = `${parentOf(path)}/${partialName(1)}`
+    const name = partialName({ process: process.pid, worker: 0 })
+    const partial = `${parentOf(path)}/${name}`
     makeSpecial(entry, {
       path: partial,
       linkTarget: entry.target === undefined ? '' : this.#place(entry.target),
     })
     try {
       const lost = entry.type === 'link' ? [] : applyMetadata(partial, entry)
-      if (there !== undefined && this.#options.aside !== undefined) {
-        keepAside(path, this.#options.aside.placeFor(entry.path))
-      }
+      const aside = this.#asides.get(entry.path)
+      if (there !== undefined && aside !== undefined) keepAside(path, aside)
       renameSync(rawPathToBytes(partial), rawPathToBytes(path))
       // Two names of one file are renamed to each other by doing nothing.
       rmSync(rawPathToBytes(partial), { force: true })
-      this.#took(entry, { lost, isReplaced: there !== undefined })
+      this.#took(entry, lost)
     } catch (error) {
       rmSync(rawPathToBytes(partial), { force: true })
       throw error
     }
+  }
+
+  /** Whether a link that was one before the files were restored leads to something else now. */
+  #isStale({ type, path, target }: Entry): boolean {
+    if (type !== 'link') return false
+    if (this.#absent.has(target!)) return true
+    const [own, first] = [path, target!].map((one) =>
+      lstatSync(rawPathToBytes(this.#place(one)), { throwIfNoEntry: false }),
+    )
+    return own?.ino !== first?.ino || own?.dev !== first?.dev
   }
 
   /** A link is only made to what was restored, or was found the same, below `into`. */
@@ -483,7 +556,8 @@ class Restore {
     checkSafePath(target)
     if (this.#absent.has(target) || !this.#directories.has(parentOf(target))) {
       const message = `the file that it is a link to, ${displayPath(target)}, was not restored`
-      throw new BackupError('RESTORE_FAILED', message)
+      const cause = this.#failures.find(({ path }) => path === target)
+      throw new BackupError(cause?.code ?? 'RESTORE_FAILED', message)
     }
   }
 
@@ -493,8 +567,12 @@ class Restore {
     const { aside } = this.#options
     if (aside === undefined) rmSync(place, { recursive: true })
     else {
-      renameSync(place, rawPathToBytes(aside.placeFor(path)))
-      aside.note({ did: 'deleted', path, isDirectory, mtimeNs: undefined })
+      const kept = aside.placeFor(path)
+      this.#beginList()
+      aside.announce({ did: 'deleted', path, isDirectory, mtimeNs: undefined })
+      aside.flush()
+      renameSync(place, rawPathToBytes(kept))
+      aside.done({ path, mtimeNs: undefined })
     }
     this.#deleted += paths
   }

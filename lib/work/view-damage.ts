@@ -4,7 +4,7 @@
 // here, for there only its number arrives. Throws what is no failure of the world, but a bug.
 
 import { BackupError, systemCode } from '../errors.ts'
-import { type RawPath, displayPath } from '../model/raw-path.ts'
+import { type RawPath, displayPath, pathFacts } from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
 
 /** Of so many different failures at most each is said. */
@@ -25,6 +25,6 @@ export function damageTeller(report: Report): TellDamage {
     const message = `${shown}: ${why}${hint}; nothing of it is shown`
     if (told.has(message)) return
     told.add(message)
-    report({ kind: 'notice', level: 'warning', code, message, facts: { path: shown } })
+    report({ kind: 'notice', level: 'warning', code, message, facts: pathFacts(path) })
   }
 }

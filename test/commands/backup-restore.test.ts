@@ -18,7 +18,7 @@ import {
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { canRunAsRoot } from '../helpers/needs.ts'
-import type { Outcome } from '../helpers/run-cli.ts'
+import { MAIN, type Outcome, runCli } from '../helpers/run-cli.ts'
 import {
   type Scenario,
   assertNoLeftovers,
@@ -133,6 +133,36 @@ restore('words that do not go together, or say nothing, are refused', async () =
     assert.match(stderr, message)
   }
   assert.not.ok(existsSync('/nowhere'))
+})
+
+restore('--stdout to a reader that leaves, or to a full disk, is no bug', async () => {
+  const scenario = await exported((source) => {
+    writeFileSync(`${source}/long`, randomBytes(1_000_000))
+  })
+  const words = ['--source', 'local', '--path', `${scenario.source}/long`, '--stdout']
+  const piped = async (where: string): Promise<Outcome> => {
+    const line = `{ "$@"; echo "status $?" >&2; } ${where}`
+    const program = ['bash', '-c', line, '-', process.execPath, MAIN, 'restore']
+    const environment = { HOME: scenario.home, TMPDIR: scenario.directory }
+    return await runCli(words, { environment, program })
+  }
+  const left = await piped('| head -c 10')
+  assert.match(left.stderr, /^status 0$/m)
+  assert.not.match(left.stderr, 'bug')
+  const full = await piped('>/dev/full')
+  assert.match(full.stderr, /^status 1$/m)
+  assert.not.match(full.stderr, 'bug')
+  const names = readdirSync(scenario.directory)
+  assert.not.ok(names.some((name) => name.startsWith('backup-restore-')), names.join(' '))
+})
+
+restore('a place for temporary files that is not there is told, and is no bug', async () => {
+  const { scenario } = await shared()
+  const words = ['restore', '--path', `${scenario.source}/letter`, '--stdout']
+  const environment = { HOME: scenario.home, TMPDIR: `${scenario.directory}/nowhere` }
+  const { status, stderr } = await runCli(words, { environment })
+  assert.is(status, 1, stderr)
+  assert.match(stderr, /no directory can be made in .*nowhere \(ENOENT\)\n.*TMPDIR/)
 })
 
 for (const source of SOURCES) {

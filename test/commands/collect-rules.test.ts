@@ -58,7 +58,7 @@ rules('an edit that kept size and time is found by a full run, and named', async
   const full = await scenario.collect('--full', '--json')
   assert.is(full.status, 0, full.stderr)
   assert.match(full.stderr, /other content with the same size and time: .*\/one/)
-  assert.equal(jsonLines(full, 'result')[0]?.['contentDiffers'], [edited.slice(1)])
+  assert.equal(jsonLines(full, 'result')[0]?.['contentDiffers'], [{ path: edited.slice(1) }])
   assert.is(readFileSync(`${scenario.staging}/data/latest${edited}`, 'utf8'), 'eno')
 })
 

@@ -169,6 +169,16 @@ diff('what a generation could not collect is not called removed', async () => {
   assert.ok(stderr.includes(`${other}: no such file or directory`), stderr)
 })
 
+diff('a second word with a slash is a path, and what it is compared with is live', async () => {
+  const scenario = await scene()
+  const place = `${scenario.source}/deep`
+  const short = await scenario.run('diff', 'latest', place)
+  assert.is(short.status, 0, short.stderr)
+  assert.match(short.stdout, '/deep/grows: size')
+  assert.not.match(short.stdout, '/added')
+  assert.equal(short, await scenario.run('diff', 'latest', 'live', place))
+})
+
 diff('wants generations that there are', async () => {
   const { run, source } = await scene()
   const none = await run('diff', '1999', 'latest')

@@ -268,7 +268,8 @@ drill('a dry run says what would be read, and writes nothing', async () => {
   assert.is(status, 0, stderr)
   const [plan] = jsonLines({ status, stdout, stderr }, 'result')
   assert.is(plan?.['outcome'], 'planned')
-  const names = plan?.['names'] as string[]
+  const named = plan?.['names'] as { export: string; path: string }[]
+  const names = named.map((one) => `${one.export}: ${one.path}`)
   assert.ok(names.length >= 10)
   const values = { 'dry-run': true }
   const text = await runHere(scenario, values)

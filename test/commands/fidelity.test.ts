@@ -4,13 +4,21 @@ import { dirname } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { statSource } from '../../lib/machine/statx.ts'
-import { displayPath, isWithin, rawPathFromText } from '../../lib/model/raw-path.ts'
+import { takePath } from '../../lib/model/entry.ts'
+import { isWithin, type RawPath, rawPathFromText } from '../../lib/model/raw-path.ts'
 import { readCollection } from '../../lib/work/staging.ts'
 import { loopDevice } from '../helpers/loop-device.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'
 import { randomOfRun } from '../helpers/random.ts'
 import { MAIN, type Outcome, runCli } from '../helpers/run-cli.ts'
-import { type Scenario, configure, jsonLines, makeScenario, script } from '../helpers/scenario.ts'
+import {
+  type Properties,
+  type Scenario,
+  configure,
+  jsonLines,
+  makeScenario,
+  script,
+} from '../helpers/scenario.ts'
 import { plantTorture, releaseTree, treeDifferences } from '../helpers/torture-tree.ts'
 
 const fidelity = suite('fidelity')
@@ -82,11 +90,12 @@ if (canRunAsRoot('chattr')) {
 }
 
 /** What a restore said of each path below the source: the words of treeDifferences. */
-function listedBy(outcome: Outcome, source: string): Map<string, readonly string[]> {
+function listedBy(outcome: Outcome, source: string): Map<RawPath, readonly string[]> {
   const [result] = jsonLines(outcome, 'result')
-  const top = displayPath(rawPathFromText(source.slice(1)))
-  const listed = new Map<string, readonly string[]>()
-  const list = (path: string, what: readonly string[]): void => {
+  const top = rawPathFromText(source.slice(1))
+  const listed = new Map<RawPath, readonly string[]>()
+  const list = (named: Properties, what: readonly string[]): void => {
+    const path = takePath(named, 'path') ?? ''
     // The directories above the source are made too, and are root's.
     if (path !== top && isWithin({ path: top, directory: path })) return
     listed.set(path.slice(top.length + 1), [
@@ -94,9 +103,9 @@ function listedBy(outcome: Outcome, source: string): Map<string, readonly string
       ...what,
     ])
   }
-  for (const { path } of result!['failures']) list(path, ['missing'])
-  for (const { path, what } of result!['lost'] as { path: string; what: string[] }[]) {
-    list(path, what[0]!.startsWith('socket') ? ['missing'] : what)
+  for (const one of result!['failures']) list(one, ['missing'])
+  for (const one of result!['lost'] as (Properties & { what: string[] })[]) {
+    list(one, one.what[0]!.startsWith('socket') ? ['missing'] : one.what)
   }
   return listed
 }
@@ -106,17 +115,14 @@ function assertListed(
   outcome: Outcome,
   { source, restored }: { readonly source: string; readonly restored: string },
 ): void {
-  const found = [...treeDifferences(source, restored)].map(([path, what]) => [
-    displayPath(path),
-    what,
-  ])
+  const found = [...treeDifferences(source, restored)].map(([path, what]) => [path, what])
   const listed = [...listedBy(outcome, source)].map(([path, what]) => [path, [...what].sort()])
   const sorted = (pairs: unknown[][]): string[] => pairs.map((pair) => JSON.stringify(pair)).sort()
   assert.equal(sorted(found), sorted(listed), outcome.stderr)
 }
 
 /** Paths that restoring as root may leave out: it says so. */
-const LEFT_OUT = /^kinds\/socket$|\/\.backup-restore-\d\.partial$/
+const LEFT_OUT = /^kinds\/socket$|\/\.backup-restore-[\d-]+\.partial$/
 
 async function runAsNobody(home: string, ...words: string[]): Promise<Outcome> {
   // runuser gives its child nobody's own home.

@@ -1,6 +1,7 @@
 import { mkdirSync, renameSync, rmSync, utimesSync, writeFileSync } from 'node:fs'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { MAIN, type Outcome, runCli } from '../helpers/run-cli.ts'
 import {
   configure,
   exportStamps,
@@ -133,6 +134,21 @@ find('names are lossless: --print0 gives their bytes, --json path64', async () =
   const [line] = jsonLines(await run('find', '*.bin', '--json'), 'result')
   assert.is(line!['path'], undefined)
   assert.ok(Buffer.from(line!['path64'], 'base64').toString('latin1').endsWith('/data/\xff.bin'))
+})
+
+find('a pattern is the bytes that were typed, also where they are no text', async () => {
+  const { home } = await scene()
+  const typed = async (pattern: string): Promise<Outcome> => {
+    const line = `exec "$0" "$1" find ${pattern}`
+    const program = ['bash', '-c', line, process.execPath, MAIN]
+    return await runCli([], { environment: { HOME: home }, program })
+  }
+  const found = await typed("$'\\xff.bin'")
+  assert.is(found.status, 0, found.stderr)
+  assert.match(found.stdout, /^\/.*\/data\/\\xff\.bin$/m)
+  const other = await typed("$'\\xfe.bin'")
+  assert.is(other.status, 1)
+  assert.match(other.stderr, 'nothing fits \\xfe.bin\n')
 })
 
 find('--target reads the same from the exports, without anything in staging', async () => {

@@ -204,6 +204,8 @@ asRoot('whoever stands in it or is killed does not keep the next mount from work
   assert.is(isMounted(), false)
   standing.kill()
   const killed = await start(point)
+  // What the kernel remembers of the directory now outlives whom it asked.
+  statSync(point)
   killed.child.kill('SIGKILL')
   await killed.ended
   assert.match((await run('ls', point)).stderr, /not connected/)
@@ -259,7 +261,7 @@ asRoot(
 
 asRoot('a user mounts by fusermount3 and sees everything, alone', async () => {
   const { directory, home } = scenario
-  const preparation = `chmod 711 "$1" "$(dirname "$1")" "$(dirname "$(dirname "$1")")" 2>/dev/null || true
+  const preparation = `chmod a+x "$1" "$(dirname "$1")" "$(dirname "$(dirname "$1")")" 2>/dev/null || true
     cp -a "$2" "$1/user"; mkdir "$1/user/point"; sed -i "s|$2|$1/user|g" "$1/user/.config/backup/"*.yaml
     chown -R nobody "$1/user" "$1/drive"`
   script(preparation, directory, home)

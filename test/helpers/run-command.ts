@@ -20,7 +20,14 @@ export async function runCommand(
     scenario: { home, configuration },
     values = {},
     nowMs,
-  }: { readonly scenario: Scenario; readonly values?: Values; readonly nowMs: number },
+    talk = {},
+  }: {
+    readonly scenario: Scenario
+    readonly values?: Values
+    readonly nowMs: number
+    /** Somebody at a terminal. */
+    readonly talk?: Partial<Pick<CommandContext, 'hasTerminal' | 'confirm' | 'ask'>>
+  },
 ): Promise<CommandOutcome> {
   let stdout = ''
   let stderr = ''
@@ -59,6 +66,7 @@ export async function runCommand(
     ask: async () => await Promise.resolve(''),
     askSecret: async () => await Promise.reject(new Error('nobody is there to be asked')),
     signal: new AbortController().signal,
+    ...talk,
   }
   const status = await command.run(context)
   return { status, stdout, stderr }
