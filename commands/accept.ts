@@ -7,7 +7,7 @@
 
 import { BackupError } from '../lib/errors.ts'
 import { formatSize } from '../lib/model/amount.ts'
-import { displayPath } from '../lib/model/raw-path.ts'
+import { displayPath, pathFacts } from '../lib/model/raw-path.ts'
 import { formatStamp, parseStamp } from '../lib/model/stamp.ts'
 import { type Doubtful, acceptDoubtful, inspectDoubtful } from '../lib/work/accept.ts'
 import { chosenSets } from './chosen.ts'
@@ -80,7 +80,7 @@ function show(
     }
   }
   const named = (items: Doubtful['header']['missing']) =>
-    items.map(({ path, why }) => ({ path: displayPath(path), why }))
+    items.map(({ path, why }) => ({ ...pathFacts(path), why }))
   reporter.report({
     kind: 'result',
     command: command.name,
@@ -90,7 +90,7 @@ function show(
     suspect: named(header.suspect),
     missing: named(header.missing),
     reference: reference ?? null,
-    gone: { ...gone, paths: gone.paths.map(displayPath) },
+    gone: { ...gone, paths: gone.paths.map((path) => pathFacts(path)) },
   })
 }
 

@@ -9,7 +9,7 @@ import type { Configuration, SetConfiguration } from '../lib/machine/config.ts'
 import { withHooks } from '../lib/machine/hooks.ts'
 import { checkRsync } from '../lib/machine/rsync.ts'
 import { formatSize } from '../lib/model/amount.ts'
-import { displayPath, rawPathFromText } from '../lib/model/raw-path.ts'
+import { displayPath, pathFacts, rawPathFromText } from '../lib/model/raw-path.ts'
 import { type CollectOptions, type CollectOutcome, collectSet } from '../lib/work/collect.ts'
 import { fidelityLosses, probeStaging } from '../lib/work/fidelity.ts'
 import { type EndedRun, isRun, outcomeOf } from '../lib/work/history.ts'
@@ -183,9 +183,9 @@ function tellOutcome(
   reporter.tell(`${set}: ${dryRun ? previewSentence(outcome) : sentence(outcome)}`)
   const facts = {
     ...outcome,
-    missing: missing.map(({ path, why }) => ({ path: displayPath(path), why })),
-    suspect: suspect.map(({ path, why }) => ({ path: displayPath(path), why })),
-    contentDiffers: outcome.contentDiffers.map(displayPath),
+    missing: missing.map(({ path, why }) => ({ ...pathFacts(path), why })),
+    suspect: suspect.map(({ path, why }) => ({ ...pathFacts(path), why })),
+    contentDiffers: outcome.contentDiffers.map((path) => pathFacts(path)),
   }
   reporter.report({
     kind: 'result',

@@ -131,7 +131,9 @@ async function undo(context: CommandContext, path: string): Promise<ExitCode> {
 async function list({ context, words, configuration }: RestoreJob): Promise<ExitCode> {
   const { reporter } = context
   const codes: ExitCode[] = [0]
-  if (words.source !== 'external') {
+  // Staging has no other machine's collections.
+  const isOwn = words.machine === undefined || words.machine === configuration.machine
+  if (words.source !== 'external' && isOwn) {
     const { listed, damaged } = listLocal(configuration, words.set)
     tellList('staging', listed, reporter)
     codes.push(warnOfDamaged(damaged, reporter))

@@ -13,6 +13,7 @@ import { formatSize } from '../lib/model/amount.ts'
 import {
   displayPath,
   displayText,
+  pathFacts,
   type RawPath,
   rawPathFromText,
   rawPathToBytes,
@@ -30,7 +31,7 @@ import { readMarks } from '../lib/work/marks.ts'
 import { collectionDirectory } from '../lib/work/staging.ts'
 import { argumentPath } from './argument-path.ts'
 import { type Command, type CommandContext, isGiven } from './command.ts'
-import { pathFacts, versionFacts, versionText } from './version-text.ts'
+import { versionFacts, versionText } from './version-text.ts'
 import { eachSet, type OpenSet, VERSION_OPTIONS } from './versions-source.ts'
 
 export const command: Command = {
@@ -44,7 +45,7 @@ or on a target: as much of its stamp as is unambiguous, latest, a tag, or a date
 what a collection would take counts as added. Files are compared by size and time, not byte by
 byte.
 
-  PATH                only this file or directory
+  PATH                only this file or directory; where B is left out, with a slash: ./notes
   --set NAME          only this set (again for more; default: all)
   --list              only the paths
   -u, --unified       the text of one file, as diff -u shows it: both versions have to be in
@@ -115,7 +116,10 @@ async function run(context: CommandContext): Promise<ExitCode> {
 }
 
 function readWords({ values, positionals }: CommandContext): Words {
-  const [before, after = LIVE, path, ...others] = positionals
+  const [before, second = LIVE, third, ...others] = positionals
+  // No generation has a slash in its name.
+  const isPath = third === undefined && second.includes('/')
+  const [after, path] = isPath ? [LIVE, second] : [second, third]
   if (before === undefined || before === '' || others.length > 0) {
     throw new BackupError('USAGE', 'expected one or two generations, and perhaps a path', {
       hint: 'see `backup diff --help`',
@@ -133,6 +137,9 @@ function readWords({ values, positionals }: CommandContext): Words {
         hint: 'compare two exports, or a generation that is known here with live',
       })
     }
+  }
+  if (isGiven(values, 'unified') && isGiven(values, 'json')) {
+    throw new BackupError('USAGE', '--unified and --json do not go together')
   }
   if (isGiven(values, 'unified') && path === undefined) {
     throw new BackupError('USAGE', '--unified shows one file: name it')

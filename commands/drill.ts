@@ -9,6 +9,7 @@ import { BackupError, type ExitCode, worstExitCode } from '../lib/errors.ts'
 import type { Configuration, TargetConfiguration } from '../lib/machine/config.ts'
 import type { IdentityFile } from '../lib/machine/identity.ts'
 import { formatSize } from '../lib/model/amount.ts'
+import { pathFacts } from '../lib/model/raw-path.ts'
 import type { Receipt } from '../lib/model/receipt.ts'
 import {
   bundlesIn,
@@ -185,8 +186,10 @@ function tellPlan(
   const { targetName: target } = options
   const drive = poolDrive(options)
   const { how, bytes, totalBytes, exports, seed, share, damaged } = plan
-  const items = how === 'restored' ? plan.runs.map(({ name }) => name) : plan.bundles.map(keyOf)
-  const names = [...new Set(items)].sort()
+  const items = new Map(
+    how === 'restored' ? plan.runs.map(runFacts) : plan.bundles.map(bundleFacts),
+  )
+  const names = [...items.keys()].sort()
   const what =
     how === 'restored' ? 'files would be restored' : 'bundles and manifests would be read'
   reporter.print(
@@ -212,7 +215,7 @@ function tellPlan(
     exports,
     seed,
     share,
-    names,
+    names: names.map((name) => items.get(name)),
     bytes,
     totalBytes,
     damaged: [...damaged.keys()],
@@ -221,8 +224,13 @@ function tellPlan(
   return exitCode
 }
 
-function keyOf({ key }: { readonly key: string }): string {
-  return key
+/** What a file is called for people, and for `--json`. */
+function runFacts(run: DrillPlan['runs'][number]): readonly [string, object] {
+  return [run.name, { export: run.export, ...pathFacts(run.path) }]
+}
+
+function bundleFacts({ key }: { readonly key: string }): readonly [string, object] {
+  return [key, { path: key }]
 }
 
 function placeOf({ target, drive }: Pick<Receipt, 'target' | 'drive'>): string {

@@ -8,7 +8,8 @@ import { setImmediate as nextTurn } from 'node:timers/promises'
 import { BackupError } from '../lib/errors.ts'
 import type { ExitCode } from '../lib/errors.ts'
 import { parseSize } from '../lib/model/amount.ts'
-import { displayPath, type RawPath, rawPathToBytes } from '../lib/model/raw-path.ts'
+import { filterText } from '../lib/model/filter.ts'
+import { displayPath, pathFacts, type RawPath, rawPathToBytes } from '../lib/model/raw-path.ts'
 import type { Holder } from '../lib/work/coverage.ts'
 import {
   findPaths,
@@ -18,8 +19,9 @@ import {
   type Search,
 } from '../lib/work/find.ts'
 import type { Versions } from '../lib/work/versions.ts'
+import { argumentBytes } from './argument-path.ts'
 import { type Command, type CommandContext, isGiven, textOption } from './command.ts'
-import { holderReader, holdersText, pathFacts, runFacts, runText } from './version-text.ts'
+import { holderReader, holdersText, runFacts, runText } from './version-text.ts'
 import { eachSet, VERSION_OPTIONS } from './versions-source.ts'
 
 export const command: Command = {
@@ -94,7 +96,8 @@ async function run(context: CommandContext): Promise<ExitCode> {
   })
   reporter.report({ kind: 'result', command: command.name, found, exitCode: found > 0 ? 0 : 1 })
   if (found > 0) return 0
-  throw new BackupError('NOTHING_FOUND', `nothing fits ${positionals.join(' ')}`, {
+  const sought = positionals.map((pattern) => displayPath(argumentBytes(pattern))).join(' ')
+  throw new BackupError('NOTHING_FOUND', `nothing fits ${sought}`, {
     hint:
       'a pattern fits the whole name: *word* finds names with a word in them; `backup find '
       + '--target NAME` reads what only a target knows',
@@ -110,7 +113,7 @@ function readSearch({ values, positionals }: CommandContext): Search {
     throw new BackupError('USAGE', `--type is f, d or l, not ${type}`)
   }
   return {
-    patterns: positionals,
+    patterns: positionals.map((pattern) => filterText(argumentBytes(pattern))),
     ignoreCase: isGiven(values, 'ignore-case'),
     type,
     largerBytes: readSize(textOption(values, 'larger'), '--larger'),

@@ -7,8 +7,7 @@
 // PASSPHRASE_WRONG, and what init-from.ts throws.
 
 import { Buffer } from 'node:buffer'
-import { existsSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { existsSync, mkdirSync, rmSync } from 'node:fs'
 import { dirname, join, resolve } from 'node:path'
 import { BackupError, type ExitCode } from '../lib/errors.ts'
 import {
@@ -37,6 +36,7 @@ import {
 import { type CommandContext, isGiven, textOption, textOptions, type Values } from './command.ts'
 import { cannotMake } from './init-files.ts'
 import { passphraseFromFile } from './passphrase.ts'
+import { makeScratch } from './scratch.ts'
 
 /** The options that belong to --from; init.ts adds them to its own. */
 export const FROM_OPTIONS = {
@@ -101,7 +101,7 @@ export async function initFrom(context: CommandContext): Promise<ExitCode> {
   const identity = await openIdentity(context)
   const here = { environment, home, hostName }
   // Opening a target may want to keep something; none of it is of use afterwards.
-  const staging = mkdtempSync(join(tmpdir(), 'backup-init-'))
+  const staging = makeScratch('init')
   try {
     const repository = await findHome(place, { staging, ...here })
     try {

@@ -23,7 +23,7 @@ import type { Command, CommandContext, Options, Values } from './command.ts'
 import { createReporter } from './reporter.ts'
 import type { Reporter } from './reporter.ts'
 import { askSecret, askText, confirm, isInteractive } from './terminal.ts'
-import { errorJson, errorLines, exitCodeOf, safeText } from './voice.ts'
+import { errorJson, errorLines, exitCodeOf, jsonLine, safeText } from './voice.ts'
 
 /** A verb, and how its file is loaded. The empty verb is `backup` alone. */
 const COMMANDS: Readonly<Record<string, () => Promise<{ readonly command: Command }>>> = {
@@ -53,6 +53,9 @@ const COMMANDS: Readonly<Record<string, () => Promise<{ readonly command: Comman
 
 /** `backup-collect` is `backup collect`: these verbs are programs of their own too. */
 const PROGRAM_VERBS = ['collect', 'external', 'restore']
+
+/** `backup help VERB` */
+const HELP: CommandLine = { name: 'backup', options: {}, positionals: true }
 
 const [, programPath = '', ...programArguments] = process.argv
 const interruption = new AbortController()
@@ -121,16 +124,33 @@ function printError(error: unknown, name: string, words: readonly string[]): Exi
   return exitCodeOf(error)
 }
 
-/** The verb by the program's name, else by the first word, and the words that are left. */
+/**
+ * The verb by the program's name, else by the first word that belongs to no option of every
+ * command, and the words that are left.
+ */
 function pickVerb(
   path: string,
   words: readonly string[],
 ): { readonly verb: string; readonly rest: readonly string[] } {
   const program = basename(path).replace(/^backup-/, '')
   if (PROGRAM_VERBS.includes(program)) return { verb: program, rest: words }
-  const [first, ...rest] = words
-  if (first === undefined || first.startsWith('-')) return { verb: '', rest: words }
-  return { verb: first, rest }
+  const at = verbIndex(words)
+  const verb = words[at] ?? ''
+  return { verb, rest: at === -1 ? words : words.toSpliced(at, 1) }
+}
+
+/** -1 where an option of `backup` alone comes first, or no word at all. */
+function verbIndex(words: readonly string[]): number {
+  const { tokens } = parseArgs({
+    args: [...words],
+    options: COMMON_OPTIONS,
+    strict: false,
+    tokens: true,
+  })
+  const first = tokens.find((token) => {
+    return token.kind !== 'option' || !Object.hasOwn(COMMON_OPTIONS, token.name)
+  })
+  return first?.kind === 'positional' ? first.index : -1
 }
 
 async function runCommand({
@@ -142,16 +162,22 @@ async function runCommand({
   readonly rest: readonly string[]
   readonly run: Run
 }): Promise<ExitCode> {
-  if (verb === 'help') return await printHelp(rest[0] ?? '')
+  if (verb === 'help') {
+    const { values, positionals } = parseCommandLine(rest, HELP)
+    return await printHelp(positionals[0] ?? '', values)
+  }
   const command = await loadCommand(verb)
   run.name = command.name
   const { values, positionals } = parseCommandLine(rest, command)
-  if (isGiven(values, 'help')) return await printHelp(verb)
-  if (isGiven(values, 'version')) return printVersion()
+  if (isGiven(values, 'help')) return await printHelp(verb, values)
+  if (isGiven(values, 'version')) return printVersion(values)
 
   run.reporter = makeReporter(command.name, values)
   return await command.run(makeContext({ values, positionals, reporter: run.reporter }))
 }
+
+/** What parsing needs to know of a command. */
+type CommandLine = Pick<Command, 'name' | 'options' | 'positionals'>
 
 async function loadCommand(verb: string): Promise<Command> {
   const load = Object.hasOwn(COMMANDS, verb) ? COMMANDS[verb] : undefined
@@ -172,10 +198,10 @@ function verbs(): string[] {
  */
 function parseCommandLine(
   words: readonly string[],
-  command: Command,
+  command: CommandLine,
 ): { readonly values: Values; readonly positionals: readonly string[] } {
   const options: Options = { ...COMMON_OPTIONS, ...command.options }
-  checkOptionNames(words, options, command.name)
+  checkOptionNames(words, options, command)
   try {
     const allowPositionals = command.positionals ?? false
     return parseArgs({ args: [...words], options, strict: true, allowPositionals })
@@ -183,14 +209,21 @@ function parseCommandLine(
     const code = systemCode(error) ?? ''
     if (!(error instanceof Error) || !code.startsWith('ERR_PARSE_ARGS_')) throw error
     const message = error.message.split(/[.\n]/)[0] ?? ''
+    const isAlone = command.name === 'backup' && code === 'ERR_PARSE_ARGS_UNEXPECTED_POSITIONAL'
+    const verb = isAlone ? words.find((word) => verbs().includes(word)) : undefined
     throw new BackupError('USAGE', message.slice(0, 1).toLowerCase() + message.slice(1), {
-      hint: `see \`${command.name} --help\``,
+      hint:
+        verb === undefined ? seeHelp(command) : `\`backup ${verb} …\`: its options come after it`,
       cause: error,
     })
   }
 }
 
-function checkOptionNames(words: readonly string[], options: Options, name: string): void {
+function seeHelp({ name }: CommandLine): string {
+  return `see \`${name} --help\``
+}
+
+function checkOptionNames(words: readonly string[], options: Options, command: CommandLine): void {
   const { tokens } = parseArgs({ args: [...words], options, strict: false, tokens: true })
   const known = Object.keys(options)
   for (const token of tokens) {
@@ -198,15 +231,17 @@ function checkOptionNames(words: readonly string[], options: Options, name: stri
     const isLong = token.rawName.startsWith('--')
     const meant = isLong ? nearestWord({ word: token.name, known }) : undefined
     throw new BackupError('USAGE', `unknown option ${token.rawName}`, {
-      hint: meant === undefined ? `see \`${name} --help\`` : `did you mean --${meant}?`,
+      hint: meant === undefined ? seeHelp(command) : `did you mean --${meant}?`,
     })
   }
 }
 
-async function printHelp(verb: string): Promise<ExitCode> {
-  const { usage } = await loadCommand(verb)
+async function printHelp(verb: string, values: Values): Promise<ExitCode> {
+  const { name, usage } = await loadCommand(verb)
   const commands = verb === '' ? `${await listCommands()}\n` : ''
-  process.stdout.write(`${usage.trimEnd()}\n\n${commands}${COMMON_USAGE}`)
+  const text = `${usage.trimEnd()}\n\n${commands}${COMMON_USAGE}`
+  const isJson = isGiven(values, 'json')
+  process.stdout.write(isJson ? `${jsonLine({ kind: 'help', command: name, text })}\n` : text)
   return 0
 }
 
@@ -219,10 +254,11 @@ async function listCommands(): Promise<string> {
   return `${list}  backup ${'help'.padEnd(10)} this text, or that of a command\n`
 }
 
-function printVersion(): ExitCode {
+function printVersion(values: Values): ExitCode {
   const file = readFileSync(new URL('../../package.json', import.meta.url), 'utf8')
   const { version } = JSON.parse(file) as { version: string }
-  process.stdout.write(`backup ${version}\n`)
+  const isJson = isGiven(values, 'json')
+  process.stdout.write(`${isJson ? jsonLine({ kind: 'version', version }) : `backup ${version}`}\n`)
   return 0
 }
 

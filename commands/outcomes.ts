@@ -5,7 +5,7 @@
 import { type ExitCode, worstExitCode } from '../lib/errors.ts'
 import { formatSize } from '../lib/model/amount.ts'
 import { describeCost, describeMonthly } from '../lib/model/cost-text.ts'
-import { displayPath } from '../lib/model/raw-path.ts'
+import { displayPath, pathFacts } from '../lib/model/raw-path.ts'
 import type { Receipt } from '../lib/model/receipt.ts'
 import type { Doubt } from '../lib/model/sanity.ts'
 import type { ExternalOutcome } from '../lib/work/external.ts'
@@ -78,9 +78,21 @@ function tellOutcome(
     }
   }
   if (outcome?.kind === 'suspect') tellDoubts(outcome, { where, reporter, set: set! })
-  const { kind, ...facts } = outcome!
   const of = { target, drive, set }
-  reporter.report({ kind: 'result', command, ...of, outcome: kind, exitCode, ...facts })
+  reporter.report({ kind: 'result', command, ...of, exitCode, ...outcomeFacts(outcome!) })
+}
+
+/** For `--json`. */
+function outcomeFacts({ kind, ...facts }: NonNullable<ExternalOutcome['outcome']>) {
+  const named = (items: readonly Doubt[]) => {
+    return items.map(({ path, why }) => ({ ...pathFacts(path), why }))
+  }
+  return {
+    outcome: kind,
+    ...facts,
+    ...('missing' in facts ? { missing: named(facts.missing) } : {}),
+    ...('doubts' in facts ? { doubts: named(facts.doubts) } : {}),
+  }
 }
 
 /** Why nothing was exported, and what ends that. */

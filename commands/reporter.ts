@@ -5,7 +5,7 @@
 // Reporter, made by main.ts, which also calls finish() before it prints an error. Throws nothing.
 
 import { formatDuration, formatSize } from '../lib/model/amount.ts'
-import { displayPath, rawPathToText } from '../lib/model/raw-path.ts'
+import { displayPath, pathFacts } from '../lib/model/raw-path.ts'
 import type {
   NoticeEvent,
   PhaseEvent,
@@ -13,7 +13,7 @@ import type {
   Report,
   ReportEvent,
 } from '../lib/model/report.ts'
-import { jsonText, safeText } from './voice.ts'
+import { jsonLine, safeText } from './voice.ts'
 
 export interface Reporter {
   readonly report: Report
@@ -61,8 +61,7 @@ function createJsonReporter({ now, writeOut, writeError, name }: ReporterOptions
       reportedAtMs = now()
     }
     if (event.kind === 'notice' && event.level === 'warning') writeError(warningLine(name, event))
-    const object = { schema: 1, ...eventForJson(event, speed.bytesPerSecond()) }
-    writeOut(`${jsonText(object)}\n`)
+    writeOut(`${jsonLine(eventForJson(event, speed.bytesPerSecond()))}\n`)
   }
   return { report, print: () => {}, tell: () => {}, finish: () => {} }
 }
@@ -72,7 +71,7 @@ function eventForJson(event: ReportEvent, bytesPerSecond: number): object {
   const { current, ...rest } = event
   const speed = { bytesPerSecond: Math.round(bytesPerSecond) }
   if (current === undefined) return { ...rest, ...speed }
-  return { ...rest, ...speed, current: rawPathToText(current) ?? displayPath(current) }
+  return { ...rest, ...speed, ...pathFacts(current, 'current') }
 }
 
 function createTextReporter(options: ReporterOptions): Reporter {

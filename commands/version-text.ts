@@ -4,7 +4,7 @@
 
 import { formatSize } from '../lib/model/amount.ts'
 import type { EntryType } from '../lib/model/entry.ts'
-import { type RawPath, displayText, rawPathToBytes, rawPathToText } from '../lib/model/raw-path.ts'
+import { displayText } from '../lib/model/raw-path.ts'
 import { formatStamp } from '../lib/model/stamp.ts'
 import { parseVersion, type Version } from '../lib/model/version-index.ts'
 import { type Holder, holdersOf } from '../lib/work/coverage.ts'
@@ -67,12 +67,6 @@ export function holderReader(
     known.set(key, found)
     return found
   }
-}
-
-/** For `--json`: `path`, or `path64` where it is not UTF-8. */
-export function pathFacts(path: RawPath): Readonly<Record<string, string>> {
-  const text = rawPathToText(path)
-  return text === undefined ? { path64: rawPathToBytes(path).toString('base64') } : { path: text }
 }
 
 /** A run for `--json`. */

@@ -20,11 +20,18 @@ export function errorLines({ name, error }: { name: string; error: unknown }): s
 export function errorJson(error: unknown): string {
   if (error instanceof BackupError) {
     const { code, message, hint, facts, exitCode } = error
-    const object = { schema: 1, kind: 'error', code, message, hint, facts, exitCode }
-    return jsonText(object)
+    return jsonLine({ kind: 'error', code, message, hint, facts, exitCode })
   }
   const message = error instanceof Error ? error.message : String(error)
-  return jsonText({ schema: 1, kind: 'error', code: 'BUG', message, exitCode: 70 })
+  return jsonLine({ kind: 'error', code: 'BUG', message, exitCode: 70 })
+}
+
+/** Of config/output.schema.json: another one when what is there goes or changes its meaning. */
+const SCHEMA = 1
+
+/** What `--json` prints: one object on one line, without the newline at its end. */
+export function jsonLine(object: object): string {
+  return jsonText({ schema: SCHEMA, ...object })
 }
 
 export function exitCodeOf(error: unknown): ExitCode {
@@ -35,7 +42,7 @@ export function exitCodeOf(error: unknown): ExitCode {
  * One line of JSON, safe for a terminal too: JSON itself escapes only what is below a space.
  * Reading it gives the same text.
  */
-export function jsonText(object: object): string {
+function jsonText(object: object): string {
   return redact(JSON.stringify(object)).replace(
     UNSAFE_IN_JSON,
     (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`,

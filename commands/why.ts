@@ -10,7 +10,7 @@ import type { ExitCode } from '../lib/errors.ts'
 import type { Configuration, SetConfiguration } from '../lib/machine/config.ts'
 import { formatSize } from '../lib/model/amount.ts'
 import { reasonText } from '../lib/model/filter.ts'
-import { displayPath, type RawPath } from '../lib/model/raw-path.ts'
+import { displayPath, pathFacts, type RawPath } from '../lib/model/raw-path.ts'
 import { counted, formatAge } from '../lib/model/period.ts'
 import type { Receipt } from '../lib/model/receipt.ts'
 import { formatStamp } from '../lib/model/stamp.ts'
@@ -26,14 +26,7 @@ import { explainInSet, nearestSource, type PathFacts, type WhyAnswer } from '../
 import { chosenSets } from './chosen.ts'
 import { argumentPath } from './argument-path.ts'
 import { type Command, type CommandContext, isGiven, textOptions } from './command.ts'
-import {
-  holderReader,
-  holdersText,
-  holderText,
-  pathFacts,
-  runFacts,
-  runText,
-} from './version-text.ts'
+import { holderReader, holdersText, holderText, runFacts, runText } from './version-text.ts'
 import { warnOfUnknown } from './versions-source.ts'
 
 export const command: Command = {
@@ -146,7 +139,7 @@ function notFound(path: RawPath, nearest: ReturnType<typeof nearestSource>): Bac
   const hint = `the nearest source is ${displayPath(source) || '/'}, of the set ${set}`
   return new BackupError('NOTHING_FOUND', message, {
     hint,
-    facts: { set, source: displayPath(source) || '/' },
+    facts: { set, ...pathFacts(source || '/', 'source') },
   })
 }
 
@@ -189,7 +182,7 @@ function answerLines(answer: Answer, path: RawPath, nowMs: number): string[] {
 function coverageLines(one: Coverage, nowMs: number): string[] {
   const { holder, state, stamp, exportedMs, proven, damaged, bundles } = one
   const name = holderText(holder)
-  if (state === 'none') return [`  not on ${name}`]
+  if (state === 'none') return [`  not known to be on ${name}`]
   const what = state === 'newest' ? 'this version' : `an older version, of ${stamp}`
   const age = exportedMs === undefined ? '' : `, exported ${formatAge(nowMs - exportedMs)}`
   const proof =
@@ -227,9 +220,9 @@ function answerFacts(answer: Answer): Readonly<Record<string, unknown>> {
   const holdersAt = holderReader(answer.holders, set)
   return {
     set,
-    source: source === undefined ? undefined : displayPath(source),
+    ...(source === undefined ? {} : pathFacts(source, 'source')),
     unreadable,
-    collectedAs: displayPath(collectedAs),
+    ...pathFacts(collectedAs, 'collectedAs'),
     taken: rule?.taken ?? false,
     rule: rule === undefined ? undefined : ruleFacts(rule),
     generations,
@@ -258,6 +251,6 @@ function proofFacts(proof: Coverage['proven']): object | undefined {
 
 function ruleFacts({ at, reason }: Explanation): Readonly<Record<string, unknown>> {
   const { kind, rule, file } = reason
-  const place = file === undefined ? {} : { file: displayPath(file.path), line: file.line }
-  return { at: displayPath(at), kind, rule, ...place }
+  const place = file === undefined ? {} : { ...pathFacts(file.path, 'file'), line: file.line }
+  return { ...pathFacts(at, 'at'), kind, rule, ...place }
 }

@@ -23,12 +23,12 @@ const MEANINGS: Readonly<Record<string, readonly [ErrorCode, string, string]>> =
   ],
   EACCES: [
     'TARGET_READ_ONLY',
-    'the target may not be written',
+    'the target may not be read or written',
     `check its permissions; ${UNHARMED}`,
   ],
   EPERM: [
     'TARGET_READ_ONLY',
-    'the target may not be written',
+    'the target may not be read or written',
     `check its permissions; ${UNHARMED}`,
   ],
 }

@@ -1,4 +1,4 @@
-import { execFileSync } from 'node:child_process'
+import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import {
   appendFileSync,
@@ -15,6 +15,7 @@ import {
   writeFileSync,
   renameSync,
 } from 'node:fs'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { canRunAsRoot } from '../helpers/needs.ts'
@@ -153,7 +154,49 @@ restore('--stdout to a reader that leaves, or to a full disk, is no bug', async 
   assert.match(full.stderr, /^status 1$/m)
   assert.not.match(full.stderr, 'bug')
   const names = readdirSync(scenario.directory)
-  assert.not.ok(names.some((name) => name.startsWith('backup-restore-')), names.join(' '))
+  assert.not.ok(
+    names.some((name) => name.startsWith('backup-restore-')),
+    names.join(' '),
+  )
+})
+
+restore('two restores into one directory at once are refused, and nothing is written', async () => {
+  const { scenario, into } = await shared()
+  mkdirSync(into)
+  const holding = spawn('flock', [into, 'sleep', '60'], { stdio: 'ignore', detached: true })
+  try {
+    while (spawnSync('flock', ['-n', into, 'true']).status === 0) await sleep(20)
+    for (const source of SOURCES) {
+      const { status, stderr } = await from(scenario, source, '--into', into)
+      assert.is(status, 11, stderr)
+      assert.match(stderr, /another run is writing into .*\n.*nothing was changed/)
+    }
+    assert.equal(readdirSync(into), [])
+  } finally {
+    process.kill(-holding.pid!, 'SIGKILL')
+  }
+  assert.is((await from(scenario, 'local', '--into', into)).status, 0)
+  assertSameTree(into + scenario.source, scenario.source)
+})
+
+restore('two restores to the original place at once never mix their content', async () => {
+  const names = Array.from({ length: 40 }, (_, i) => `file-${i}`)
+  const contents = new Map(names.map((name) => [name, randomBytes(300_000)]))
+  const scenario = await exported((source) => {
+    for (const [name, bytes] of contents) writeFileSync(`${source}/${name}`, bytes)
+  })
+  for (const name of names) rmSync(`${scenario.source}/${name}`)
+  const words = ['restore', '--source', 'local', '--yes']
+  await Promise.all([scenario.run(...words), scenario.run(...words)])
+  for (const [name, bytes] of contents) {
+    const path = `${scenario.source}/${name}`
+    assert.ok(!existsSync(path) || readFileSync(path).equals(bytes), name)
+  }
+  assert.is((await scenario.run(...words)).status, 0)
+  assertNoLeftovers(scenario.source)
+  for (const [name, bytes] of contents) {
+    assert.ok(readFileSync(`${scenario.source}/${name}`).equals(bytes), name)
+  }
 })
 
 restore('a place for temporary files that is not there is told, and is no bug', async () => {

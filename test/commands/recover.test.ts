@@ -31,7 +31,8 @@ import { encryptAge } from '../../lib/format/age.ts'
 import { generateIdentity, recipientOf } from '../../lib/format/age-keys.ts'
 import { END_OF_ARCHIVE, encodeHeader } from '../../lib/format/tar.ts'
 import { compressFrame, encodeTrailer, frameChecksum } from '../../lib/format/zstd-frames.ts'
-import type { Outcome } from '../helpers/run-cli.ts'
+import { canRunAsRoot } from '../helpers/needs.ts'
+import { MAIN, type Outcome, runCli } from '../helpers/run-cli.ts'
 import {
   type Properties,
   type Scenario,
@@ -47,6 +48,7 @@ import {
 } from '../helpers/scenario.ts'
 
 const recover = suite('commands/recover')
+const asRoot = canRunAsRoot('a recovery onto a full disk') ? recover : recover.skip
 const MIB = 1024 * 1024
 
 /** Three generations: files are edited, renamed and removed between them. */
@@ -452,6 +454,45 @@ recover(
     assert.is(readFileSync(`${at.directory}/n${at.scenario.source}/letters/a`, 'utf8'), 'third')
   },
 )
+
+recover('one path comes back by its bytes; one that is nowhere leaves no directory', async () => {
+  const { scenario, from, out, directory } = await variant()
+  const words = ['recover', '--from', from, '--identity', scenario.identity, '--into']
+  const nowhere = await scenario.run(...words, `${directory}/nowhere`, '--path', '/nowhere')
+  assert.is(nowhere.status, 1, nowhere.stderr)
+  assert.not.ok(existsSync(`${directory}/nowhere`))
+  mkdirSync(`${directory}/there`)
+  await scenario.run(...words, `${directory}/there`, '--path', '/nowhere')
+  assert.ok(existsSync(`${directory}/there`), 'it was there before')
+  const program = ['bash', '-c', `exec "$@" --path "$0"/$'caf\\xe9'`, scenario.source]
+  const environment = { HOME: `${directory}/home` }
+  const found = await runCli(words.concat(out), {
+    environment,
+    program: [...program, process.execPath, MAIN],
+  })
+  assert.is(found.status, 0, found.stderr)
+  assert.equal(namesIn(out + scenario.source, /./), ['caf\xe9'])
+})
+
+asRoot('a recovery asks for room first, unless it is told not to', async () => {
+  const { scenario, from, directory } = await variant()
+  mkdirSync(`${directory}/small`)
+  script('mount -t tmpfs -o size=1m none "$1"', `${directory}/small`)
+  try {
+    const words = ['--from', from, '--identity', scenario.identity, '--into']
+    const asked = await scenario.run('recover', ...words, `${directory}/small/out`)
+    assert.is(asked.status, 1)
+    assert.match(asked.stderr, /has room for .*\n.*--ignore-space/)
+    assert.not.ok(existsSync(`${directory}/small/out`))
+    const told = [`${directory}/small/out`, '--ignore-space']
+    const partial = await scenario.run('recover', ...words, ...told)
+    assert.match(partial.stderr, 'no space left')
+    assert.ok(existsSync(`${directory}/small/out${scenario.source}/letters/a`))
+    assertNoLeftovers(`${directory}/small/out`)
+  } finally {
+    script('umount "$1"', `${directory}/small`)
+  }
+})
 
 recover('a wrong identity and an empty directory are told as such', async () => {
   const at = await variant()

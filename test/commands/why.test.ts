@@ -36,7 +36,7 @@ why('says the rule, what is there now, and the collections that hold it', async 
   assert.match(stdout, /data\/file: there now: file, 4 B, changed \d{4}-\d\d-\d\dT\d{6}Z\n/)
   assert.match(
     stdout,
-    /^  in 3 generations:\n    same in \S+–\S+ \(3\): file, 4 B, .*; staging\n  not on drive\b/m,
+    /^  in 3 generations:\n    same in \S+–\S+ \(3\): file, 4 B, .*; staging\n  not known to be on drive\b/m,
   )
   assert.match(await told('x.tmp'), /^data: left out: the exclusion "\*\.tmp"$/m)
   assert.match(await told('x.tmp'), /^    not in \S+–\S+ \(3\)$/m)
