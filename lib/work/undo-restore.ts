@@ -28,7 +28,7 @@ import {
 } from '../model/raw-path.ts'
 import { checkSafePath } from '../model/safe-path.ts'
 import { UNDO_LIST, type UndoStep, removeAside } from './aside.ts'
-import { isReplacedName } from './restore-names.ts'
+import { JOURNAL, isPartialName, isReplacedName } from './restore-names.ts'
 import { type RestoreFailure, asFailure } from './restore-plan.ts'
 
 export interface UndoOutcome {
@@ -147,8 +147,13 @@ function isElsewhere(directory: RawPath, into: RawPath): boolean {
 
 const OCCUPIED: StepOutcome = { why: 'something is in it now' }
 
+/** With what a restore that was killed left in it half-made. */
 function removeDirectory(place: Buffer): StepOutcome {
   try {
+    const names = readdirSync(place, { encoding: 'latin1' })
+    if (!names.every((name) => isPartialName(name) || name === JOURNAL)) return OCCUPIED
+    const directory = place.toString('latin1')
+    for (const name of names) unlinkSync(rawPathToBytes(`${directory}/${name}`))
     rmdirSync(place)
     return 'removed'
   } catch (error) {

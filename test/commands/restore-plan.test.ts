@@ -12,6 +12,7 @@ import {
   symlinkSync,
   utimesSync,
   writeFileSync,
+  renameSync,
 } from 'node:fs'
 import { setTimeout } from 'node:timers/promises'
 import { suite } from 'uvu'
@@ -462,5 +463,33 @@ restore('--json names where what is whole of a damaged file lies', async () => {
   const [result] = jsonLines(run, 'result')
   assert.is(result?.['failures'][0].corrupt, `${into}${scenario.source}/large.corrupt`)
 })
+
+restore(
+  'a set that staging has nothing of comes from the target, without being asked for',
+  async () => {
+    const scenario = await makeScenario()
+    const other = `${scenario.home}/other`
+    mkdirSync(other)
+    writeFileSync(`${other}/photo`, 'sea')
+    writeFileSync(`${scenario.source}/letter`, 'dear')
+    configure(scenario, (c) => {
+      c['backup_sets'].push({ name: 'photos', sources: [other] })
+    })
+    assert.is((await scenario.collect()).status, 0)
+    assert.is((await scenario.external()).status, 0)
+    rmSync(`${scenario.staging}/photos`, { recursive: true })
+    const into = newPlace(scenario)
+    const words = ['restore', '--into', into, '--identity', scenario.identity]
+    const both = await scenario.run(...words)
+    assert.is(both.status, 0, both.stderr)
+    assert.is(readFileSync(`${into}${other}/photo`, 'utf8'), 'sea')
+    assert.is(readFileSync(`${into}${scenario.source}/letter`, 'utf8'), 'dear')
+    const absent = `${scenario.target}-away`
+    renameSync(scenario.target, absent)
+    const half = await scenario.run('restore', '--into', newPlace(scenario))
+    assert.is(half.status, 3, half.stderr)
+    assert.match(half.stderr, 'nothing of the set photos was found')
+  },
+)
 
 restore.run()
