@@ -7,7 +7,7 @@
 
 import { lstatSync, mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { systemCode } from '../errors.ts'
-import { OFTEN_REFUSED, type PlaceNames } from '../model/place-names.ts'
+import { OFTEN_REFUSED, type PlaceNames, probeName, probeOwner } from '../model/place-names.ts'
 import { type RawPath, rawPathFromText, rawPathToBytes } from '../model/raw-path.ts'
 
 const COMPOSED = rawPathFromText('\u00e9')
@@ -15,9 +15,12 @@ const DECOMPOSED = rawPathFromText('e\u0301')
 
 /** What an existing directory, without a trailing slash, does to names. */
 export function probePlaceNames(directory: RawPath): PlaceNames {
-  const place = `${directory}/.backup-names-${process.pid}`
-  // A killed run of this number may have left one.
-  remove(place)
+  const place = `${directory}/${probeName(process.pid)}`
+  // A killed run may have left one: of this number, or of one that nobody has now.
+  for (const name of namesIn(directory)) {
+    const owner = probeOwner(name)
+    if (owner !== undefined && !isOthers(owner)) remove(`${directory}/${name}`)
+  }
   mkdirSync(rawPathToBytes(place), { mode: 0o700 })
   try {
     return {
@@ -28,6 +31,17 @@ export function probePlaceNames(directory: RawPath): PlaceNames {
     }
   } finally {
     remove(place)
+  }
+}
+
+/** Whether another process that lives has this number. */
+function isOthers(pid: number): boolean {
+  if (pid === process.pid) return false
+  try {
+    process.kill(pid, 0)
+    return true
+  } catch (error) {
+    return systemCode(error) !== 'ESRCH'
   }
 }
 

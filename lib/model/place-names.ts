@@ -28,6 +28,17 @@ export const PLAIN_NAMES: PlaceNames = {
 /** What Windows and its filesystems refuse; the control characters stand for all others. */
 export const OFTEN_REFUSED = '"*:<>?\\|\u0001\u001f'
 
+/** What a place is tried by: a directory in it, of one process. */
+export function probeName(pid: number): string {
+  return `.backup-names-${pid}`
+}
+
+/** Whose such a directory is; undefined for any other name. */
+export function probeOwner(name: RawPath): number | undefined {
+  const [, pid] = /^\.backup-names-(\d{1,10})$/.exec(name) ?? []
+  return pid === undefined ? undefined : Number(pid)
+}
+
 /** Linux's NAME_MAX, and everybody else's. */
 const MAX_NAME_BYTES = 255
 

@@ -3,6 +3,7 @@
 //
 // A later restore knows by them what is its own. Pure; throws nothing.
 
+import { probeOwner } from '../model/place-names.ts'
 import type { RawPath } from '../model/raw-path.ts'
 import type { Stamp } from '../model/stamp.ts'
 
@@ -42,7 +43,8 @@ export const JOURNAL = '.backup-restore.journal'
 
 /** What no restore deletes: it made it. */
 export function isOurName(name: RawPath): boolean {
-  return isPartialName(name) || isReplacedName(name) || name === JOURNAL
+  const isProbe = probeOwner(name) !== undefined
+  return isPartialName(name) || isReplacedName(name) || name === JOURNAL || isProbe
 }
 
 /** What could be saved of a damaged file lies beside its place, never in it. */

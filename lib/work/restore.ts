@@ -6,15 +6,12 @@
 // RESTORE_FULL.
 
 import {
-  existsSync,
   linkSync,
   lstatSync,
   mkdirSync,
   readdirSync,
   renameSync,
   rmSync,
-  statSync,
-  statfsSync,
   symlinkSync,
   unlinkSync,
 } from 'node:fs'
@@ -22,15 +19,13 @@ import { BackupError, unpackError } from '../errors.ts'
 import { lockDirectory } from '../machine/lock.ts'
 import { applyFlags, applyMetadata } from '../machine/metadata.ts'
 import { makeNode } from '../machine/posix.ts'
-import { formatSize } from '../model/amount.ts'
-import { type Entry, type TimeNs, dataBytes } from '../model/entry.ts'
+import { dataBytes, type Entry, type TimeNs } from '../model/entry.ts'
 import {
-  type RawPath,
   baseOf,
   comparePaths,
   displayPath,
   parentOf,
-  pathFacts,
+  type RawPath,
   rawPathToBytes,
 } from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
@@ -39,17 +34,18 @@ import { type Aside, keepAside } from './aside.ts'
 import { RestoreJournal } from './restore-journal.ts'
 import { isPartialName, partialName } from './restore-names.ts'
 import {
-  type PlanOptions,
-  type PlannedEntry,
-  type RestoreFailure,
-  type RestorePlan,
   asFailure,
   bytesToWrite,
   lookAtDirectory,
   notADirectory,
+  type PlannedEntry,
+  type PlanOptions,
   planRestore,
+  type RestoreFailure,
+  type RestorePlan,
   withStandIns,
 } from './restore-plan.ts'
+import { checkRoom } from './restore-room.ts'
 import type { FileOutcome, RestoreItem, RestoreReply, RestoreSettings } from './restore-worker.ts'
 import type { Selection } from './selection.ts'
 import { runWorkers } from './worker-pool.ts'
@@ -122,58 +118,6 @@ export async function carryOut(
   options: RestoreOptions,
 ): Promise<RestoreOutcome> {
   return await new Restore(withStandIns(plan), options).run()
-}
-
-/**
- * Whether there is room for all of it, by what the filesystems say now.
- * @throws BackupError RESTORE_FULL
- */
-export function checkRoom(plan: RestorePlan): void {
-  const needed = new Map<number, { readonly place: RawPath; bytes: number }>()
-  const tops = new Map<RawPath, { readonly place: RawPath; readonly device: number }>()
-  const topOf = (path: RawPath): { readonly place: RawPath; readonly device: number } => {
-    const known = tops.get(path)
-    if (known !== undefined) return known
-    const place = path === '' ? plan.into || '/' : `${plan.into}/${path}`
-    const there = statSync(rawPathToBytes(place), { throwIfNoEntry: false })
-    const top =
-      there?.isDirectory() === true
-        ? { place, device: there.dev }
-        : path === ''
-          ? nearestPlace(place)
-          : topOf(parentOf(path))
-    tops.set(path, top)
-    return top
-  }
-  for (const { entry, verdict } of plan.items) {
-    if (verdict !== 'make' && verdict !== 'replace') continue
-    const { place, device } = topOf(parentOf(entry.path))
-    const bytes = Math.ceil(dataBytes(entry) / BLOCK_BYTES) * BLOCK_BYTES
-    const sum = needed.get(device) ?? { place, bytes: 0 }
-    needed.set(device, { ...sum, bytes: sum.bytes + bytes })
-  }
-  for (const { place, bytes } of needed.values()) {
-    const { bavail, bsize } = statfsSync(rawPathToBytes(place))
-    if (bytes <= bavail * bsize) continue
-    const message =
-      `${displayPath(place)} has room for ${formatSize(bavail * bsize)}, and `
-      + `${formatSize(bytes)} would be written`
-    throw new BackupError('RESTORE_FULL', message, {
-      hint:
-        'choose another place with --into, restore less, or say --ignore-space where the '
-        + 'filesystem compresses; nothing was restored',
-      facts: { ...pathFacts(place, 'place'), freeBytes: bavail * bsize, neededBytes: bytes },
-    })
-  }
-}
-
-/** What most filesystems allocate in. */
-const BLOCK_BYTES = 4096
-
-function nearestPlace(place: RawPath): { readonly place: RawPath; readonly device: number } {
-  let at = place
-  while (at !== '' && !existsSync(rawPathToBytes(at))) at = parentOf(at)
-  return { place: at || '/', device: statSync(rawPathToBytes(at || '/')).dev }
 }
 
 function keptOf({ items }: RestorePlan): RawPath[] {

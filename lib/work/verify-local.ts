@@ -14,7 +14,7 @@ import { parentPort, workerData } from 'node:worker_threads'
 import { BackupError, systemCode } from '../errors.ts'
 import { digestOf } from '../format/chunker.ts'
 import type { Lock } from '../machine/lock.ts'
-import { type Entry, type EntryMetadata, dataBytes } from '../model/entry.ts'
+import { type Entry, type EntryMetadata, asFile, dataBytes } from '../model/entry.ts'
 import {
   type RawPath,
   comparePaths,
@@ -252,8 +252,11 @@ function compareStructure({
       continue
     }
     const carrier = entry.type === 'link' ? known.get(entry.target ?? '') : entry
-    const expected = asFile(entry, carrier)
-    const current = asFile(actual, actual.type === 'link' ? there.get(actual.target ?? '') : actual)
+    const expected = unlinked(entry, carrier)
+    const current = unlinked(
+      actual,
+      actual.type === 'link' ? there.get(actual.target ?? '') : actual,
+    )
     const what = differences(expected, current)
     if (expected.type === 'file' && linkOf(actual) !== firsts.get(linkOf(entry))) {
       what.push('hard links')
@@ -315,17 +318,9 @@ function firstsThere(
   return firsts
 }
 
-/** A hard link as the file that it is. */
-function asFile(entry: Entry, carrier: Entry | undefined): Entry {
-  if (entry.type !== 'link') return entry
-  const { target: _target, ...rest } = entry
-  const { size, sparse } = carrier ?? {}
-  return {
-    ...rest,
-    type: 'file',
-    ...(size === undefined ? {} : { size }),
-    ...(sparse === undefined ? {} : { sparse }),
-  }
+/** A hard link as the file that it is; where its file is not there, without content. */
+function unlinked(entry: Entry, carrier: Entry | undefined): Entry {
+  return entry.type === 'link' ? asFile(entry, carrier ?? entry) : entry
 }
 
 /**

@@ -232,7 +232,7 @@ export function assertSameTree(actual: string, expected: string): void {
 /** Nothing half-made: no `.partial` in staging or on the target, no temporary name of a restore. */
 export function assertNoLeftovers(...directories: string[]): void {
   for (const directory of directories) {
-    assert.equal(namesIn(directory, /\.partial(\/|$)|\.backup-restore-/), [], directory)
+    assert.equal(namesIn(directory, /\.partial(\/|$)|\.backup-(restore|names)/), [], directory)
   }
 }
 

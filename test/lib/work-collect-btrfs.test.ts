@@ -164,7 +164,9 @@ function assertTidy(): void {
     [],
   )
   assert.equal(
-    readdirSync(`${staging}/.state`).filter((name) => !/^home\.(lock|boot)$/.test(name)),
+    readdirSync(`${staging}/.state`).filter(
+      (name) => name !== 'versions' && !/^home\.(lock|boot)$/.test(name),
+    ),
     [],
   )
 }
