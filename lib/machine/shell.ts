@@ -13,7 +13,7 @@ import { Buffer } from 'node:buffer'
 import { accessSync, constants, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { $, type ProcessPromise } from 'zx/core'
+import type { $, ProcessPromise } from 'zx/core'
 import { BackupError } from '../errors.ts'
 
 export interface ProgramCall {
@@ -96,11 +96,13 @@ export async function runProgram(call: ProgramCall): Promise<ProgramResult> {
     !(call.changes && call.dryRun === true),
     `${call.program} would change something in a dry run`,
   )
+  // Loaded at the first call, so that commands that run no program start fast.
+  const shell = (await import('zx/core')).$
   if (call.signal?.aborted === true) throw new BackupError('INTERRUPTED', 'interrupted')
   const file = findProgram(call.program)
   if (file === undefined) throw absent(call.program)
   const output = outputKeeper(call)
-  const running = start(call, file, output.store)
+  const running = start(call, { shell, file, store: output.store })
   const ending = watch(call, running.pid)
   // A program that ends before it has read everything says by its exit code what that means.
   running.child?.stdin?.on('error', () => {})
@@ -149,11 +151,18 @@ export function quoteArgument(raw: string): string {
 
 type Store = NonNullable<typeof $.store>
 
-function start(call: ProgramCall, file: string, store: Store): ProcessPromise {
+function start(
+  call: ProgramCall,
+  {
+    shell,
+    file,
+    store,
+  }: { readonly shell: typeof $; readonly file: string; readonly store: Store },
+): ProcessPromise {
   const words = [...guard(), ...(call.runBy ?? []), file, ...call.args].map(rawText)
   const bytes = words.reduce((sum, word) => sum + quoteArgument(word).length + 1, 0)
   assert(bytes < MAX_COMMAND_BYTES, `${call.program}: the command is too long`)
-  const run = $({
+  const run = shell({
     ...(call.input === undefined ? {} : { input: Buffer.from(call.input) }),
     ac: new AbortController(),
     cwd: '/',

@@ -14,8 +14,6 @@ import type { S3TargetConfiguration, SftpTargetConfiguration } from '../machine/
 import { writeDurably } from '../machine/durable-file.ts'
 import { rawPathFromText } from '../model/raw-path.ts'
 import { openDirectoryTarget } from '../target/directory.ts'
-import { openS3Target } from '../target/s3.ts'
-import { openSftpTarget } from '../target/sftp.ts'
 import type { Target } from '../target/target.ts'
 import { describeDrive, type DriveTarget, openDrive, recogniseDrive } from './drive-target.ts'
 import { readDrives } from './drive-register.ts'
@@ -48,14 +46,19 @@ export async function openTarget(
 
 /**
  * What waits to be sent lies in staging, so that an interrupted upload goes on where it was. As
- * `admin` a bucket is spoken to with the credentials of whoever may delete.
+ * `admin` a bucket is spoken to with the credentials of whoever may delete. Whoever has neither
+ * kind of target does not wait for what they need to be loaded.
  */
 async function openRemote(
   configuration: S3TargetConfiguration | SftpTargetConfiguration,
   { staging, as }: { readonly staging: string; readonly as: 'backup' | 'admin' },
 ): Promise<Target> {
   const spool = rawPathFromText(spoolDirectory({ staging, target: configuration.name }))
-  if (configuration.kind === 'sftp') return await openSftpTarget({ configuration, spool })
+  if (configuration.kind === 'sftp') {
+    const { openSftpTarget } = await import('../target/sftp.ts')
+    return await openSftpTarget({ configuration, spool })
+  }
+  const { openS3Target } = await import('../target/s3.ts')
   const capabilitiesFile = rawPathFromText(
     join(staging, '.state', 'capabilities', `${configuration.name}.json`),
   )
