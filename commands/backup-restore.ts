@@ -9,7 +9,7 @@ import { listExternal, listLocal } from '../lib/work/list.ts'
 import { openTarget, repositoryToRead, targetNamed } from '../lib/work/target-access.ts'
 import { undoRestore } from '../lib/work/undo-restore.ts'
 import { type Command, type CommandContext, isGiven } from './command.ts'
-import { loadIdentity, readWords } from './restore-options.ts'
+import { loadIdentity, readWords, SOURCE_OPTIONS } from './restore-options.ts'
 import { keysOf, type RestoreJob, withTag } from './restore-place.ts'
 import { printFile } from './restore-print.ts'
 import { restoreWords } from './restore-run.ts'
@@ -68,10 +68,7 @@ export const command: Command = {
   --passphrase-file FILE  its passphrase, instead of asking
 `,
   options: {
-    source: { type: 'string' },
-    target: { type: 'string' },
-    machine: { type: 'string' },
-    set: { type: 'string' },
+    ...SOURCE_OPTIONS,
     date: { type: 'string' },
     path: { type: 'string', multiple: true },
     last: { type: 'boolean' },
@@ -94,8 +91,6 @@ export const command: Command = {
     yes: { type: 'boolean' },
     list: { type: 'boolean' },
     verify: { type: 'boolean' },
-    identity: { type: 'string' },
-    'passphrase-file': { type: 'string' },
   },
   run,
 }

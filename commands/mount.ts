@@ -31,7 +31,7 @@ import { damageTeller } from '../lib/work/view-damage.ts'
 import type { ViewTree } from '../lib/work/view-node.ts'
 import { startWebdav } from '../lib/work/webdav.ts'
 import { type Command, type CommandContext, type Values, isGiven, textOption } from './command.ts'
-import { requireIdentity } from './restore-options.ts'
+import { requireIdentity, SOURCE_OPTIONS } from './restore-options.ts'
 import { collectionsOf, keysOf, openRepository } from './restore-place.ts'
 
 export const command: Command = {
@@ -59,14 +59,9 @@ Ctrl-C ends it.
 `,
   positionals: true,
   options: {
-    source: { type: 'string' },
-    target: { type: 'string' },
-    machine: { type: 'string' },
-    set: { type: 'string' },
+    ...SOURCE_OPTIONS,
     webdav: { type: 'boolean' },
     port: { type: 'string' },
-    identity: { type: 'string' },
-    'passphrase-file': { type: 'string' },
   },
   run,
 }

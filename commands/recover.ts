@@ -19,12 +19,12 @@ import {
   type Recoverable,
   type RecoverOutcome,
   type SurveyedExport,
-  chooseExports,
   damageOf,
-  newerThan,
   openRecovery,
   recoverExports,
 } from '../lib/work/recover.ts'
+import { chooseExports, newerThan } from '../lib/work/recover-choice.ts'
+import { entriesIn } from '../lib/work/recover-exports.ts'
 import { argumentPath } from './argument-path.ts'
 import { type Command, type CommandContext, isGiven, textOption, textOptions } from './command.ts'
 import { passphraseFromFile } from './passphrase.ts'
@@ -266,8 +266,7 @@ const NO_PATHS = 'no path: what is there are pieces of files, and nothing says o
 function lossWords(lost: readonly LostPath[], lostShards: SurveyedExport['lostShards']): string {
   const words =
     lost.length === 0 ? [] : [`${lost.length} ${lost.length === 1 ? 'file' : 'files'} LOST`]
-  const entries = lostShards.reduce((sum, shard) => sum + (shard.entries ?? 0), 0)
-  if (lostShards.length > 0) words.push(`the catalog of ${entries} entries LOST`)
+  if (lostShards.length > 0) words.push(`the catalog of ${entriesIn(lostShards)} entries LOST`)
   return words.join(', ')
 }
 
@@ -276,7 +275,7 @@ function exportJson(one: SurveyedExport): Record<string, unknown> {
   return {
     ...{ name, evidence, machine, set, stamp, complete, entries, files, bytes },
     lost: one.lost.map(lostJson),
-    lostEntries: one.lostShards.reduce((sum, shard) => sum + (shard.entries ?? 0), 0),
+    lostEntries: entriesIn(one.lostShards),
   }
 }
 
@@ -387,7 +386,7 @@ function tellOutcome(
     ...{ written, same, bytes, versions },
     kept: kept.map((path) => pathFacts(path)),
     lost: unrecovered.map(lostJson),
-    lostEntries: lostShards.reduce((sum, shard) => sum + (shard.entries ?? 0), 0),
+    lostEntries: entriesIn(lostShards),
     failures: failures.map(({ path, code, why }) => ({ ...pathFacts(path), code, why })),
     metadataLost: lost.map(({ path, what }) => {
       return { ...pathFacts(path), what: what.map(displayPath) }

@@ -3,17 +3,16 @@
 // Called by restore-run.ts, once for each further source. Throws what sources throw, but for what
 // another source may still have.
 
-import { lstatSync, rmSync } from 'node:fs'
-import { ERRORS, systemCode } from '../lib/errors.ts'
-import { setTimes } from '../lib/machine/posix.ts'
-import { parentOf, type RawPath, rawPathToBytes } from '../lib/model/raw-path.ts'
+import { ERRORS } from '../lib/errors.ts'
+import type { RawPath } from '../lib/model/raw-path.ts'
 import type { ExportPlace } from '../lib/work/repository.ts'
+import { restoreAgain } from '../lib/work/restore-again.ts'
 import type { RestoreOutcome } from '../lib/work/restore.ts'
 import type { Wanted } from '../lib/work/selection.ts'
+import { placeOf } from './restore-into.ts'
 import type { RestoreWords } from './restore-options.ts'
 import type { RestoreJob } from './restore-place.ts'
 import { isElsewhere, type RestoreSource } from './restore-source.ts'
-import { placeOf } from './restore-into.ts'
 
 /** Restores what is wanted of one generation. */
 export type RestorePlace = (
@@ -54,13 +53,13 @@ export async function restoreDamaged(
       // What was to be deleted is.
       const words: RestoreWords = { ...job.words, yes: true, deletes: false }
       const wanted = { paths, patterns: words.patterns }
-      const directories = paths.map((path) => `${placeOf(words.into)}/${parentOf(path)}`)
-      const other = await keepingTimes(directories, async () => {
-        const restored = await restorePlace({ ...job, words }, { source, place, wanted })
-        removeSalvage(one.outcome, restored.outcome)
-        return restored
+      const outcome = await restoreAgain(one.outcome, {
+        into: placeOf(words.into),
+        paths,
+        restore: async () =>
+          (await restorePlace({ ...job, words }, { source, place, wanted })).outcome,
       })
-      again.push({ ...one, outcome: merge(one.outcome, other.outcome) })
+      again.push({ ...one, outcome })
     } catch (error) {
       if (!isElsewhere(error)) throw error
       again.push(one)
@@ -73,51 +72,4 @@ export function damagedPaths({ failures }: RestoreOutcome): readonly RawPath[] {
   return failures
     .filter(({ code }) => ERRORS[code][0] === 13 && code !== 'UNSAFE_PATH')
     .map(({ path }) => path)
-}
-
-/** What could be saved of files that came whole from elsewhere. */
-function removeSalvage(first: RestoreOutcome, second: RestoreOutcome): void {
-  const lacking = new Set([...second.kept, ...second.failures.map(({ path }) => path)])
-  for (const { path, corrupt } of first.failures) {
-    if (corrupt !== undefined && !lacking.has(path)) rmSync(rawPathToBytes(corrupt))
-  }
-}
-
-/** Directories that were finished already, and get more files. */
-async function keepingTimes<T>(
-  directories: readonly RawPath[],
-  action: () => Promise<T>,
-): Promise<T> {
-  const times = [...new Set(directories)].map((path) => {
-    return { path, stat: lstatSync(rawPathToBytes(path), { throwIfNoEntry: false, bigint: true }) }
-  })
-  const result = await action()
-  for (const { path, stat } of times) {
-    if (stat?.isDirectory() === true) setTimesOfOurs(path, stat)
-  }
-  return result
-}
-
-/** Somebody else's directory has its time from whoever wrote there last. */
-function setTimesOfOurs(path: RawPath, times: { readonly mtimeNs: bigint }): void {
-  try {
-    setTimes(path, times)
-  } catch (error) {
-    if (systemCode(error) === undefined) throw error
-  }
-}
-
-/** Of two restores of one generation the second one had only what the first one failed at. */
-function merge(first: RestoreOutcome, second: RestoreOutcome): RestoreOutcome {
-  const damaged = new Set(damagedPaths(first))
-  return {
-    written: first.written + second.written,
-    same: first.same + second.same,
-    bytes: first.bytes + second.bytes,
-    deleted: first.deleted,
-    kept: [...first.kept, ...second.kept],
-    failures: [...first.failures.filter(({ path }) => !damaged.has(path)), ...second.failures],
-    lost: [...first.lost, ...second.lost],
-    aside: [...first.aside, ...second.aside],
-  }
 }

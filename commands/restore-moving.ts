@@ -1,30 +1,28 @@
 // Whose files are whose on this machine, and how names are spelt here: what `--owner`,
 // `--map-user`, `--map-group` and `--names` mean for a selection (docs/fidelity.md).
 //
-// Called by restore-run.ts. Warns once of accounts that are not known here. Throws USAGE.
+// Called by restore-run.ts. Warns once of accounts that are not known here. Throws nothing.
 
 import { existsSync } from 'node:fs'
 import { systemCode } from '../lib/errors.ts'
 import { readAccountNumbers } from '../lib/machine/accounts.ts'
 import { probePlaceNames } from '../lib/machine/place-names.ts'
-import { type Move, parseAccountMap, planMove } from '../lib/model/moving.ts'
+import { type Move, planMove } from '../lib/model/moving.ts'
 import { PLAIN_NAMES, type PlaceNames } from '../lib/model/place-names.ts'
 import { type RawPath, displayText, rawPathToBytes } from '../lib/model/raw-path.ts'
 import type { Selection } from '../lib/work/selection.ts'
 import type { RestoreJob } from './restore-place.ts'
 
-/** @throws BackupError USAGE for a map that is none */
 export function movingOf(
   { context, words, configuration }: RestoreJob,
   { selection, into }: { readonly selection: Selection; readonly into: RawPath },
 ): { readonly move: Move; readonly place: PlaceNames } {
   const accounts = readAccountNumbers()
   const isForeign = words.machine !== undefined && words.machine !== configuration.machine
-  const { users, groups } = accounts
   const move = planMove([...selection.entries, ...selection.parents], {
     owner: words.owner ?? (isForeign ? 'name' : 'number'),
-    users: parseAccountMap(words.mapUsers, { option: '--map-user', here: users }),
-    groups: parseAccountMap(words.mapGroups, { option: '--map-group', here: groups }),
+    users: words.users,
+    groups: words.groups,
     names: words.names,
     accounts,
     mine: { uid: process.getuid?.() ?? 0, gid: process.getgid?.() ?? 0 },

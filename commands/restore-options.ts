@@ -6,13 +6,16 @@
 import { existsSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import { BackupError } from '../lib/errors.ts'
+import { readAccountNumbers } from '../lib/machine/accounts.ts'
 import type { Configuration } from '../lib/machine/config.ts'
 import type { Tier } from '../lib/model/prices.ts'
 import {
+  type AccountMap,
   type NameRule,
   type OwnerRule,
   parseNameRule,
   parseOwnerRule,
+  parseAccountMap,
 } from '../lib/model/moving.ts'
 import { OVERWRITE_POLICIES, type OverwritePolicy, parseOverwrite } from '../lib/model/overwrite.ts'
 import { type PathPatterns, compilePatterns } from '../lib/model/path-patterns.ts'
@@ -20,8 +23,25 @@ import { parseTier } from '../lib/model/thaw-plan.ts'
 import { type IdentityFile, readIdentityFile } from '../lib/machine/identity.ts'
 import { type RawPath, rawPathFromText } from '../lib/model/raw-path.ts'
 import { argumentPath } from './argument-path.ts'
-import { type CommandContext, type Values, isGiven, textOption, textOptions } from './command.ts'
+import {
+  type CommandContext,
+  type Options,
+  type Values,
+  isGiven,
+  textOption,
+  textOptions,
+} from './command.ts'
 import { passphraseFromFile } from './passphrase.ts'
+
+/** Where generations are read from, whose they are, and what opens them. */
+export const SOURCE_OPTIONS = {
+  source: { type: 'string' },
+  target: { type: 'string' },
+  machine: { type: 'string' },
+  set: { type: 'string' },
+  identity: { type: 'string' },
+  'passphrase-file': { type: 'string' },
+} as const satisfies Options
 
 export interface RestoreWords {
   readonly action: 'list' | 'verify' | 'restore' | 'undo'
@@ -49,9 +69,9 @@ export interface RestoreWords {
   readonly overwrite: OverwritePolicy
   /** Undefined: by number, or by name where another machine's exports are restored. */
   readonly owner: OwnerRule | undefined
-  /** `THERE=HERE` each. */
-  readonly mapUsers: readonly string[]
-  readonly mapGroups: readonly string[]
+  /** By their names or numbers in the backup. */
+  readonly users: AccountMap
+  readonly groups: AccountMap
   readonly names: NameRule
   /** What a directory has and the generation has not goes. */
   readonly deletes: boolean
@@ -107,14 +127,14 @@ function readAction(values: Values): RestoreWords['action'] {
   return actions[0] ?? 'restore'
 }
 
-function readMoving(
-  values: Values,
-): Pick<RestoreWords, 'owner' | 'mapUsers' | 'mapGroups' | 'names'> {
+function readMoving(values: Values): Pick<RestoreWords, 'owner' | 'users' | 'groups' | 'names'> {
   const owner = textOption(values, 'owner')
+  const [users, groups] = [textOptions(values, 'map-user'), textOptions(values, 'map-group')]
+  const accounts = readAccountNumbers()
   return {
     owner: owner === undefined ? undefined : parseOwnerRule(owner),
-    mapUsers: textOptions(values, 'map-user'),
-    mapGroups: textOptions(values, 'map-group'),
+    users: parseAccountMap(users, { option: '--map-user', here: accounts.users }),
+    groups: parseAccountMap(groups, { option: '--map-group', here: accounts.groups }),
     names: parseNameRule(textOption(values, 'names') ?? 'as-is'),
   }
 }

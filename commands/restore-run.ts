@@ -54,15 +54,14 @@ export async function restoreWords(job: RestoreJob): Promise<ExitCode> {
     }
     if (names.length > 1) tellSource(job, source)
     try {
-      restored =
-        restored === undefined
-          ? await restoreFrom(job, source)
-          : [
-              ...(await restoreDamaged(job, { source, restored, restorePlace })),
-              ...(await restoreLacking(job, { source, restored })),
-            ]
+      if (restored === undefined) restored = await restoreFrom(job, source)
+      else {
+        restored = await restoreDamaged(job, { source, restored, restorePlace })
+        restored = [...restored, ...(await restoreLacking(job, { source, restored }))]
+      }
     } catch (error) {
-      if (!isLacking(error) || isLast) throw error
+      // What came from the sources before is told in any case.
+      if (!isLacking(error) || (isLast && restored === undefined)) throw error
       last = error
       tellPassedOver(job, error)
       continue
@@ -81,7 +80,8 @@ export async function restoreWords(job: RestoreJob): Promise<ExitCode> {
     // That it is nowhere can only be said of the sources that were looked at.
     const message = `nothing of the set ${set} was found`
     reporter.report({ kind: 'notice', level: 'warning', code: 'SET_LACKING', message })
-    if (last !== undefined && last.code !== 'NOTHING_FOUND') codes.push(3)
+    if (last === undefined || last.code === 'NOTHING_FOUND') continue
+    codes.push(last.exitCode === 13 ? 13 : 3)
   }
   return worstExitCode(codes)
 }

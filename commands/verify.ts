@@ -8,8 +8,8 @@ import { BackupError } from '../lib/errors.ts'
 import { parseDuration, parseSize } from '../lib/model/amount.ts'
 import type { ProofChoice } from '../lib/model/proof-plan.ts'
 import type { ProofRequest } from '../lib/work/proof.ts'
-import { type Command, isGiven, textOption, type Values } from './command.ts'
-import { readWords } from './restore-options.ts'
+import { type Command, textOption, type Values } from './command.ts'
+import { readWords, SOURCE_OPTIONS } from './restore-options.ts'
 import { withTag } from './restore-place.ts'
 import { type AskedProof, verifyStaging, verifyTarget } from './restore-verify.ts'
 
@@ -44,18 +44,13 @@ signatures are compared. Nothing is written but receipts.
   --dry-run         say how much would be read
 `,
   options: {
-    source: { type: 'string' },
-    target: { type: 'string' },
-    machine: { type: 'string' },
-    set: { type: 'string' },
+    ...SOURCE_OPTIONS,
     date: { type: 'string' },
     all: { type: 'boolean' },
     'older-than': { type: 'string' },
     sample: { type: 'string' },
     time: { type: 'string' },
     bytes: { type: 'string' },
-    identity: { type: 'string' },
-    'passphrase-file': { type: 'string' },
   },
   run: async (context) => {
     const { values } = context
@@ -105,7 +100,7 @@ function readAmount(values: Values): Amount {
   }
   const isUnsaid = WORDS.every((name) => values[name] === undefined)
   return {
-    isUnsaid: isUnsaid && !isGiven(values, 'all'),
+    isUnsaid,
     olderThanMs: readAs(values, { name: 'older-than', parse: parseDuration, like: '30d' }),
     share: readAs(values, { name: 'sample', parse: parseShare, like: '5%' }),
     timeMs: readAs(values, { name: 'time', parse: parseDuration, like: '20min' }),

@@ -1,5 +1,5 @@
 // The system calls that Node lacks: extended attributes, exact times, device nodes, holes, flock,
-// syncfs, statx, inode flags.
+// syncfs, statx, inode flags, mounts, and what FUSE takes: poll and descriptors over sockets.
 //
 // The only importer of koffi, which is loaded at the first call, so that commands that need none of
 // this start fast; each worker thread loads its own. Paths are RawPath and reach the kernel as the
@@ -207,10 +207,9 @@ export function readStatx(path: RawPath, out: Buffer): void {
 /** Sets bits of an open file's inode flags (chattr(1)) besides those that are set. Linux only. */
 export function addInodeFlags(fd: number, bits: number): void {
   const flags = Buffer.alloc(8)
-  const signature = 'int ioctl(int, uint64, out)'
-  if (number(signature, fd, GET_INODE_FLAGS, flags) !== 0) throw failure('ioctl')
+  ioctl(fd, GET_INODE_FLAGS, flags)
   flags.writeUInt32LE((flags.readUInt32LE() | bits) >>> 0)
-  if (number(signature, fd, SET_INODE_FLAGS, flags) !== 0) throw failure('ioctl')
+  ioctl(fd, SET_INODE_FLAGS, flags)
 }
 
 /** Writes everything of the filesystem that holds `fd` to the medium. */

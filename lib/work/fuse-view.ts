@@ -232,9 +232,9 @@ export class FuseView {
       return value as Item | undefined
     } catch (error) {
       this.#tell(path, error)
-      if (!hasSome) throw error
       // The generator has ended with it: the next request begins again, and meets it first.
       directory.position = -1
+      if (!hasSome) throw error
       return undefined
     }
   }

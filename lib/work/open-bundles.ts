@@ -1,9 +1,9 @@
 // The bundles that one thread has open for reading: a few at a time, the one opened longest ago
 // goes.
 //
-// Used by catalog-parts.ts and restore-worker.ts, which read here and there in many bundles. A
-// bundle that the identities do not open is damaged (bundle-reader.ts, openBundle). Throws what
-// that throws.
+// Used by catalog-parts.ts, restore-worker.ts, browse-pieces.ts and recovery, which read here and
+// there in many bundles. A bundle that the identities do not open is damaged (bundle-reader.ts,
+// openBundle). Throws what that throws.
 
 import { type BundleReader, openBundle } from './bundle-reader.ts'
 import type { BundleAddress } from './bundle-address.ts'

@@ -421,6 +421,11 @@ export interface SurveyedExport extends FoundExport {
   readonly lostShards: readonly FoundShard[]
 }
 
+/** How many entries there are in shards, as far as that is known. */
+export function entriesIn(shards: readonly FoundShard[]): number {
+  return shards.reduce((sum, { entries = 0 }) => sum + entries, 0)
+}
+
 /** What can be said of an entry's content. @returns undefined where all of it can be read */
 export function lossOf(
   { entry, absent, isDamaged }: FoundEntry,

@@ -247,7 +247,7 @@ function framesInOrder(path: RawPath, { headBytes, payloadKey }: Head): FrameRan
     for (let index = 0; payload.length <= limit; index++) {
       const sealed = Buffer.allocUnsafe(CHUNK_BYTES + TAG_BYTES)
       const position = headBytes + index * sealed.length
-      const length = readUpTo(source, { out: sealed, position })
+      const length = readAsFar(source, { out: sealed, position })
       const plain = openAny({ payloadKey, index, ciphertext: sealed.subarray(0, length) })
       if (plain === undefined) return frames
       payload = Buffer.concat([payload, plain])
@@ -264,6 +264,16 @@ function framesInOrder(path: RawPath, { headBytes, payloadKey }: Head): FrameRan
     return frames
   } finally {
     source.close()
+  }
+}
+
+/** Where the medium fails, nothing: what came before it counts. */
+function readAsFar(...of: Parameters<typeof readUpTo>): number {
+  try {
+    return readUpTo(...of)
+  } catch (error) {
+    if (!(error instanceof BackupError)) throw error
+    return 0
   }
 }
 

@@ -1,24 +1,22 @@
 // Recovery from bundles alone: no configuration, no repository.json, no names, perhaps no
 // manifests and no catalogs.
 //
-// openRecovery finds what there is and says what of it can come back; recoverExports restores some
-// of it, reads again what fails, and looks for its pieces in all other bundles. Only reads where
-// the bundles lie. What no signature vouches for never meets what one does, nor anything that was
-// there before. Throws NOTHING_FOUND, IDENTITY_WRONG, USAGE, ALREADY_THERE, INTERRUPTED, and what
-// restoring throws.
+// openRecovery finds what there is and says what of it can come back; recoverExports restores what
+// was chosen of it (recover-choice.ts), reads again what fails, and looks for its pieces in all
+// other bundles. Only reads where the bundles lie. What no signature vouches for never meets
+// anything that was there before. Throws NOTHING_FOUND, IDENTITY_WRONG, ALREADY_THERE, INTERRUPTED,
+// and what restoring throws.
 
-import { existsSync, lstatSync, mkdirSync, readdirSync, rmSync, rmdirSync } from 'node:fs'
+import { existsSync, lstatSync, mkdirSync, readdirSync, rmdirSync } from 'node:fs'
 import { BackupError, systemCode } from '../errors.ts'
 import type { MachineKey } from '../machine/identity.ts'
-import { setTimes } from '../machine/posix.ts'
 import type { Entry } from '../model/entry.ts'
-import { type RawPath, displayPath, isWithin, parentOf, rawPathToBytes } from '../model/raw-path.ts'
+import { type RawPath, displayPath, isWithin, rawPathToBytes } from '../model/raw-path.ts'
 import { checkSafePath } from '../model/safe-path.ts'
 import { bundleFile } from '../model/verification.ts'
 import { FoundBundles, type Scan, type ScanOptions, scanDirectory } from './recover-bundles.ts'
 import {
   type DistrustedManifest,
-  EVIDENCE,
   type Evidence,
   FoundCatalogs,
   type FoundEntry,
@@ -37,8 +35,8 @@ import {
 } from './recover-exports.ts'
 import { type Laid, layOut, newestFirst, takeLaid } from './recover-layers.ts'
 import type { FoundContents, FoundFile } from './recover-scan.ts'
-import { corruptName } from './restore-names.ts'
-import { type RestoreFailure, planRestore } from './restore-plan.ts'
+import { restoreAgain } from './restore-again.ts'
+import { planRestore, withStandIns } from './restore-plan.ts'
 import { checkRoom } from './restore-room.ts'
 import { type RestoreOutcome, carryOut, previewRestore } from './restore.ts'
 import type { NumberedBundles } from './selection.ts'
@@ -154,82 +152,6 @@ async function searchCatalogs(exports: readonly FoundExport[], recovery: Recover
   if (wanted.size > 0) await findPieces(wanted, exports, recovery)
 }
 
-/**
- * The exports that are meant. Without a word: the newest of each set with the best evidence there
- * is, so that what is signed stays apart.
- * @param words names, or beginnings of names up to a `/`, a `:` or a `#`
- * @throws BackupError NOTHING_FOUND, USAGE
- */
-export function chooseExports(
-  exports: readonly SurveyedExport[],
-  words: readonly string[],
-): readonly SurveyedExport[] {
-  if (exports.length === 0) {
-    throw new BackupError('NOTHING_FOUND', 'what is there are pieces of files, without any path', {
-      hint: 'other bundles may say of which; docs/restore-without-us.md shows how to take them out',
-    })
-  }
-  const best = EVIDENCE.find((kind) => exports.some(({ evidence }) => evidence === kind))
-  const chosen =
-    words.length === 0
-      ? newestOfEach(exports.filter(({ evidence }) => evidence === best))
-      : [...new Set(words.flatMap((word) => meantBy(word, exports)))]
-  const machines = new Set(chosen.map(({ machine }) => machine))
-  const isMixed = new Set(chosen.map(({ evidence }) => evidence === 'signed')).size > 1
-  if (isMixed || machines.size > 1) {
-    const what = isMixed ? 'signed and unsigned exports' : 'exports of several machines'
-    throw new BackupError('USAGE', `${what} do not go into one directory`, {
-      hint: `choose with --export: ${[...new Set(chosen.map(({ name }) => name))].join(', ')}`,
-    })
-  }
-  return exports.filter((one) => chosen.includes(one))
-}
-
-function meantBy(word: string, exports: readonly SurveyedExport[]): readonly SurveyedExport[] {
-  const exact = exports.filter(({ name }) => name === word)
-  if (exact.length > 0) return exact
-  const meant = exports.filter(({ name }) => {
-    return name.startsWith(word) && /^[/:#]/.test(name.slice(word.replace(/[/:]$/, '').length))
-  })
-  if (meant.length > 0) return newestOfEach(meant)
-  throw new BackupError('NOTHING_FOUND', `there is no export ${word}`, {
-    hint: '--list shows their names; the beginning of one will do: laptop/home',
-  })
-}
-
-/** They are in order: of one stamp what lacks least is taken. */
-function newestOfEach(exports: readonly SurveyedExport[]): readonly SurveyedExport[] {
-  const newest = new Map<string, SurveyedExport>()
-  for (const one of exports) {
-    const { evidence, machine, set, stamp, lost, lostShards } = one
-    const key = [evidence, machine, set].join(' ')
-    const there = newest.get(key)
-    const isBetter =
-      there === undefined
-      || (stamp === there.stamp
-        && (lostShards.length < there.lostShards.length || lost.length < there.lost.length))
-    if (isBetter) newest.set(key, one)
-  }
-  return [...newest.values()]
-}
-
-/** What is there besides, and may be newer than all that was chosen of its set. */
-export function newerThan(
-  chosen: readonly SurveyedExport[],
-  exports: readonly SurveyedExport[],
-): readonly SurveyedExport[] {
-  return exports.filter((one) => {
-    if (chosen.includes(one)) return false
-    const { stamp, set, machine } = one
-    if (stamp === undefined) return true
-    const same = chosen.filter((other) => {
-      const isSet = set === undefined || other.set === undefined || set === other.set
-      return isSet && (machine === undefined || machine === other.machine)
-    })
-    return same.every((other) => other.stamp === undefined || other.stamp < stamp)
-  })
-}
-
 /** What a bundle that is damaged or nowhere costs. */
 export interface BundleDamage {
   /** The path of a file, or what catalogs call a bundle that is nowhere; undefined for none. */
@@ -293,8 +215,8 @@ export async function recoverExports(
   const { chosen, into, dryRun } = words
   const isSigned = chosen.every(({ evidence }) => evidence === 'signed')
   const isNew = !existsSync(rawPathToBytes(into))
-  const isEmpty = dryRun || makeDirectory(into, { isSigned })
-  const job = new Recover(found, { ...words, isEmpty })
+  if (!dryRun) makeDirectory(into, { isSigned })
+  const job = new Recover(found, words)
   let outcome: RestoreOutcome
   try {
     await job.load()
@@ -314,16 +236,13 @@ function isEmptyDirectory(path: RawPath): boolean {
   return existsSync(rawPathToBytes(path)) && readdirSync(rawPathToBytes(path)).length === 0
 }
 
-/**
- * What is not signed gets a directory of its own, which nobody else can look into.
- * @returns whether it is empty
- */
-function makeDirectory(path: RawPath, { isSigned }: { isSigned: boolean }): boolean {
+/** What is not signed gets a directory of its own, which nobody else can look into. */
+function makeDirectory(path: RawPath, { isSigned }: { isSigned: boolean }): void {
   try {
     const there = lstatSync(rawPathToBytes(path), { throwIfNoEntry: false })
     if (there === undefined) mkdirSync(rawPathToBytes(path), { mode: isSigned ? 0o777 : 0o700 })
     const names = readdirSync(rawPathToBytes(path))
-    if (isSigned || names.length === 0) return names.length === 0
+    if (isSigned || names.length === 0) return
   } catch (cause) {
     const code = systemCode(cause)
     if (code === undefined) throw cause
@@ -348,14 +267,14 @@ class Recover {
   hasRead = false
   readonly #found: Recoverable
   readonly #recovery: Recovery
-  readonly #words: RecoverWords & { readonly isEmpty: boolean }
+  readonly #words: RecoverWords
   /** In the order in which they get their names. */
   #entries: readonly FoundEntry[] = []
   readonly #lostShards: FoundShard[] = []
   readonly #lost = new Map<RawPath, LostPath>()
   #versions = 0
 
-  constructor(found: Recoverable, words: RecoverWords & { readonly isEmpty: boolean }) {
+  constructor(found: Recoverable, words: RecoverWords) {
     this.#found = found
     this.#recovery = found.recovery
     this.#words = words
@@ -383,16 +302,21 @@ class Recover {
 
   /** Reads every bundle that what is wanted needs. */
   async readNeeded(): Promise<void> {
+    await this.#readBundlesOf(this.#wanted(), 'reading bundles')
+  }
+
+  /** Reads the bundles that hold these files, where that was not done yet. */
+  async #readBundlesOf(files: readonly { readonly entry: Entry }[], phase: string): Promise<void> {
     const { bundles } = this.#recovery
     const numbers = new Set<number>()
-    for (const { entry } of this.#wanted()) {
+    for (const { entry } of files) {
       for (const [id, bundle, offset, length] of entry.pieces ?? []) {
         const place = bundles.placeOf(id, { bundle, offset, length })
         if (place !== undefined && !bundles.isRead(place.file))
           numbers.add(bundles.numberOf(place.file.path))
       }
     }
-    await this.#read([...numbers], 'reading bundles')
+    await this.#read([...numbers], phase)
   }
 
   /** Looks for pieces that are lacking in all catalogs, and then in all bundles. */
@@ -461,17 +385,14 @@ class Recover {
     const more = laid.filter((one) => {
       return paths.has(one.entry.path) || (links.includes(one) && paths.has(one.entry.target ?? ''))
     })
-    const known = {
-      ...outcome,
-      failures: outcome.failures.filter(({ path }) => !this.#lost.has(path)),
-    }
+    const failures = outcome.failures.filter(({ path }) => !this.#lost.has(path))
+    const known = { ...outcome, failures }
     if (more.length === 0) return known
-    const second = await this.#keepingTimes(more, async () => {
-      const restored = await this.#carryOut(more)
-      this.#removeSalvage(more, { laid, failures: restored.failures })
-      return restored
+    return await restoreAgain(known, {
+      into: this.#words.into,
+      paths: more.map(({ entry }) => entry.path),
+      restore: async () => await this.#carryOut(more),
     })
-    return merged(known, { second, again: more })
   }
 
   /**
@@ -479,15 +400,7 @@ class Recover {
    */
   async #placeAgain(failed: readonly Laid[]): Promise<readonly Laid[]> {
     const { bundles } = this.#recovery
-    const numbers = new Set<number>()
-    for (const { entry } of failed) {
-      for (const [id, bundle, offset, length] of entry.pieces ?? []) {
-        const place = bundles.placeOf(id, { bundle, offset, length })
-        if (place !== undefined && !bundles.isRead(place.file))
-          numbers.add(bundles.numberOf(place.file.path))
-      }
-    }
-    await this.#read([...numbers], 'reading damaged bundles')
+    await this.#readBundlesOf(failed, 'reading damaged bundles')
     await this.searchEverywhere()
     return failed.filter(({ entry }) => {
       const found = { entry, stamp: undefined, absent: [], isDamaged: false }
@@ -547,10 +460,11 @@ class Recover {
     }))
     const { signal } = this.#found.options
     const content = { kind: 'bundles', bundles: numbered } as const
-    return await planRestore(
+    const plan = await planRestore(
       { entries, parents: [], content },
       { into: this.#words.into, overwrite: 'never', deleteIn: [], signal },
     )
+    return withStandIns(plan)
   }
 
   async #carryOut(laid: readonly Laid[]): Promise<RestoreOutcome> {
@@ -558,42 +472,6 @@ class Recover {
     if (this.#words.checksRoom) checkRoom(plan)
     const { identities, cores, report, signal } = this.#found.options
     return await carryOut(plan, { identities, cores, report, signal, aside: undefined })
-  }
-
-  /** What was saved of files at the first attempt, where the second one brought all of them. */
-  #removeSalvage(
-    again: readonly Laid[],
-    {
-      laid,
-      failures,
-    }: { readonly laid: readonly Laid[]; readonly failures: readonly RestoreFailure[] },
-  ): void {
-    // Elsewhere a file of that name may be somebody's own.
-    if (!this.#words.isEmpty) return
-    const ours = new Set(laid.map(({ entry }) => entry.path))
-    const failed = new Set(failures.map(({ path }) => path))
-    for (const { entry } of again) {
-      const name = corruptName(entry.path, 0)
-      if (ours.has(name) || failed.has(entry.path)) continue
-      rmSync(rawPathToBytes(`${this.#words.into}/${name}`), { force: true })
-    }
-  }
-
-  /** Directories that are finished keep their times. */
-  async #keepingTimes<Result>(
-    laid: readonly Laid[],
-    action: () => Promise<Result>,
-  ): Promise<Result> {
-    const { into } = this.#words
-    const places = new Set(laid.map(({ entry }) => parentOf(`${into}/${entry.path}`)))
-    const times = [...places].map((path) => {
-      return [path, lstatSync(rawPathToBytes(path), { bigint: true }).mtimeNs] as const
-    })
-    try {
-      return await action()
-    } finally {
-      for (const [path, mtimeNs] of times) setTimes(path, { mtimeNs })
-    }
   }
 }
 
@@ -606,27 +484,5 @@ function unsafe({ path, type, target = '' }: Entry): LostPath | undefined {
   } catch (error) {
     if (!(error instanceof BackupError)) throw error
     return { path, why: error.message, bundle: undefined }
-  }
-}
-
-/** Both outcomes as one: the failures of the first that the second has made good are gone. */
-function merged(
-  first: RestoreOutcome,
-  { second, again }: { readonly second: RestoreOutcome; readonly again: readonly Laid[] },
-): RestoreOutcome {
-  const retried = new Set(again.map(({ entry }) => entry.path))
-  const failures: readonly RestoreFailure[] = [
-    ...first.failures.filter(({ path }) => !retried.has(path)),
-    ...second.failures,
-  ]
-  return {
-    written: first.written + second.written,
-    same: first.same + second.same,
-    bytes: first.bytes + second.bytes,
-    deleted: 0,
-    kept: [...first.kept, ...second.kept],
-    failures,
-    lost: [...first.lost, ...second.lost],
-    aside: [],
   }
 }

@@ -112,12 +112,15 @@ export async function restoreSelection(
   return await carryOut(plan, options)
 }
 
-/** Carries the plan out. @throws BackupError INTERRUPTED, and what ends the target */
+/**
+ * Carries out a plan that is decided (withStandIns).
+ * @throws BackupError INTERRUPTED, and what ends the target
+ */
 export async function carryOut(
   plan: RestorePlan,
   options: RestoreOptions,
 ): Promise<RestoreOutcome> {
-  return await new Restore(withStandIns(plan), options).run()
+  return await new Restore(plan, options).run()
 }
 
 function keptOf({ items }: RestorePlan): RawPath[] {

@@ -109,7 +109,9 @@ function undoStep(
     if (step.isDirectory && there.isDirectory()) {
       if (!dryRun) return removeDirectory(place)
       const names = readdirSync(place, { encoding: 'latin1' })
-      return names.every((name) => removed.has(`${step.path}/${name}`)) ? 'removed' : OCCUPIED
+      const goes = (name: RawPath): boolean =>
+        isHalfMade(name) || removed.has(`${step.path}/${name}`)
+      return names.every(goes) ? 'removed' : OCCUPIED
     }
     if (there.isDirectory() || there.mtimeNs !== step.mtimeNs)
       return { why: 'it was changed since' }
@@ -147,11 +149,16 @@ function isElsewhere(directory: RawPath, into: RawPath): boolean {
 
 const OCCUPIED: StepOutcome = { why: 'something is in it now' }
 
-/** With what a restore that was killed left in it half-made. */
+/** What a restore that was killed left. */
+function isHalfMade(name: RawPath): boolean {
+  return isPartialName(name) || name === JOURNAL
+}
+
+/** With what is half-made in it. */
 function removeDirectory(place: Buffer): StepOutcome {
   try {
     const names = readdirSync(place, { encoding: 'latin1' })
-    if (!names.every((name) => isPartialName(name) || name === JOURNAL)) return OCCUPIED
+    if (!names.every(isHalfMade)) return OCCUPIED
     const directory = place.toString('latin1')
     for (const name of names) unlinkSync(rawPathToBytes(`${directory}/${name}`))
     rmdirSync(place)

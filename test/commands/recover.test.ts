@@ -26,11 +26,11 @@ import {
 } from 'node:fs'
 import { basename, join } from 'node:path'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { encryptAge } from '../../lib/format/age.ts'
 import { generateIdentity, recipientOf } from '../../lib/format/age-keys.ts'
 import { END_OF_ARCHIVE, encodeHeader } from '../../lib/format/tar.ts'
 import { compressFrame, encodeTrailer, frameChecksum } from '../../lib/format/zstd-frames.ts'
+import * as assert from '../helpers/assert.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'
 import { MAIN, type Outcome, runCli } from '../helpers/run-cli.ts'
 import {
@@ -358,9 +358,22 @@ recover('a good copy of a damaged bundle anywhere below makes it good', async ()
   const [largest = ''] = await dataBundles(at.from, 0)
   copyFileSync(largest, `${at.from}/zzz`)
   flip(largest, 1_000_000)
+  mkdirSync(at.out)
+  writeFileSync(`${at.out}/mine`, 'what is there already changes nothing')
   const outcome = await at.into('--json')
   assert.is(outcome.status, 0, outcome.stderr)
   assertSameTree(at.tree, at.scenario.source)
+})
+
+recover('where a file of its own is kept, its other names get what was backed up', async () => {
+  const at = await variant()
+  mkdirSync(at.tree, { recursive: true })
+  writeFileSync(`${at.tree}/one`, 'mine')
+  const outcome = await at.into()
+  assert.is(outcome.status, 3, outcome.stderr)
+  assert.is(readFileSync(`${at.tree}/one`, 'utf8'), 'mine')
+  const { source } = at.scenario
+  assert.ok(readFileSync(`${at.tree}/one-too`).equals(readFileSync(`${source}/one-too`)))
 })
 
 recover('without the catalog of one generation the others come back as signed', async () => {

@@ -16,11 +16,11 @@ import {
 } from 'node:fs'
 import { setTimeout } from 'node:timers/promises'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { command as collectCommand } from '../../commands/backup-collect.ts'
 import { command as restoreCommand } from '../../commands/backup-restore.ts'
 import type { Values } from '../../commands/command.ts'
 import { setTimes } from '../../lib/machine/posix.ts'
+import * as assert from '../helpers/assert.ts'
 import { MAIN, type Outcome } from '../helpers/run-cli.ts'
 import { runCommand } from '../helpers/run-command.ts'
 import {
@@ -484,6 +484,13 @@ restore(
     assert.is(both.status, 0, both.stderr)
     assert.is(readFileSync(`${into}${other}/photo`, 'utf8'), 'sea')
     assert.is(readFileSync(`${into}${scenario.source}/letter`, 'utf8'), 'dear')
+    const [stamp = ''] = exportStamps(scenario, 'photos')
+    const manifest = `${setDirectory(scenario, 'photos')}/${stamp}/manifest.tar.zst.age`
+    writeFileSync(manifest, readFileSync(manifest).subarray(0, -1))
+    const damaged = await scenario.run(...words.with(2, newPlace(scenario)))
+    assert.is(damaged.status, 13, damaged.stderr)
+    assert.match(damaged.stdout, /^data \S+: \d+ restored/m)
+    assert.match(damaged.stderr, 'nothing of the set photos was found')
     const absent = `${scenario.target}-away`
     renameSync(scenario.target, absent)
     const half = await scenario.run('restore', '--into', newPlace(scenario))

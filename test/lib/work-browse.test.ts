@@ -4,7 +4,7 @@
 import { mkdirSync, readFileSync, readdirSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { linkSync, truncateSync, writeSync, openSync, closeSync, lstatSync } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
+import { OP } from '../../lib/machine/fuse-protocol.ts'
 import { readIdentityFile } from '../../lib/machine/identity.ts'
 import { loadConfiguration } from '../../lib/machine/config.ts'
 import type { Entry } from '../../lib/model/entry.ts'
@@ -17,9 +17,16 @@ import { ExportTree } from '../../lib/work/browse-export.ts'
 import { PieceReader } from '../../lib/work/browse-pieces.ts'
 import { StagedTree } from '../../lib/work/browse-staging.ts'
 import { ExportReader } from '../../lib/work/export-reader.ts'
+import { FuseView } from '../../lib/work/fuse-view.ts'
 import { exportsOf, findRepository, listStamps, readManifest } from '../../lib/work/repository.ts'
 import { openSigner } from '../../lib/work/signing.ts'
-import { type ViewNode, type ViewTree, listAll } from '../../lib/work/view-node.ts'
+import {
+  type ViewNode,
+  type ViewTree,
+  impliedDirectory,
+  listAll,
+} from '../../lib/work/view-node.ts'
+import * as assert from '../helpers/assert.ts'
 import { failureOf } from '../helpers/failure.ts'
 import { networkTarget } from '../helpers/network-target.ts'
 import { randomFrom } from '../helpers/random.ts'
@@ -343,6 +350,34 @@ browse('a link to a file that is not there is seen, and cannot be opened', async
     ['file', 'file'],
   )
   assert.is((await failureOf(async () => await tree.open('a'))).code, 'CATALOG_DAMAGED')
+})
+
+browse('a directory that fails to be listed never ends as if that were all of it', async () => {
+  const damaged = Object.assign(new Error('EIO'), { code: 'EIO' })
+  const view: ViewTree = {
+    lookup: async (path) => await Promise.resolve(impliedDirectory({ path, mtimeNs: 0n })),
+    list: async (_, { after }) => {
+      if (after !== undefined) throw damaged
+      return await Promise.resolve([impliedDirectory({ path: 'a', mtimeNs: 0n })])
+    },
+    open: async () => await Promise.resolve(undefined),
+    close: () => undefined,
+  }
+  const shown = new FuseView({ view, tell: () => undefined })
+  const ask = async (opcode: number, body: Buffer) =>
+    await shown.answer({ opcode, unique: 1n, node: 1, body })
+  const handle = ((await ask(OP.opendir, Buffer.alloc(8))) as Buffer).readBigUInt64LE(0)
+  const readFrom = async (offset: number) => {
+    const body = Buffer.alloc(40)
+    body.writeBigUInt64LE(handle, 0)
+    body.writeBigUInt64LE(BigInt(offset), 8)
+    body.writeUInt32LE(4096, 16)
+    return await ask(OP.readdir, body)
+  }
+  const first = await readFrom(0)
+  assert.ok(Buffer.isBuffer(first) && first.length === 3 * 32, '., .. and a')
+  for (let tries = 0; tries < 3; tries++) assert.is(await readFrom(3), 5, 'EIO')
+  shown.close()
 })
 
 browse.run()

@@ -10,11 +10,9 @@ import fs, {
   truncateSync,
   writeFileSync,
 } from 'node:fs'
-import { syncBuiltinESMExports } from 'node:module'
 import { join } from 'node:path'
 import { crc32 } from 'node:zlib'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError, ERRORS } from '../../lib/errors.ts'
 import { CHUNK_BYTES } from '../../lib/format/age.ts'
 import { generateIdentity, recipientOf } from '../../lib/format/age-keys.ts'
@@ -24,6 +22,8 @@ import type { FrameRange } from '../../lib/model/entry.ts'
 import { BundleReader } from '../../lib/work/bundle-reader.ts'
 import { type BundleFacts, BundleWriter } from '../../lib/work/bundle-writer.ts'
 import { BLOCK_BYTES, prove } from '../../lib/work/prove.ts'
+import * as assert from '../helpers/assert.ts'
+import { withFaults } from '../helpers/node-faults.ts'
 import { randomFrom, randomOfRun } from '../helpers/random.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 
@@ -442,21 +442,6 @@ bundles('sizes and frames so far are told while it is written', () => {
   const { sizeBytes } = finished(writer)
   assert.is(sizeBytes, statSync(path).size)
 })
-
-/** Replaces functions of node:fs, for everyone in this process, while `action` runs. */
-function withFaults(faults: Partial<typeof fs>, action: () => void): void {
-  const originals = Object.fromEntries(
-    Object.keys(faults).map((name) => [name, fs[name as keyof typeof fs]]),
-  )
-  Object.assign(fs, faults)
-  syncBuiltinESMExports()
-  try {
-    action()
-  } finally {
-    Object.assign(fs, originals)
-    syncBuiltinESMExports()
-  }
-}
 
 bundles('the medium is read back: any byte that changed behind our back is found', () => {
   const writer = newWriter()

@@ -2,9 +2,8 @@
 // versions of paths are laid out.
 
 import { Buffer } from 'node:buffer'
-import { readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs'
+import fs, { readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { CHUNK_BYTES, TAG_BYTES, encryptAge } from '../../lib/format/age.ts'
 import { generateIdentity, recipientOf } from '../../lib/format/age-keys.ts'
 import { digestOf } from '../../lib/format/chunker.ts'
@@ -13,6 +12,8 @@ import { compressFrame, encodeTrailer, frameChecksum } from '../../lib/format/zs
 import type { Entry } from '../../lib/model/entry.ts'
 import { BundleWriter } from '../../lib/work/bundle-writer.ts'
 import { prove } from '../../lib/work/prove.ts'
+import { chooseExports } from '../../lib/work/recover-choice.ts'
+import type { LostPath, SurveyedExport } from '../../lib/work/recover-exports.ts'
 import { layOut, newestFirst, takeLaid } from '../../lib/work/recover-layers.ts'
 import {
   type FoundContents,
@@ -21,6 +22,8 @@ import {
   lookAtFile,
   readContents,
 } from '../../lib/work/recover-scan.ts'
+import * as assert from '../helpers/assert.ts'
+import { withFaults } from '../helpers/node-faults.ts'
 import { randomFrom } from '../helpers/random.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 
@@ -149,6 +152,28 @@ recover('of a bundle of any length what is whole is read, and nothing else', () 
   assert.ok(most >= 4, `${most} files before the cut`)
 })
 
+recover('of a bundle whose end the medium does not give what comes before it is read', () => {
+  const path = bundleOf([
+    member('a', random.bytes(5 * MIB)),
+    member('b', random.bytes(5 * MIB)),
+    member('c', random.bytes(100)),
+  ])
+  const { sizeBytes } = look(path)
+  const readSync = fs.readSync as (...words: unknown[]) => number
+  const failing = (...words: unknown[]): number => {
+    if ((words[4] as number) + (words[3] as number) <= sizeBytes - CHUNK_BYTES) {
+      return readSync(...words)
+    }
+    throw Object.assign(new Error('EIO'), { code: 'EIO' })
+  }
+  withFaults({ readSync: failing as typeof fs.readSync }, () => {
+    const found = look(path)
+    assert.ok(found.isCut)
+    const paths = pathsOf(readContents(found, { identities, withMembers: true }))
+    assert.ok(paths.includes('a'), paths.join())
+  })
+})
+
 recover('pieces and entries count only with the ids and sums that they say', () => {
   const content = random.bytes(1000)
   const id = digestOf(content)
@@ -272,5 +297,26 @@ recover(
     assert.equal(astray, ['d', 'e'])
   },
 )
+
+recover('of one export that is here twice the one that lacks less is meant', () => {
+  const lostPath: LostPath = { path: 'a', why: 'damaged', bundle: undefined }
+  const shard = { digest: '', entries: 1000, first: undefined, stamp: undefined }
+  const whole: SurveyedExport = {
+    ...{ name: 'tester/data/x', evidence: 'signed', machine: 'tester', set: 'data' },
+    ...{ stamp: '2026-01-01T000000Z', complete: true, shards: [], members: [] },
+    ...{ entries: 1000, files: 900, bytes: 5, lost: [], lostShards: [] },
+  }
+  const oneLost = { ...whole, name: 'tester/data/x#2', lost: [lostPath] }
+  const catalogLost = { ...whole, name: 'tester/data/x#3', lostShards: [shard] }
+  const all = [catalogLost, oneLost, whole]
+  for (const [there, best] of [
+    [all, whole],
+    [all.toReversed(), whole],
+    [[catalogLost, oneLost], oneLost],
+    [[oneLost, catalogLost], oneLost],
+  ] as const) {
+    assert.equal(chooseExports(there, []), [best])
+  }
+})
 
 recover.run()
