@@ -1,24 +1,21 @@
 // `backup diff A [B] [PATH]`: what differs between two generations, or between one and the sources
 // as they are now.
 //
-// Parses and tells; lib/work/differences.ts compares, and `diff -u` the text of one file. Throws
-// USAGE, NOTHING_FOUND, PROGRAM_ABSENT, and what reading exports throws.
+// Parses and tells; lib/work/differences.ts compares, unified-text.ts shows the text of one file.
+// Throws USAGE, NOTHING_FOUND, and what reading exports and showing a text throws.
 
-import { lstatSync } from 'node:fs'
+import assert from 'node:assert/strict'
 import { BackupError } from '../lib/errors.ts'
 import type { ExitCode } from '../lib/errors.ts'
 import type { Configuration } from '../lib/machine/config.ts'
-import { runProgram } from '../lib/machine/shell.ts'
 import { formatSize } from '../lib/model/amount.ts'
 import {
   displayPath,
   displayText,
   pathFacts,
   type RawPath,
-  rawPathFromText,
-  rawPathToBytes,
 } from '../lib/model/raw-path.ts'
-import { formatStamp, type Stamp } from '../lib/model/stamp.ts'
+import { formatStamp } from '../lib/model/stamp.ts'
 import type { Change, Version } from '../lib/model/version-index.ts'
 import {
   compareGenerations,
@@ -28,9 +25,9 @@ import {
 } from '../lib/work/differences.ts'
 import { pickExports } from '../lib/work/find-exports.ts'
 import { readMarks } from '../lib/work/marks.ts'
-import { collectionDirectory } from '../lib/work/staging.ts'
 import { argumentPath } from './argument-path.ts'
 import { type Command, type CommandContext, isGiven } from './command.ts'
+import { LIVE, type Side, showUnified } from './unified-text.ts'
 import { versionFacts, versionText } from './version-text.ts'
 import { eachSet, type OpenSet, VERSION_OPTIONS } from './versions-source.ts'
 
@@ -65,14 +62,10 @@ byte.
   run,
 }
 
-const LIVE = 'live'
-
 const MARKS = { added: '+', removed: '-', changed: '~' } as const
 
 /** Unseen places that are named; --json names all. */
 const PLACES_SHOWN = 20
-
-const DIFF_TIMEOUT_MS = 600_000
 
 /** The words of the command line. */
 interface Words {
@@ -84,8 +77,8 @@ interface Words {
 
 /** Two moments of a set. */
 interface Sides {
-  readonly before: Stamp | typeof LIVE
-  readonly after: Stamp | typeof LIVE
+  readonly before: Side
+  readonly after: Side
 }
 
 interface Job {
@@ -104,11 +97,19 @@ async function run(context: CommandContext): Promise<ExitCode> {
   await eachSet({ context, configuration }, async (open) => {
     const sides = sidesOf(job, open)
     if (sides instanceof BackupError) {
-      nothing = sides
+      nothing ??= sides
+      return
+    }
+    const { path } = words
+    const isUnified = isGiven(context.values, 'unified')
+    if (isUnified && open.versions.lineOf(path) === '') {
+      const message = `no generation holds ${displayPath(`/${path}`)}`
+      nothing ??= new BackupError('NOTHING_FOUND', message)
       return
     }
     compared += 1
-    if (isGiven(context.values, 'unified')) await showText(job, { open, sides })
+    const { staging } = configuration
+    if (isUnified) await showUnified(context, { staging, set: open.versions.set, sides, path })
     else if ((await compare(job, { open, sides })).unseen > 0) isPartial = true
   })
   if (compared === 0 && nothing !== undefined) throw nothing
@@ -162,9 +163,9 @@ function sidesOf(job: Job, open: OpenSet): Sides | BackupError {
 }
 
 function stampOf(
-  { context, configuration, words }: Job,
+  { context, configuration }: Job,
   { open, word }: { readonly open: OpenSet; readonly word: string },
-): Stamp | typeof LIVE {
+): Side {
   const { set, generations } = open.versions
   if (word === LIVE) return LIVE
   const tag = readMarks(configuration.staging).tags.find(({ name }) => name === word)
@@ -174,8 +175,8 @@ function stampOf(
   const places = generations.map(({ stamp, isSuspect }) => ({ set, stamp, isSuspect }))
   const date = tag?.stamp ?? word
   const [picked] = pickExports(places, date, { nowMs: context.now() })
-  if (picked !== undefined) return picked.stamp
-  throw new BackupError('NOTHING_FOUND', `${set} has no generation ${words.before}`)
+  assert(picked !== undefined, 'where nothing can be picked, that is thrown')
+  return picked.stamp
 }
 
 async function compare(
@@ -301,65 +302,4 @@ function tellComparison(
   const exitCode = unseen > 0 ? 3 : 0
   const facts = { set, ...sides, ...counts, unseenPlaces: places, exitCode }
   reporter.report({ kind: 'result', command: command.name, ...facts })
-}
-
-/** The text of one file, by the program that everybody knows. */
-async function showText(
-  { configuration: { staging }, context: { stdout, signal }, words: { path } }: Job,
-  { open, sides }: { readonly open: OpenSet; readonly sides: Sides },
-): Promise<void> {
-  const { set } = open.versions
-  const files = [sides.before, sides.after].map((side) => {
-    const tree =
-      side === LIVE ? '' : rawPathFromText(collectionDirectory({ staging, set, stamp: side }))
-    const file = `${tree}/${path}`
-    if (isFile(file)) return { file, label: `${displayPath(`/${path}`)}\t${side}` }
-    throw notHere({ set, side, path })
-  })
-  const labels = files.flatMap(({ label }) => ['--label', label])
-  const { exitCode, stderr } = await runProgram({
-    program: 'diff',
-    args: ['-u', ...labels, '--', ...files.map(({ file }) => rawPathToBytes(file))],
-    changes: false,
-    timeoutMs: DIFF_TIMEOUT_MS,
-    signal,
-    onLine: (line, stream) => {
-      if (stream === 'stdout')
-        stdout.write(stdout.isTTY ? safeLine(line) : Buffer.concat([line, END]))
-    },
-  })
-  if (exitCode > 1) {
-    throw new BackupError('PROGRAM_FAILED', `diff failed: ${displayText(stderr.trim())}`, {
-      hint: 'both files are as they were',
-    })
-  }
-}
-
-const END = Buffer.from('\n')
-
-/** What is in a file must not command the terminal. */
-function safeLine(line: Buffer): string {
-  return `${line.toString('utf8').split('\t').map(displayText).join('\t')}\n`
-}
-
-function isFile(path: RawPath): boolean {
-  return lstatSync(rawPathToBytes(path), { throwIfNoEntry: false })?.isFile() === true
-}
-
-function notHere({
-  set,
-  side,
-  path,
-}: {
-  readonly set: string
-  readonly side: string
-  readonly path: RawPath
-}): BackupError {
-  const name = displayPath(`/${path}`)
-  if (side === LIVE) return new BackupError('NOTHING_FOUND', `${name} is no file now`)
-  return new BackupError('NOTHING_FOUND', `staging has no file ${name} of ${set} ${side}`, {
-    hint:
-      `bring it back with \`backup-restore --source external --set ${set} --date ${side} `
-      + `--path ${name} --into DIR\`, and compare the two yourself`,
-  })
 }

@@ -187,10 +187,10 @@ function coverageLines(one: Coverage, nowMs: number): string[] {
   const age = exportedMs === undefined ? '' : `, exported ${formatAge(nowMs - exportedMs)}`
   const proof =
     damaged !== undefined
-      ? `DAMAGED, found ${formatAge(nowMs - damaged.endMs)} (receipt ${damaged.receipt})`
+      ? `DAMAGED, found ${formatAge(nowMs - damaged.atMs)} (receipt ${damaged.receipt})`
       : proven === undefined
         ? 'never proven'
-        : `last proven ${formatAge(nowMs - proven.endMs)} (receipt ${proven.receipt})`
+        : `last proven ${formatAge(nowMs - proven.atMs)} (receipt ${proven.receipt})`
   const lines = [`  on ${name}: ${what}${age}; ${proof}`]
   return bundles === undefined ? lines : [...lines, ...bundles.map((bundle) => `    in ${bundle}`)]
 }
@@ -246,7 +246,7 @@ function coverageFacts({ holder, exportedMs, proven, damaged, ...facts }: Covera
 
 function proofFacts(proof: Coverage['proven']): object | undefined {
   if (proof === undefined) return undefined
-  return { time: new Date(proof.endMs).toISOString(), receipt: proof.receipt }
+  return { time: new Date(proof.atMs).toISOString(), receipt: proof.receipt }
 }
 
 function ruleFacts({ at, reason }: Explanation): Readonly<Record<string, unknown>> {

@@ -4,7 +4,7 @@
 // Damage stands until a verification was good: a drill and a partial verification read a sample,
 // and may have missed what was damaged. Pure; throws nothing.
 
-import type { Receipt } from './receipt.ts'
+import { provenMsOf, type Receipt } from './receipt.ts'
 
 /**
  * The receipts of a target, or of one of its drives, oldest first as they came: those of the
@@ -42,9 +42,21 @@ export function lastOfSet(
   receipts: readonly Receipt[],
   { machine, set }: { readonly machine: string; readonly set: string },
 ): Receipt | undefined {
-  return receipts.findLast(({ exports }) => {
-    return exports.some((name) => setOf(name) === `${machine}/${set}`)
-  })
+  return ofSet(receipts, `${machine}/${set}`).at(-1)
+}
+
+/** When a set was last read and found good: what earlier runs read is as old as they are. */
+export function lastProvenMs(
+  receipts: readonly Receipt[],
+  { machine, set }: { readonly machine: string; readonly set: string },
+): number | undefined {
+  const good = ofSet(receipts, `${machine}/${set}`).filter(({ result }) => result === 'good')
+  return good.length === 0 ? undefined : Math.max(...good.map(provenMsOf))
+}
+
+/** Those that looked at an export of `<machine>/<set>`. */
+function ofSet(receipts: readonly Receipt[], wanted: string): readonly Receipt[] {
+  return receipts.filter(({ exports }) => exports.some((name) => setOf(name) === wanted))
 }
 
 /**

@@ -34,7 +34,7 @@ export interface ScoreSet {
   /** When the newest good export began. */
   readonly lastGoodMs: number | undefined
   readonly isLate: boolean
-  /** When the newest good proof of any of its exports ended. */
+  /** When any of its exports was last read and found good. */
   readonly provenMs: number | undefined
 }
 

@@ -11,7 +11,7 @@ import type { Configuration } from '../machine/config.ts'
 import type { TargetConfiguration } from '../machine/config-targets.ts'
 import { bareMountPoint } from '../machine/mounted.ts'
 import { comparePaths, type RawPath } from '../model/raw-path.ts'
-import type { Receipt } from '../model/receipt.ts'
+import { provenMsOf, type Receipt } from '../model/receipt.ts'
 import { rangesOf, type Shard } from '../model/shard.ts'
 import { parseStamp, type Stamp } from '../model/stamp.ts'
 import { readDrives } from './drive-register.ts'
@@ -156,10 +156,10 @@ export interface Coverage {
   /** The newest export that has it, and when that was made. Milliseconds since 1970. */
   readonly stamp: Stamp | undefined
   readonly exportedMs: number | undefined
-  /** The last verification of an export with this version, and its receipt. */
-  readonly proven: { readonly endMs: number; readonly receipt: string } | undefined
+  /** When an export with this version was last read and found good, and the receipt of it. */
+  readonly proven: { readonly atMs: number; readonly receipt: string } | undefined
   /** A receipt of damage to such an export that still stands. */
-  readonly damaged: { readonly endMs: number; readonly receipt: string } | undefined
+  readonly damaged: { readonly atMs: number; readonly receipt: string } | undefined
   /** Names of the bundles with its bytes, where they were asked for and are known. */
   readonly bundles: readonly string[] | undefined
 }
@@ -227,9 +227,9 @@ function proofOf(
 
 function latest(receipts: readonly (Receipt | undefined)[]): Coverage['proven'] {
   const found = receipts.filter((receipt) => receipt !== undefined)
-  const last = found.sort((a, b) => Date.parse(a.end) - Date.parse(b.end)).at(-1)
+  const last = found.sort((a, b) => provenMsOf(a) - provenMsOf(b)).at(-1)
   if (last === undefined) return undefined
-  return { endMs: Date.parse(last.end), receipt: receiptName(last) }
+  return { atMs: provenMsOf(last), receipt: receiptName(last) }
 }
 
 /** When the run that made it ended; without a history, when it was collected. */
@@ -271,8 +271,7 @@ function bundlesOf({
     return read === undefined ? undefined : bundlesIn(read(), path)
   } catch (error) {
     // A cache that cannot be read is one that is not there.
-    if (error instanceof BackupError || systemCode(error) !== undefined) return undefined
-    if (error instanceof SyntaxError) return undefined
+    if (error instanceof BackupError) return undefined
     throw error
   }
 }

@@ -13,7 +13,7 @@ import { rawPathFromText, rawPathToBytes } from '../model/raw-path.ts'
 import { withProbeDirectory } from './capacity.ts'
 import { refuseStaging } from './restore-local.ts'
 import { type SelfTestResult, selfTestRestore } from './self-test.ts'
-import { stateRoot } from './staging.ts'
+import { stagingError, stateRoot } from './staging.ts'
 
 export interface RestorePlaceOptions {
   /** Absolute. */
@@ -94,9 +94,15 @@ function makeScratch(staging: string | undefined): string {
   const isThere = staging !== undefined && statSync(staging, { throwIfNoEntry: false })
   if (staging === undefined || isThere === undefined)
     return mkdtempSync(`${tmpdir()}/backup-doctor-`)
-  mkdirSync(stateRoot(staging), { recursive: true, mode: 0o700 })
   const scratch = `${stateRoot(staging)}/doctor-${process.pid}`
-  mkdirSync(scratch, { mode: 0o700 })
+  try {
+    mkdirSync(stateRoot(staging), { recursive: true, mode: 0o700 })
+    // What a killed run left that had our number.
+    rmSync(rawPathToBytes(rawPathFromText(scratch)), { recursive: true, force: true })
+    mkdirSync(scratch, { mode: 0o700 })
+  } catch (error) {
+    throw stagingError({ error, staging, doing: 'written' })
+  }
   return scratch
 }
 

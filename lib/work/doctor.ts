@@ -250,7 +250,7 @@ async function checkSelfTest(options: Examination): Promise<Check[]> {
   if (dryRun) return [ok(name, 'left out in a dry run, for it makes files in staging')]
   const state = stateRoot(staging)
   mkdirSync(state, { recursive: true, mode: 0o700 })
-  sweepSelfTests(state)
+  sweepSelfTests(state, pid)
   const directory = rawPathFromText(`${state}/doctor-${pid}`)
   const isRoot = uid === 0
   const results = await selfTest({ directory, isRoot, signal })
@@ -271,11 +271,11 @@ async function checkSelfTest(options: Examination): Promise<Check[]> {
 }
 
 /** What a killed doctor left; one that still runs keeps its own. */
-function sweepSelfTests(state: string): void {
+function sweepSelfTests(state: string, ownPid: number): void {
   for (const name of readdirSync(state)) {
     const pid = SELF_TEST_NAME.exec(name)?.[1]
-    if (pid !== undefined && !isRunning(Number(pid)))
-      rmSync(rawPathToBytes(rawPathFromText(`${state}/${name}`)), { recursive: true, force: true })
+    if (pid === undefined || (Number(pid) !== ownPid && isRunning(Number(pid)))) continue
+    rmSync(rawPathToBytes(rawPathFromText(`${state}/${name}`)), { recursive: true, force: true })
   }
 }
 

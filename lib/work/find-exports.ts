@@ -72,6 +72,11 @@ export function pickExports<T extends Generation>(
   const isLatest = date === undefined || date === 'latest'
   const picked = eachSet(places, (its) => (isLatest ? newestTrusted(its) : pickStamp(its, date)))
   if (picked.length > 0) return picked
+  if (places.length === 0) {
+    throw new BackupError('NOTHING_FOUND', `there is nothing of ${date ?? 'latest'}`, {
+      hint: 'there is no generation at all',
+    })
+  }
   const isMoment = !isLatest && nowMs !== undefined
   const moment = isMoment ? parseMoment(date, { nowMs }) : undefined
   if (isMoment && moment !== undefined) return pickMoment(places, { date, ...moment })
@@ -117,10 +122,9 @@ function pickMoment<T extends Generation>(
   })
   if (picked.length > 0) return picked
   const [oldest] = places.toSorted((one, other) => (one.stamp < other.stamp ? -1 : 1))
-  const { set, stamp } = oldest ?? { set: '', stamp: '' }
   const until = formatLocalTime(latestMs)
   throw new BackupError('NOTHING_FOUND', `there is nothing as old as ${date} (${until})`, {
-    hint: oldest === undefined ? 'there is nothing at all' : `the oldest is ${set} ${stamp}`,
+    hint: `the oldest is ${oldest!.set} ${oldest!.stamp}`,
   })
 }
 

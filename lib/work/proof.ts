@@ -13,7 +13,7 @@ import type { Configuration, TargetConfiguration } from '../machine/config.ts'
 import { planProof, type ProofChoice, provenSince } from '../model/proof-plan.ts'
 import type { Receipt } from '../model/receipt.ts'
 import { bundlePath } from '../model/verification.ts'
-import { noteDamage } from './known-damage.ts'
+import { noteDamage, readKnownDamage } from './known-damage.ts'
 import {
   noteProofs,
   type ProofLedger,
@@ -22,6 +22,7 @@ import {
   type ReadWhole,
 } from './proof-ledger.ts'
 import { receiptOfVerification, writeReceipt } from './receipts.ts'
+import type { RecordPlace } from './repository-record.ts'
 import { type ExportPlace, exportsOf, listStamps, readVerification } from './repository.ts'
 import { openSigner, trustedKeys } from './signing.ts'
 import { coldBundles } from './thaw.ts'
@@ -88,7 +89,7 @@ export async function proveRepository(options: ProveOptions): Promise<ProofOutco
   const { configuration, request, repository, publicKeys, isDryRun = false, report } = options
   const { timeMs = Infinity } = request
   const place = { staging: configuration.staging, id: repository.id }
-  const ledger = readProofs(place)
+  const ledger = standingProofs(place)
   const how = options.identities.length > 0 ? 'restored' : 'checksums'
   const nowMs = (): number => options.nowMs + Math.round(performance.now() - beganMs)
   const notes = takeNotes({ place, how, nowMs, isDryRun, report })
@@ -136,6 +137,12 @@ export async function proveRepository(options: ProveOptions): Promise<ProofOutco
     neverProven: times.filter((timeMs) => timeMs === undefined).length,
     receipts,
   }
+}
+
+/** What the ledger says, but of what a drill or parity found damaged since: nothing proves that. */
+function standingProofs(place: RecordPlace): ProofLedger {
+  const damaged = readKnownDamage(place)
+  return new Map([...readProofs(place)].filter(([path]) => !damaged.has(path)))
 }
 
 async function chooseBundles(
@@ -189,7 +196,7 @@ function takeNotes({
   isDryRun,
   report,
 }: Pick<ProveOptions, 'report'> & {
-  readonly place: { readonly staging: string; readonly id: string }
+  readonly place: RecordPlace
   readonly how: Receipt['how']
   readonly nowMs: () => number
   readonly isDryRun: boolean
@@ -299,7 +306,11 @@ function receiptsFor(options: ProveOptions, kept: Kept): readonly Receipt[] {
     return problems.length === 0 && provenSince(needs.map(proven), endMs) !== undefined
   }
   const openSets = new Set(exports.filter((one) => !isProven(one)).map(({ set }) => set))
-  const partly = exports.filter(({ set }) => openSets.has(set))
+  // What nothing was read of was not looked at, unless its catalogs say that it is damaged.
+  const isLookedAt = ({ problems, needs }: VerifiedExport): boolean => {
+    return problems.length > 0 || needs.some((path) => readings.has(path))
+  }
+  const partly = exports.filter((one) => openSets.has(one.set) && isLookedAt(one))
   const wholly = exports.filter(({ set }) => !openSets.has(set))
   const receipts: Receipt[] = []
   if (wholly.length > 0) {
@@ -375,7 +386,7 @@ async function isProofDue(
     readonly publicKeys: readonly string[]
   },
 ): Promise<boolean> {
-  const ledger = readProofs({ staging: configuration.staging, id: repository.id })
+  const ledger = standingProofs({ staging: configuration.staging, id: repository.id })
   const how = identities.length > 0 ? 'restored' : 'checksums'
   const times: (number | undefined)[] = []
   for (const place of places) {

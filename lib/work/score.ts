@@ -13,7 +13,7 @@ import { disksOf } from '../machine/disks.ts'
 import { writeDurably } from '../machine/durable-file.ts'
 import { shouldBeMounted } from '../machine/mounted.ts'
 import { listMounts, type Mount, mountOf } from '../machine/source-snapshot/mounts.ts'
-import { lastOfSet } from '../model/proofs.ts'
+import { lastProvenMs } from '../model/proofs.ts'
 import { rawPathFromText } from '../model/raw-path.ts'
 import type { Receipt } from '../model/receipt.ts'
 import { isOverdue } from '../model/rotation.ts'
@@ -99,9 +99,7 @@ function setOn(
 ): ScoreSet {
   const { name } = set
   const { machine, backupSets } = configuration
-  const good = receipts.filter(({ result }) => result === 'good')
-  const end = lastOfSet(good, { machine, set: name })?.end
-  const provenMs = end === undefined ? undefined : Date.parse(end)
+  const provenMs = lastProvenMs(receipts, { machine, set: name })
   // A last run that failed takes nothing from the export before it.
   const history = known.history.filter((run) => {
     return run.outcome === 'good' && (drive === undefined || run.drive === drive)

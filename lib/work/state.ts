@@ -5,13 +5,14 @@
 // set's last exported catalog. When any of it is missing or damaged the whole of it counts as lost,
 // and the next export is full. A new state is written as pending before the manifest commits the
 // export, and adopted afterwards: so a kill between the two loses nothing. Throws STAGING_FULL and
-// STAGING_FAILED when it cannot be written.
+// STAGING_FAILED when it cannot be written, CATALOG_DAMAGED for the catalog of a last export.
 
 import { Buffer } from 'node:buffer'
 import { createHash } from 'node:crypto'
 import { existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import assert from 'node:assert/strict'
+import { BackupError } from '../errors.ts'
 import { DIGEST_BYTES } from '../format/chunker.ts'
 import {
   FRAME_MAX_BYTES,
@@ -161,8 +162,9 @@ export function lastExportStamp(directory: string, set: string): string | undefi
 }
 
 /**
- * The catalog of a set's last export, shard by shard; nothing where it is not known. Throws
- * something where it cannot be read: a cache that is lost.
+ * The catalog of a set's last export, shard by shard; nothing where it is not known.
+ * @throws BackupError CATALOG_DAMAGED where it cannot be read: a cache that is lost, or that an
+ * export has just replaced
  */
 export function* lastExportShards(
   directory: string,
@@ -170,12 +172,25 @@ export function* lastExportShards(
 ): Generator<{ readonly place: ShardPlace; readonly shard: () => Shard }> {
   const record = readStateFile(join(directory, STATE))?.sets[set]
   if (record === undefined) return
-  const bytes = readRecord(directory, record.entries)
+  const { bytes, places } = readLastExport(directory, record)
   let start = 0
-  for (const place of parseIndex(readRecord(directory, record.shards))) {
+  for (const place of places) {
     const [from, end] = [start, start + place.tar[1]]
     yield { place, shard: () => parseShard(bytes.subarray(from, end)) }
     start = end
+  }
+}
+
+function readLastExport(
+  directory: string,
+  { entries, shards }: SetRecord,
+): { readonly bytes: Buffer; readonly places: readonly ShardPlace[] } {
+  try {
+    const bytes = readRecord(directory, entries)
+    return { bytes, places: parseIndex(readRecord(directory, shards)) }
+  } catch (cause) {
+    const message = `the catalog of the last export in "${directory}" cannot be read`
+    throw new BackupError('CATALOG_DAMAGED', message, { cause })
   }
 }
 

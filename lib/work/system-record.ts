@@ -269,7 +269,10 @@ function isThere(path: string): boolean {
   return statSync(path, { throwIfNoEntry: false }) !== undefined
 }
 
-/** The index last: it names what is there. What an earlier run recorded and is no more, goes. */
+/**
+ * What an earlier run recorded and is no more, goes. The index last: until then the earlier one
+ * says what is ours.
+ */
 function writeRecords({
   records,
   made,
@@ -280,11 +283,11 @@ function writeRecords({
   readonly notes: readonly RecordNote[]
 }): void {
   const before = earlierRecords(records)
-  for (const [file, bytes] of made) writeRecord(join(records, file), bytes)
   const failed = new Set(notes.filter(({ state }) => state === 'failed').map(({ file }) => file))
   for (const file of before) {
     if (!made.has(file) && !failed.has(file)) rmSync(join(records, file), { force: true })
   }
+  for (const [file, bytes] of made) writeRecord(join(records, file), bytes)
 }
 
 /** The records that the run before named: nothing else is ever removed. */

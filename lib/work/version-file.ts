@@ -96,8 +96,8 @@ export function sinkAt(place: SetPlace): Sink {
     write: (bytes) => writeAll(fd, bytes),
     finish: () => {
       fsyncSync(fd)
-      closeSync(fd)
       publish({ partial: rawPathFromText(partial), path: rawPathFromText(path), replace: true })
+      closeSync(fd)
       const index = openIndex(place)
       assert(index !== undefined, 'an index that was written now can be read')
       return index

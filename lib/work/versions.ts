@@ -97,8 +97,9 @@ export async function openVersions(
       let next = isWritable ? withSourceOnDisk(index, source, known) : undefined
       if (next === 'unwritable') isWritable = false
       if (!isWritable) next = withSource(index, source, { known, sink: memorySink() })
-      if (next === undefined) damaged.push(source.stamp)
-      else if (next !== 'unwritable') index = next
+      if (next !== undefined && next !== 'unwritable') index = next
+      // An export whose catalog cannot be read here is unknown: its target still has it.
+      else if (known.headers.has(source.stamp)) damaged.push(source.stamp)
     }
     return versionsIn(index, { ...known, damaged: [...known.damaged, ...damaged].sort() })
   } finally {
@@ -235,7 +236,7 @@ function* stateVersions(directory: string, set: string): Generator<PathVersion, 
   for (const { shard } of lastExportShards(directory, set)) yield* versionsOf(shard().entries)
 }
 
-/** The same as withSource, into the file; a full or read-only staging is no reason to fail. */
+/** The same as withSource, into the file; that it cannot be written is no reason to fail. */
 function withSourceOnDisk(
   index: IndexBytes,
   source: Source,
@@ -244,12 +245,10 @@ function withSourceOnDisk(
   try {
     return withSource(index, source, { known, sink: sinkAt(known.place) })
   } catch (error) {
-    if (error instanceof BackupError || !UNWRITABLE.includes(systemCode(error) ?? '')) throw error
+    if (error instanceof BackupError || systemCode(error) === undefined) throw error
     return 'unwritable'
   }
 }
-
-const UNWRITABLE = ['ENOSPC', 'EDQUOT', 'EROFS', 'EACCES', 'EPERM']
 
 /**
  * The index with one more generation, in place of the one before; undefined, and the index as it
@@ -274,10 +273,9 @@ function withSource(
     return next
   } catch (error) {
     sink.abandon()
-    // A cache that is lost, or a collection that was let go just now.
-    const isLost = source.generation.sources.length === 0 && systemCode(error) === undefined
+    // Damaged, a cache that is lost, or a collection that was let go just now.
     const code = error instanceof BackupError ? error.code : undefined
-    if (isLost || code === 'CATALOG_DAMAGED' || code === 'NOTHING_FOUND') return undefined
+    if (code === 'CATALOG_DAMAGED' || code === 'NOTHING_FOUND') return undefined
     throw error
   }
 }

@@ -9,7 +9,7 @@ import {
   writeFileSync,
 } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
+import * as assert from '../helpers/assert.ts'
 import { configure, jsonLines, makeScenario, type Scenario } from '../helpers/scenario.ts'
 
 const diff = suite('backup diff')
@@ -167,6 +167,29 @@ diff('what a generation could not collect is not called removed', async () => {
   assert.not.match(stdout, /^[-+] /m)
   assert.match(stdout, /2 not known of one side$/m)
   assert.ok(stderr.includes(`${other}: no such file or directory`), stderr)
+})
+
+diff('--unified asks only the sets that hold the file', async () => {
+  const scenario = await makeScenario()
+  const { home, source, collect, run } = scenario
+  mkdirSync(`${home}/other`)
+  configure(scenario, (properties) => {
+    const [set] = properties['backup_sets']
+    set.snapshot = 'none'
+    properties['backup_sets'].push({ ...set, name: 'other', sources: [`${home}/other`] })
+  })
+  for (const file of [`${source}/a`, `${home}/other/b`]) writeFileSync(file, 'one\n')
+  assert.is((await collect()).status, 0)
+  for (const file of [`${source}/a`, `${home}/other/b`]) {
+    writeFileSync(file, 'two\n')
+    const { stdout, stderr, status } = await run('diff', 'latest', 'live', file, '-u')
+    assert.equal([status, stderr], [0, ''], file)
+    assert.match(stdout, /^-one\n\+two$/m)
+  }
+  writeFileSync(`${source}/c`, '')
+  const fresh = await run('diff', 'latest', 'live', `${source}/c`, '-u')
+  assert.is(fresh.status, 1)
+  assert.match(fresh.stderr, `error: no generation holds ${source}/c\n`)
 })
 
 diff('a second word with a slash is a path, and what it is compared with is live', async () => {

@@ -1,6 +1,14 @@
-import { mkdirSync, renameSync, rmSync, utimesSync, writeFileSync } from 'node:fs'
+import {
+  mkdirSync,
+  readdirSync,
+  renameSync,
+  rmSync,
+  truncateSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
+import * as assert from '../helpers/assert.ts'
 import { MAIN, type Outcome, runCli } from '../helpers/run-cli.ts'
 import {
   configure,
@@ -186,7 +194,7 @@ find('the index that is lost is made anew, and what it cannot know is said', asy
 
 find('why says of each target which version it has, and when that was proven', async () => {
   const scenario = await makeScenario()
-  const { source, run, collect, generation, restore } = scenario
+  const { source, staging, run, collect, generation, restore } = scenario
   writeFileSync(`${source}/a`, 'one')
   await generation()
   const why = async (...words: string[]): Promise<string> => {
@@ -198,6 +206,11 @@ find('why says of each target which version it has, and when that was proven', a
   assert.match(await why('-v'), /^  on drive: this version, exported just now; never proven$/m)
   assert.match(await why('-v'), new RegExp(`^    in data/${stamp}/data-0001$`, 'm'))
   assert.not.match(await why(), /data-0001/)
+  const repositories = `${staging}/.state/repositories`
+  const state = `${repositories}/${readdirSync(repositories)[0]}`
+  const catalog = readdirSync(state).find((name) => name.includes('-entries-'))
+  truncateSync(`${state}/${catalog}`, 5)
+  assert.not.match(await why('-v'), /data-0001/, 'what is damaged here is not known')
   assert.is((await restore('--verify')).status, 0)
   const proven =
     /^  on drive: this version, .*; last proven just now \(receipt \S+-drive-verification\)$/m

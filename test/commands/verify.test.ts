@@ -1,6 +1,7 @@
 import {
   closeSync,
   existsSync,
+  mkdirSync,
   openSync,
   readdirSync,
   readFileSync,
@@ -12,7 +13,6 @@ import {
   writeSync,
 } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import { loadConfiguration } from '../../lib/machine/config.ts'
 import { readIdentityFile } from '../../lib/machine/identity.ts'
@@ -21,11 +21,12 @@ import { rawPathFromText } from '../../lib/model/raw-path.ts'
 import type { Receipt } from '../../lib/model/receipt.ts'
 import type { ReportEvent } from '../../lib/model/report.ts'
 import { findExports } from '../../lib/work/find-exports.ts'
-import { readKnownDamage } from '../../lib/work/known-damage.ts'
+import { noteDamage, readKnownDamage } from '../../lib/work/known-damage.ts'
 import { noteProofs, readProofs } from '../../lib/work/proof-ledger.ts'
 import { type ProofRequest, type ProveOptions, proveRepository } from '../../lib/work/proof.ts'
 import { openSigner } from '../../lib/work/signing.ts'
 import { openTarget, repositoryToRead } from '../../lib/work/target-access.ts'
+import * as assert from '../helpers/assert.ts'
 import { randomFrom } from '../helpers/random.ts'
 import type { Outcome } from '../helpers/run-cli.ts'
 import {
@@ -233,6 +234,36 @@ verify(
     }
   },
 )
+
+verify('what a drill found damaged is proven no more, and read at once', async () => {
+  const scenario = await sharedExports()
+  await scenario.run('verify')
+  const [bad] = bundlesIn(scenario)
+  const words = ['verify', '--older-than', '30d', '--json']
+  noteDamage(placeOf(scenario), { damaged: [bad!], whole: [] })
+  const dry = summary(await scenario.run(...words, '--dry-run'))
+  assert.is((dry['planned'] as Properties)['bundles'], 1)
+  assert.is(dry['neverProven'], 1)
+  const told = summary(await scenario.run(...words))
+  assert.equal([told['bundles'], told['neverProven']], [1, 0])
+  assert.not.ok(readKnownDamage(placeOf(scenario)).has(bad!), 'it was whole')
+})
+
+verify('a part proves nothing of the sets of which nothing was read', async () => {
+  const scenario = await makeScenario()
+  const other = `${scenario.directory}/other`
+  mkdirSync(other)
+  for (const directory of [scenario.source, other]) {
+    writeFileSync(`${directory}/x`, random.bytes(40 * KIB))
+  }
+  configure(scenario, (c) => c['backup_sets'].push({ name: 'other', sources: [other] }))
+  for (const run of [scenario.collect, scenario.external]) assert.is((await run()).status, 0)
+  assert.is((await scenario.run('verify', '--bytes', '1')).status, 0)
+  const [receipt, ...more] = receiptsIn(scenario)
+  assert.equal(more, [])
+  assert.is(receipt?.kind, 'partial')
+  assert.equal([receipt?.bundles, receipt?.exports.length], [1, 1], receipt?.exports.join())
+})
 
 verify('a sample is drawn by a seed that the receipt names', async () => {
   const scenario = await sharedExports()

@@ -1,8 +1,8 @@
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import { parseMoment } from '../../lib/model/natural-date.ts'
 import { pickExports } from '../../lib/work/find-exports.ts'
+import * as assert from '../helpers/assert.ts'
 
 const date = suite('natural-date')
 
@@ -250,7 +250,10 @@ date('without a clock nothing is a moment, and nonsense is said to be nothing', 
   assert.throws(() => pickExports(GENERATIONS, 'yesterday'), /there is nothing of yesterday/)
   assert.is(failure('3 dasy ago').message, 'there is nothing of 3 dasy ago')
   assert.match(failure('3 dasy ago').hint ?? '', /`3 days ago` are dates; there are: data/)
-  assert.is(failure('latest', []).code, 'NOTHING_FOUND')
+  for (const text of ['latest', '3 days ago', '3 dasy ago']) {
+    const { code, hint } = failure(text, [])
+    assert.equal([code, hint], ['NOTHING_FOUND', 'there is no generation at all'], text)
+  }
 })
 
 date.run()

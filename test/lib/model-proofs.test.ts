@@ -1,7 +1,13 @@
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
-import { lastOfEachKind, lastOfSet, receiptsOf, standingDamage } from '../../lib/model/proofs.ts'
+import {
+  lastOfEachKind,
+  lastOfSet,
+  lastProvenMs,
+  receiptsOf,
+  standingDamage,
+} from '../../lib/model/proofs.ts'
 import type { Receipt } from '../../lib/model/receipt.ts'
+import * as assert from '../helpers/assert.ts'
 
 const OLD = 'test/home/2026-05-01T020000Z'
 const NEW = 'test/home/2026-05-08T020000Z'
@@ -131,6 +137,19 @@ proofs('the last of each kind, and the last of a set', () => {
   assert.is(lastOfSet(all, { machine: 'test', set: 'home' }), second)
   assert.is(lastOfSet(all, { machine: 'test', set: 'home-2' }), drill)
   assert.is(lastOfSet(all, { machine: 'other', set: 'home' }), undefined)
+})
+
+proofs('a set was proven when it was read, not when a later run took that over', () => {
+  const home = { machine: 'test', set: 'home' }
+  const first = receipt()
+  const since = first.start
+  const drill = receipt({ kind: 'drill' })
+  const verification = receipt({ since })
+  assert.is(lastProvenMs([first, verification], home), Date.parse(since))
+  assert.is(lastProvenMs([first, drill, verification], home), Date.parse(drill.end))
+  assert.is(lastProvenMs([first, damaged()], home), Date.parse(first.end))
+  assert.is(lastProvenMs([damaged()], home), undefined)
+  assert.is(lastProvenMs([first], { ...home, set: 'mail' }), undefined)
 })
 
 proofs.run()

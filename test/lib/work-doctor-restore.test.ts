@@ -1,9 +1,9 @@
 import { execFileSync, spawnSync } from 'node:child_process'
 import { chmodSync, existsSync, mkdirSync, readdirSync, statSync, writeFileSync } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import type { Check } from '../../lib/model/check.ts'
 import { examineRestorePlace, type RestorePlaceOptions } from '../../lib/work/doctor-restore.ts'
+import * as assert from '../helpers/assert.ts'
 import { driveImage } from '../helpers/drive-image.ts'
 import { loopDevice } from '../helpers/loop-device.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'
@@ -66,6 +66,18 @@ doctor('staging is no place to restore to, nor to try it', async () => {
   assert.is(check?.verdict, 'failure')
   assert.match(check?.message ?? '', /is in staging, where nothing may be changed$/)
   assert.equal(readdirSync(staging), ['data'])
+})
+
+doctor('what a killed one left does not hinder, nor is staging taken for the place', async () => {
+  const [into, staging] = [tempDirectory(), tempDirectory()]
+  mkdirSync(`${staging}/.state/doctor-${process.pid}/source`, { recursive: true })
+  const [check] = await look(into, { staging })
+  assert.is(check?.verdict, 'ok', check?.message)
+  assert.equal(readdirSync(`${staging}/.state`), [])
+  const full = tempDirectory()
+  writeFileSync(`${full}/.state`, 'in the way')
+  const [failure] = await look(into, { staging: full })
+  assert.match(failure?.message ?? '', `staging "${full}" cannot be written`)
 })
 
 doctor('what is interrupted leaves nothing behind', async () => {

@@ -11,7 +11,6 @@ import {
 } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { FRAME_MAX_BYTES } from '../../lib/format/zstd-frames.ts'
 import type { Entry } from '../../lib/model/entry.ts'
 import { encodeShard } from '../../lib/model/shard.ts'
@@ -25,11 +24,14 @@ import {
   compressFrames,
   decompressFrames,
   encodePieces,
+  lastExportShards,
   loadPieces,
   loadState,
   stateDirectory,
   writePending,
 } from '../../lib/work/state.ts'
+import * as assert from '../helpers/assert.ts'
+import { failureOf } from '../helpers/failure.ts'
 import { randomFrom } from '../helpers/random.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 
@@ -320,6 +322,21 @@ states(
     }
   },
 )
+
+states('the catalog of a last export that is gone or damaged is one that is lost', async () => {
+  const names = ['entries', 'shards']
+  const damages = [rmSync, (path: string) => truncateSync(path, 5)]
+  for (const name of names) {
+    for (const damage of damages) {
+      const directory = fresh()
+      adopted(directory, stateOf(FIRST), FIRST)
+      const file = readdirSync(directory).find((one) => one.includes(`-${name}-`))
+      damage(join(directory, file ?? ''))
+      const read = async () => [...lastExportShards(directory, 'home')]
+      assert.is((await failureOf(read)).code, 'CATALOG_DAMAGED', name)
+    }
+  }
+})
 
 states('a pending file that is no state changes nothing', async () => {
   const directory = fresh()

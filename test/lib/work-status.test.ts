@@ -1,7 +1,6 @@
 import { mkdirSync, readdirSync, readFileSync, statSync, utimesSync, writeFileSync } from 'node:fs'
 import { Ajv } from 'ajv'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { standingLines, verdictLines } from '../../commands/status-text.ts'
 import type { Configuration, TargetConfiguration } from '../../lib/machine/config.ts'
 import type { CollectionHeader } from '../../lib/model/collection.ts'
@@ -21,6 +20,7 @@ import {
   writeMetrics,
   writeMetricsFile,
 } from '../../lib/work/status.ts'
+import * as assert from '../helpers/assert.ts'
 import { NOTIFY_NOBODY, configurationOf, setConfiguration } from '../helpers/configuration.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 
@@ -676,6 +676,10 @@ status('a proof counts for as long as it is said, and one of a time to come not 
   assert.is(at(NOW_MS - 90 * DAY_MS), '2-2-0')
   assert.is(at(NOW_MS - 90 * DAY_MS - 1), '1-1-0')
   assert.is(at(NOW_MS + 1), '1-1-0')
+  // A verification that read nothing now proves what was read then.
+  const read = receipt({ kind: 'verification', since: end(NOW_MS - 90 * DAY_MS - 1) })
+  assert.is(scoreOf(gather({ receipts: [read] })), '1-1-0')
+  assert.is(scoreOf(gather({ receipts: [receipt({ kind: 'partial' })] })), '2-2-0')
 })
 
 status('an export that is late counts no more, one that failed since still does', () => {

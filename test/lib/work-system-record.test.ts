@@ -7,12 +7,13 @@ import {
   mkdirSync,
   readFileSync,
   readdirSync,
+  renameSync,
+  rmSync,
   statSync,
   utimesSync,
   writeFileSync,
 } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { parseConfiguration } from '../../lib/machine/config.ts'
 import { readBuiltinSet } from '../../lib/machine/config-system.ts'
 import type { MissingPath } from '../../lib/model/collection.ts'
@@ -21,6 +22,7 @@ import { collectSet } from '../../lib/work/collect.ts'
 import { readCollection } from '../../lib/work/staging.ts'
 import { PROGRAM_RECORDS } from '../../lib/work/system-programs.ts'
 import { recordSystem } from '../../lib/work/system-record.ts'
+import * as assert from '../helpers/assert.ts'
 import { configurationOf, setConfiguration } from '../helpers/configuration.ts'
 import { inventory } from '../helpers/scenario.ts'
 import { withPrograms } from '../helpers/stand-in.ts'
@@ -176,6 +178,21 @@ system('records are for their owner alone, and what is not ours stays', async ()
   assert.is(statSync(records).mode & 0o777, 0o700)
   assert.is(statSync(`${records}/RESTORE.md`).mode & 0o777, 0o600)
   assert.is(readFileSync(`${records}/mine`, 'utf8'), 'mine')
+})
+
+system('what an earlier run recorded goes, also where the run that meant to was stopped', async () => {
+  const { record, records, text } = scene()
+  await withPrograms(programs({ uname: 'echo box' }), async () => void (await record()))
+  assert.is(text('system/kernel.txt'), 'box\n')
+  await withPrograms(programs({}), async () => {
+    renameSync(`${records}/system`, `${records}/aside`)
+    writeFileSync(`${records}/system`, 'in the way')
+    assert.is((await record()).length, 1)
+    rmSync(`${records}/system`)
+    renameSync(`${records}/aside`, `${records}/system`)
+    assert.equal(await record(), [])
+  })
+  assert.not.ok(existsSync(`${records}/system/kernel.txt`))
 })
 
 system('records that cannot be written make the collection incomplete', async () => {

@@ -11,7 +11,6 @@ import {
 } from 'node:fs'
 import { createHash } from 'node:crypto'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import type { CollectionHeader, MissingPath } from '../../lib/model/collection.ts'
 import { encodeEntry, type Entry, parseEntry } from '../../lib/model/entry.ts'
 import { comparePaths, rawPathToBytes } from '../../lib/model/raw-path.ts'
@@ -42,6 +41,7 @@ import {
   type Versions,
   versionsOfExports,
 } from '../../lib/work/versions.ts'
+import * as assert from '../helpers/assert.ts'
 import { failureOf } from '../helpers/failure.ts'
 import { randomOfRun } from '../helpers/random.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
@@ -264,6 +264,23 @@ versions('an export that no catalog here tells of is named as unknown', async ()
   assert.equal(await ask(({ unknown }) => unknown), [stamp])
 })
 
+versions('an export whose catalog is lost here is unknown, and no damaged collection', async () => {
+  const { collect, ask, staging } = makeScene()
+  collect({ 'data/a': 1 })
+  const repository = `${staging}/.state/repositories/${'0'.repeat(32)}`
+  mkdirSync(repository, { recursive: true })
+  const stamp = '2020-01-01T000000Z'
+  const commit = { set: 'home', stamp, sha256: '' }
+  const lost = { file: 'lost.zst', sha256: '' }
+  const sets = { home: { stamp, entries: lost, inodes: lost, shards: lost } }
+  const exports = { [`home/${stamp}`]: { complete: true } }
+  writeFileSync(`${repository}/state.json`, JSON.stringify({ format: 1, commit, exports, sets }))
+  const known = async () => await ask(({ unknown, damaged }) => ({ unknown, damaged }))
+  assert.equal(await known(), { unknown: [stamp], damaged: [] })
+  writeFileSync(`${repository}/lost.zst`, 'damaged')
+  assert.equal(await known(), { unknown: [stamp], damaged: [] })
+})
+
 versions('an index with any damage is made anew', async () => {
   const { collect, ask, index } = makeScene()
   collect({ 'data/a': 1, 'data/b': 5 })
@@ -298,6 +315,20 @@ versions('where nothing can be written the answer comes from memory', async () =
   }
   await recordVersions({ staging, header, entries, report })
   assert.equal(notices, ['VERSIONS_BEHIND'], 'a collection does not fail for it')
+})
+
+versions('what is in the way of the index is no failure, and said as what it is', async () => {
+  const { collect, ask, staging, index, header } = makeScene()
+  const stamp = collect({ 'data/a': 1 })
+  mkdirSync(`${index}/in the way`, { recursive: true })
+  assert.equal(await ask((opened) => told(opened, 'data/a')), ['held 1 0–0'])
+  const messages: string[] = []
+  const report = (event: object): void => {
+    if ('message' in event) messages.push(String(event.message))
+  }
+  await recordVersions({ staging, ...header(stamp), report })
+  assert.match(messages.join(), /^home: .* was not brought up to date: .*(EISDIR|ENOTEMPTY|EEXIST)/)
+  assert.equal(readdirSync(`${staging}/.state/versions`).sort(), ['home.index', 'home.lock'])
 })
 
 versions('a damaged catalog is said to be one, and the others are known', async () => {
