@@ -20,7 +20,7 @@ import {
   mkdirSync,
 } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
+import * as assert from './helpers/assert.ts'
 import {
   type Scenario,
   assertNoLeftovers,

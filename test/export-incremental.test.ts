@@ -18,7 +18,7 @@ import {
 } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
+import * as assert from './helpers/assert.ts'
 import { canRunAsRoot } from './helpers/needs.ts'
 import {
   type Exported,

@@ -4,7 +4,7 @@
 import { randomBytes } from 'node:crypto'
 import { appendFileSync, readFileSync, writeFileSync } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
+import * as assert from './helpers/assert.ts'
 import {
   type Scenario,
   assertNoLeftovers,

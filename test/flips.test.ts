@@ -22,7 +22,6 @@ import {
 } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { command as restoreCommand } from '../commands/backup-restore.ts'
 import { exitCodeOf } from '../commands/voice.ts'
 import { BackupError } from '../lib/errors.ts'
@@ -47,6 +46,7 @@ import {
   readManifest,
 } from '../lib/work/repository.ts'
 import { type ExpectedRanges, verifyBundle } from '../lib/work/verify-worker.ts'
+import * as assert from './helpers/assert.ts'
 import { forgeOf } from './helpers/forged-repository.ts'
 import { randomOfRun } from './helpers/random.ts'
 import { runCommand } from './helpers/run-command.ts'

@@ -17,7 +17,6 @@ import {
   writeFileSync,
 } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { command as restoreCommand } from '../commands/backup-restore.ts'
 import { errorLines, exitCodeOf } from '../commands/voice.ts'
 import { compressFrame, encodeTrailer, frameChecksum } from '../lib/format/zstd-frames.ts'
@@ -25,6 +24,7 @@ import { digestOf } from '../lib/format/chunker.ts'
 import type { Entry, EntryType } from '../lib/model/entry.ts'
 import { MAX_SHARD_ENTRIES, encodeShard } from '../lib/model/shard.ts'
 import { comparePaths, rawPathFromText } from '../lib/model/raw-path.ts'
+import * as assert from './helpers/assert.ts'
 import {
   ForgedBundle,
   ForgedCatalog,

@@ -27,7 +27,7 @@ import {
 } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
+import * as assert from './helpers/assert.ts'
 import { type Outcome, runCli } from './helpers/run-cli.ts'
 import { onlyPrograms, runStock, stock } from './helpers/stock.ts'
 import { tempDirectory } from './helpers/temp-dir.ts'

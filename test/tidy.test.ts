@@ -7,8 +7,8 @@ import { builtinModules } from 'node:module'
 import { dirname, join, normalize } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { ERRORS, EXIT_CODES } from '../lib/errors.ts'
+import * as assert from './helpers/assert.ts'
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..')
 

@@ -1,7 +1,7 @@
 import { spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, readlinkSync, rmSync, writeFileSync } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
+import * as assert from '../helpers/assert.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'
 import {
   type Scenario,

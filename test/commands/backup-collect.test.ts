@@ -11,7 +11,7 @@ import {
 } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
+import * as assert from '../helpers/assert.ts'
 import { MAIN, type Outcome, runCli } from '../helpers/run-cli.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 

@@ -1,8 +1,8 @@
 import { existsSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { command } from '../../commands/backup.ts'
 import { type RunRecord, readHistory } from '../../lib/work/history.ts'
+import * as assert from '../helpers/assert.ts'
 import { type CommandOutcome, runCommand } from '../helpers/run-command.ts'
 import {
   assertNoLeftovers,

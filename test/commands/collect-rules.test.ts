@@ -15,7 +15,7 @@ import {
   writeFileSync,
 } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
+import * as assert from '../helpers/assert.ts'
 import { MAIN } from '../helpers/run-cli.ts'
 import {
   type Scenario,

@@ -1,7 +1,7 @@
 import { chmodSync, readdirSync, writeFileSync } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { command } from '../../commands/doctor.ts'
+import * as assert from '../helpers/assert.ts'
 import { runCommand } from '../helpers/run-command.ts'
 import { configure, jsonLines, makeScenario } from '../helpers/scenario.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'

@@ -9,12 +9,12 @@ import {
 } from 'node:fs'
 import { dirname } from 'node:path'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import type { Values } from '../../commands/command.ts'
 import { command } from '../../commands/drill.ts'
 import type { BackupError } from '../../lib/errors.ts'
 import type { Receipt } from '../../lib/model/receipt.ts'
 import { acquireRunLock } from '../../lib/work/staging.ts'
+import * as assert from '../helpers/assert.ts'
 import { randomFrom } from '../helpers/random.ts'
 import { type CommandOutcome, runCommand } from '../helpers/run-command.ts'
 import {

@@ -15,7 +15,7 @@ import {
 } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
+import * as assert from '../helpers/assert.ts'
 import {
   attachDrive,
   cloneDrive,
@@ -373,8 +373,14 @@ if (canRunAsRoot('drives on loop devices')) {
     stranger.detach()
 
     const held = await holdLock(scenario)
-    const waiting = scenario.run('--plugged-in', drive.device)
-    await sleep(900)
+    let said = ''
+    const waiting = runCli(['--plugged-in', drive.device], {
+      environment: scenario.environment,
+      heard: (text) => {
+        said += text
+      },
+    })
+    for (let wait = 0; wait < 1000 && !said.includes('waiting: '); wait++) await sleep(20)
     assert.is(onDrive(drive, exportsOn).length, 1)
     held.kill()
     const plugged = await waiting

@@ -3,8 +3,8 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { Ajv } from 'ajv'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { command as statusCommand } from '../../commands/status.ts'
+import * as assert from '../helpers/assert.ts'
 import type { Outcome } from '../helpers/run-cli.ts'
 import { runCommand } from '../helpers/run-command.ts'
 import {

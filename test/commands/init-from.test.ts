@@ -11,8 +11,8 @@ import {
 } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { parse } from 'yaml'
+import * as assert from '../helpers/assert.ts'
 import { type Outcome, runCli } from '../helpers/run-cli.ts'
 import {
   assertNoLeftovers,

@@ -13,10 +13,10 @@ import {
 } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { configurationText } from '../../commands/init-text.ts'
 import { qrLines } from '../../commands/qr.ts'
 import { parseConfiguration } from '../../lib/machine/config.ts'
+import * as assert from '../helpers/assert.ts'
 import { runCli } from '../helpers/run-cli.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 

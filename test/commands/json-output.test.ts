@@ -4,7 +4,6 @@
 import { readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { Ajv, type ValidateFunction } from 'ajv'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { tellOutcomes } from '../../commands/outcomes.ts'
 import { createReporter, type Reporter } from '../../commands/reporter.ts'
 import { takePath } from '../../lib/model/entry.ts'
@@ -15,6 +14,7 @@ import {
   rawPathFromText,
   rawPathToBytes,
 } from '../../lib/model/raw-path.ts'
+import * as assert from '../helpers/assert.ts'
 import { MAIN, type Outcome, runCli } from '../helpers/run-cli.ts'
 import {
   type Properties,

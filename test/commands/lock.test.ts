@@ -1,7 +1,7 @@
 import { rmSync, writeFileSync } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { lockedStamps } from '../../lib/work/marks.ts'
+import * as assert from '../helpers/assert.ts'
 import { jsonLines, makeScenario, type Scenario } from '../helpers/scenario.ts'
 
 const lock = suite('backup lock')

@@ -1,7 +1,6 @@
 import { appendFileSync, existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { randomBytes } from 'node:crypto'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { command } from '../../commands/prune.ts'
 import { loadConfiguration } from '../../lib/machine/config.ts'
 import type { ReportEvent } from '../../lib/model/report.ts'
@@ -10,6 +9,7 @@ import { pruneExports } from '../../lib/work/prune.ts'
 import { openSigner } from '../../lib/work/signing.ts'
 import { acquireSetLock, listStamps } from '../../lib/work/staging.ts'
 import { openTarget, repositoryToRead } from '../../lib/work/target-access.ts'
+import * as assert from '../helpers/assert.ts'
 import { runCommand } from '../helpers/run-command.ts'
 import {
   assertWhole,

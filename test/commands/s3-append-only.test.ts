@@ -5,11 +5,11 @@
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import type { Policy } from '../../lib/model/bucket-policy.ts'
 import { createS3Calls } from '../../lib/target/s3-client.ts'
 import type { S3Calls } from '../../lib/target/s3-calls.ts'
+import * as assert from '../helpers/assert.ts'
 import { isAllowed } from '../helpers/iam.ts'
 import { randomFrom } from '../helpers/random.ts'
 import {

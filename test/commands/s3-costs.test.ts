@@ -3,7 +3,7 @@
 
 import { existsSync, readdirSync, writeFileSync } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
+import * as assert from '../helpers/assert.ts'
 import { type CloudScenario, makeCloud } from '../helpers/cloud-scenario.ts'
 import { writePriceList } from '../helpers/price-list.ts'
 import { randomFrom } from '../helpers/random.ts'

@@ -3,9 +3,9 @@
 
 import { cpSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { parse } from 'yaml'
 import { command as statusCommand } from '../../commands/status.ts'
+import * as assert from '../helpers/assert.ts'
 import { type S3Server, startS3Server, type User } from '../helpers/s3-server.ts'
 import { runCommand } from '../helpers/run-command.ts'
 import { type Outcome, runCli } from '../helpers/run-cli.ts'

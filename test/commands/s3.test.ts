@@ -1,7 +1,7 @@
 import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { createS3Calls } from '../../lib/target/s3-client.ts'
+import * as assert from '../helpers/assert.ts'
 import { type CloudScenario, makeCloud } from '../helpers/cloud-scenario.ts'
 import { randomFrom } from '../helpers/random.ts'
 import { inventory, jsonLines } from '../helpers/scenario.ts'

@@ -14,7 +14,7 @@ import {
   writeFileSync,
 } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
+import * as assert from '../helpers/assert.ts'
 import { loopDevice } from '../helpers/loop-device.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'
 import { randomBytes } from 'node:crypto'

@@ -1,7 +1,6 @@
 import { chmodSync, existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { Ajv } from 'ajv'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { command as backup } from '../../commands/backup.ts'
 import type { Value } from '../../commands/command.ts'
 import { command } from '../../commands/status.ts'
@@ -9,6 +8,7 @@ import { loadConfiguration } from '../../lib/machine/config.ts'
 import type { Receipt } from '../../lib/model/receipt.ts'
 import { receiptName, writeReceipt } from '../../lib/work/receipts.ts'
 import { openSigner } from '../../lib/work/signing.ts'
+import * as assert from '../helpers/assert.ts'
 import { type CommandOutcome, runCommand } from '../helpers/run-command.ts'
 import {
   configure,

@@ -1,7 +1,7 @@
 import { writeFileSync } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { readMarks } from '../../lib/work/marks.ts'
+import * as assert from '../helpers/assert.ts'
 import { jsonLines, makeScenario } from '../helpers/scenario.ts'
 
 const tag = suite('backup tag')

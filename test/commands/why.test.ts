@@ -1,6 +1,6 @@
 import { mkdirSync, symlinkSync, writeFileSync } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
+import * as assert from '../helpers/assert.ts'
 import { configure, jsonLines, makeScenario, type Scenario } from '../helpers/scenario.ts'
 
 const why = suite('backup why')

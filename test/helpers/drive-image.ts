@@ -6,7 +6,7 @@
 import { spawnSync } from 'node:child_process'
 import { closeSync, copyFileSync, ftruncateSync, openSync, readFileSync } from 'node:fs'
 import { basename } from 'node:path'
-import * as assert from 'uvu/assert'
+import * as assert from './assert.ts'
 import { makeLoopNode } from './loop-device.ts'
 import { tempDirectory } from './temp-dir.ts'
 

@@ -7,7 +7,7 @@
 import { spawn, spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
-import * as assert from 'uvu/assert'
+import * as assert from './assert.ts'
 import { tempDirectory } from './temp-dir.ts'
 
 const MIB = 1024 * 1024

@@ -6,7 +6,7 @@
 
 import { spawnSync } from 'node:child_process'
 import { closeSync, existsSync, mkdirSync, openSync, ftruncateSync } from 'node:fs'
-import * as assert from 'uvu/assert'
+import * as assert from './assert.ts'
 import { tempDirectory } from './temp-dir.ts'
 
 export interface LoopDevice {

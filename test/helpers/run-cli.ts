@@ -18,6 +18,8 @@ export interface RunOptions {
   readonly input?: string
   /** Another program than node on MAIN, such as a link to it. */
   readonly program?: readonly string[]
+  /** What is written, as it comes. */
+  readonly heard?: (text: string) => void
 }
 
 export async function runCli(words: readonly string[], options: RunOptions): Promise<Outcome> {
@@ -31,9 +33,11 @@ export async function runCli(words: readonly string[], options: RunOptions): Pro
   let stderr = ''
   child.stdout.setEncoding('utf8').on('data', (text: string) => {
     stdout += text
+    options.heard?.(text)
   })
   child.stderr.setEncoding('utf8').on('data', (text: string) => {
     stderr += text
+    options.heard?.(text)
   })
   child.stdin.on('error', () => {})
   child.stdin.end(options.input ?? '')

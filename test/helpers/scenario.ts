@@ -14,8 +14,8 @@ import {
   writeFileSync,
 } from 'node:fs'
 import { dirname, join } from 'node:path'
-import * as assert from 'uvu/assert'
 import { parse } from 'yaml'
+import * as assert from './assert.ts'
 import { type Outcome, runCli } from './run-cli.ts'
 import { tempDirectory } from './temp-dir.ts'
 

@@ -12,7 +12,7 @@ import {
 } from 'node:fs'
 import { connect, createServer } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
-import * as assert from 'uvu/assert'
+import * as assert from './assert.ts'
 import { tempDirectory } from './temp-dir.ts'
 
 export type HostKeyType = 'ed25519' | 'ecdsa' | 'rsa'

@@ -8,9 +8,9 @@ import { Buffer } from 'node:buffer'
 import { createHash } from 'node:crypto'
 import { closeSync, existsSync, fsyncSync, openSync, writeSync } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import { asideName, type Target } from '../../lib/target/target.ts'
+import * as assert from './assert.ts'
 import { randomFrom } from './random.ts'
 
 /** A target under test, and its medium from behind. */

@@ -11,7 +11,6 @@ import { Decrypter, Encrypter } from 'age-encryption'
 import * as vectors from 'cctv-age'
 import sodium from 'libsodium-wrappers-sumo'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError, type ErrorCode } from '../../lib/errors.ts'
 import {
   CHUNK_BYTES,
@@ -33,6 +32,7 @@ import {
   parseRecipient,
   recipientOf,
 } from '../../lib/format/age-keys.ts'
+import * as assert from '../helpers/assert.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 
 const SIZES = [0, 1, 65535, 65536, 65537, 131071, 131072, 131073]

@@ -1,7 +1,6 @@
 import { Buffer } from 'node:buffer'
 import { createHash } from 'node:crypto'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import {
   SEGMENT_BYTES,
   SINGLE_PIECE_BYTES,
@@ -10,6 +9,7 @@ import {
   digestBytes,
   digestOf,
 } from '../../lib/format/chunker.ts'
+import * as assert from '../helpers/assert.ts'
 import { randomFrom, randomOfRun } from '../helpers/random.ts'
 
 const chunker = suite('format/chunker')

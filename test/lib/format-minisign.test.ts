@@ -6,7 +6,6 @@ import { randomBytes } from 'node:crypto'
 import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError, type ErrorCode } from '../../lib/errors.ts'
 import {
   encodePublicKey,
@@ -18,6 +17,7 @@ import {
   sign,
   verify,
 } from '../../lib/format/minisign.ts'
+import * as assert from '../helpers/assert.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 
 const FILE = 'den/home/2025-03-01T020000Z/verification.sha256'

@@ -18,7 +18,6 @@ import { Readable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 import { extract } from 'tar-stream'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import { aclToText } from '../../lib/format/acl.ts'
 import {
@@ -39,6 +38,7 @@ import {
   rawPathFromText,
   rawPathToBytes,
 } from '../../lib/model/raw-path.ts'
+import * as assert from '../helpers/assert.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 

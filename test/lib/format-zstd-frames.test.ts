@@ -3,7 +3,6 @@ import { execFileSync } from 'node:child_process'
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import { END_OF_ARCHIVE, encodePlainHeader, tarPadding } from '../../lib/format/tar.ts'
 import {
@@ -21,6 +20,7 @@ import {
   padmeLength,
   parseSeekTable,
 } from '../../lib/format/zstd-frames.ts'
+import * as assert from '../helpers/assert.ts'
 import { randomFrom, randomOfRun } from '../helpers/random.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 

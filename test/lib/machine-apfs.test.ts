@@ -15,7 +15,6 @@ import {
   writeFileSync,
 } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import {
   apfsProviderOn,
@@ -24,6 +23,7 @@ import {
 } from '../../lib/machine/source-snapshot/apfs.ts'
 import { type Mount, parseMountLines } from '../../lib/machine/source-snapshot/mounts.ts'
 import type { ProviderRequest } from '../../lib/machine/source-snapshot/source-snapshot.ts'
+import * as assert from '../helpers/assert.ts'
 import { withPrograms } from '../helpers/stand-in.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 

@@ -2,7 +2,6 @@
 // is a stand-in that prints property lists as diskutil(8) describes them.
 
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import {
   type BlockFilesystem,
@@ -12,6 +11,7 @@ import {
   parseLsblk,
 } from '../../lib/machine/block-devices.ts'
 import { listExternalVolumes, readPlist } from '../../lib/machine/diskutil.ts'
+import * as assert from '../helpers/assert.ts'
 import { type DriveType, driveImage } from '../helpers/drive-image.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'
 import { withPrograms } from '../helpers/stand-in.ts'

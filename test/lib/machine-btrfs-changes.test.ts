@@ -15,7 +15,6 @@ import {
   writeFileSync,
 } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { systemCode } from '../../lib/errors.ts'
 import { makeNode, setTimes, setXattr } from '../../lib/machine/posix.ts'
 import { changedPaths, type ChangeList } from '../../lib/machine/source-snapshot/btrfs-changes.ts'
@@ -27,6 +26,7 @@ import {
 } from '../../lib/machine/subvolume.ts'
 import { type RawPath, rawPathToBytes } from '../../lib/model/raw-path.ts'
 import { clearNames } from '../../lib/work/generation.ts'
+import * as assert from '../helpers/assert.ts'
 import { loopDevice } from '../helpers/loop-device.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'
 import { type Random, randomOfRun } from '../helpers/random.ts'

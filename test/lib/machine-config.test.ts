@@ -5,7 +5,6 @@ import { copyFileSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { Ajv } from 'ajv'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import { escapeVariables, expandPattern } from '../../lib/machine/config-expand.ts'
 import {
@@ -18,6 +17,7 @@ import type { Configuration } from '../../lib/machine/config.ts'
 import { formatDuration, formatSize, parseSize } from '../../lib/model/amount.ts'
 import { cleanName, isValidName, machineName } from '../../lib/model/names.ts'
 import { nearestWord } from '../../lib/model/nearest.ts'
+import * as assert from '../helpers/assert.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 
 const ROOT = new URL('../../../', import.meta.url)

@@ -16,7 +16,6 @@ import {
 } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import {
   type BlockFilesystem,
@@ -34,6 +33,7 @@ import {
 } from '../../lib/machine/drive-mount.ts'
 import { deviceParts } from '../../lib/machine/posix.ts'
 import { acquireLock } from '../../lib/machine/lock.ts'
+import * as assert from '../helpers/assert.ts'
 import { cloneDrive, type DriveImage, driveImage, type DriveType } from '../helpers/drive-image.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'
 import { withPrograms } from '../helpers/stand-in.ts'

@@ -1,11 +1,11 @@
 import { chmodSync, existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import type { HookConfiguration } from '../../lib/machine/config-meaning.ts'
 import { type HookFacts, runHook, withHooks } from '../../lib/machine/hooks.ts'
 import type { NoticeEvent, ReportEvent } from '../../lib/model/report.ts'
+import * as assert from '../helpers/assert.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 
 const hooks = suite('machine/hooks')

@@ -12,7 +12,6 @@ import {
 } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import { encryptAge, encryptWithPassphrase } from '../../lib/format/age.ts'
 import { generateIdentity, recipientOf } from '../../lib/format/age-keys.ts'
@@ -22,6 +21,7 @@ import {
   generatePassphrase,
   readIdentityFile,
 } from '../../lib/machine/identity.ts'
+import * as assert from '../helpers/assert.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 
 const CREATED = '2025-03-01T02:00:00Z'

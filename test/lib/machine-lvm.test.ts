@@ -4,10 +4,10 @@
 
 import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import { lvmProvider } from '../../lib/machine/source-snapshot/lvm.ts'
 import type { ProviderRequest } from '../../lib/machine/source-snapshot/source-snapshot.ts'
+import * as assert from '../helpers/assert.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'
 import { withPrograms } from '../helpers/stand-in.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'

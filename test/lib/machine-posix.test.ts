@@ -12,7 +12,6 @@ import {
 } from 'node:fs'
 import { Worker } from 'node:worker_threads'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import {
   dataSegments,
   deviceParts,
@@ -25,6 +24,7 @@ import {
   syncFilesystem,
   tryLock,
 } from '../../lib/machine/posix.ts'
+import * as assert from '../helpers/assert.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 

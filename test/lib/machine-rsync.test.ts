@@ -14,7 +14,6 @@ import {
   writeFileSync,
 } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import {
   checkRsync,
@@ -25,6 +24,7 @@ import {
   rsyncVersion,
 } from '../../lib/machine/rsync.ts'
 import { rawPathFromText } from '../../lib/model/raw-path.ts'
+import * as assert from '../helpers/assert.ts'
 import { loopDevice } from '../helpers/loop-device.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'

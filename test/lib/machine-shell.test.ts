@@ -2,9 +2,9 @@ import { spawn } from 'node:child_process'
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import { findProgram, runProgram } from '../../lib/machine/shell.ts'
+import * as assert from '../helpers/assert.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 
 const shell = suite('machine/shell')

@@ -1,6 +1,5 @@
 import { truncateSync, writeFileSync } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import {
   describeSmart,
@@ -9,6 +8,7 @@ import {
   type SmartFinding,
   type SmartHealth,
 } from '../../lib/machine/smart.ts'
+import * as assert from '../helpers/assert.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'
 import { withPrograms } from '../helpers/stand-in.ts'
 import { stock } from '../helpers/stock.ts'

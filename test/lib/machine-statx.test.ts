@@ -1,11 +1,11 @@
 import { execFileSync } from 'node:child_process'
 import { lstatSync, mkdirSync, symlinkSync, writeFileSync } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { applyFlags } from '../../lib/machine/metadata.ts'
 import { setTimes } from '../../lib/machine/posix.ts'
 import { statSource } from '../../lib/machine/statx.ts'
 import type { EntryMetadata, InodeFlag } from '../../lib/model/entry.ts'
+import * as assert from '../helpers/assert.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 

@@ -1,7 +1,6 @@
 import { execFileSync } from 'node:child_process'
 import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { systemCode } from '../../lib/errors.ts'
 import {
   createSubvolume,
@@ -14,6 +13,7 @@ import {
   snapshotSubvolume,
 } from '../../lib/machine/subvolume.ts'
 import { rawPathFromText } from '../../lib/model/raw-path.ts'
+import * as assert from '../helpers/assert.ts'
 import { loopDevice } from '../helpers/loop-device.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'

@@ -3,7 +3,7 @@
 
 import { spawnSync } from 'node:child_process'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
+import * as assert from '../helpers/assert.ts'
 
 const threads = suite('machine/threads')
 

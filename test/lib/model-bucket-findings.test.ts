@@ -1,5 +1,4 @@
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import type {
   BucketFacts,
   Fact,
@@ -11,6 +10,7 @@ import { bucketFindings, findingCheck } from '../../lib/model/bucket-findings.ts
 import { reach } from '../../lib/model/bucket-lifecycle.ts'
 import { deniesLifecycle } from '../../lib/model/bucket-permissions.ts'
 import { policyDocument } from '../../lib/model/bucket-policy.ts'
+import * as assert from '../helpers/assert.ts'
 
 const findings = suite('model/bucket-findings')
 const DAY_MS = 86_400_000

@@ -1,5 +1,4 @@
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import {
   type Policy,
   POLICY_KINDS,
@@ -8,6 +7,7 @@ import {
   type PolicyKind,
   type PolicyScope,
 } from '../../lib/model/bucket-policy.ts'
+import * as assert from '../helpers/assert.ts'
 import { isAllowed } from '../helpers/iam.ts'
 
 const policies = suite('model/bucket-policy')

@@ -1,5 +1,4 @@
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import {
   addCosts,
@@ -24,6 +23,7 @@ import {
   formatMoney,
 } from '../../lib/model/cost-text.ts'
 import { NO_PRICES, parsePrices, pricesFor, type RegionPrices } from '../../lib/model/prices.ts'
+import * as assert from '../helpers/assert.ts'
 
 const GIB = 2 ** 30
 const KIB = 2 ** 10

@@ -1,6 +1,5 @@
 import { createHash } from 'node:crypto'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import {
   type SampleItem,
   RUN_BYTES,
@@ -10,6 +9,7 @@ import {
   sampleShare,
 } from '../../lib/model/drill.ts'
 import type { Piece } from '../../lib/model/entry.ts'
+import * as assert from '../helpers/assert.ts'
 import { randomOfRun } from '../helpers/random.ts'
 
 const drill = suite('model/drill')

@@ -1,6 +1,5 @@
 import { Buffer } from 'node:buffer'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import {
   type Entry,
@@ -13,6 +12,7 @@ import {
   parseTime,
 } from '../../lib/model/entry.ts'
 import { rawPathFromText } from '../../lib/model/raw-path.ts'
+import * as assert from '../helpers/assert.ts'
 import { randomOfRun } from '../helpers/random.ts'
 
 const entries = suite('model/entry')

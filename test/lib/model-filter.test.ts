@@ -1,5 +1,4 @@
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import {
   CACHE_SIGNATURE,
   compileGlob,
@@ -9,6 +8,7 @@ import {
   reasonText,
 } from '../../lib/model/filter.ts'
 import { rawPathFromText } from '../../lib/model/raw-path.ts'
+import * as assert from '../helpers/assert.ts'
 
 const filter = suite('filter')
 

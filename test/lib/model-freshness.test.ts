@@ -1,6 +1,5 @@
 import { Buffer } from 'node:buffer'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import type { BackupError } from '../../lib/errors.ts'
 import {
   encodeFreshness,
@@ -15,6 +14,7 @@ import {
   type SetFreshness,
 } from '../../lib/model/freshness.ts'
 import { formatStamp } from '../../lib/model/stamp.ts'
+import * as assert from '../helpers/assert.ts'
 
 process.env['TZ'] = 'UTC'
 

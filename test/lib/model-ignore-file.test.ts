@@ -1,6 +1,5 @@
 import { mkdirSync, rmSync, writeFileSync } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { Buffer } from 'node:buffer'
 import { spawnSync } from 'node:child_process'
 import {
@@ -9,6 +8,7 @@ import {
   parseIgnoreFile,
 } from '../../lib/model/ignore-file.ts'
 import { rawPathFromText } from '../../lib/model/raw-path.ts'
+import * as assert from '../helpers/assert.ts'
 import { randomOfRun } from '../helpers/random.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 

@@ -1,6 +1,5 @@
 import { Buffer } from 'node:buffer'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import {
   type Manifest,
@@ -9,6 +8,7 @@ import {
   exportName,
   parseManifest,
 } from '../../lib/model/manifest.ts'
+import * as assert from '../helpers/assert.ts'
 
 const manifests = suite('model/manifest')
 const SHA = 'cd'.repeat(32)

@@ -1,5 +1,4 @@
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { encodeMetrics } from '../../lib/model/metrics.ts'
 import type {
   ExportStatus,
@@ -7,6 +6,7 @@ import type {
   ProofStatus,
   StatusDocument,
 } from '../../lib/model/status-document.ts'
+import * as assert from '../helpers/assert.ts'
 
 const GOOD_AT = '2026-05-19T02:00:00.000Z'
 const DUE_AT = '2026-05-20T00:30:00.000Z'

@@ -1,11 +1,11 @@
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import {
   planProof,
   type ProofChoice,
   type ProvenBundle,
   provenSince,
 } from '../../lib/model/proof-plan.ts'
+import * as assert from '../helpers/assert.ts'
 
 const proof = suite('model/proof-plan')
 

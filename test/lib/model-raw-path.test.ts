@@ -1,6 +1,5 @@
 import { Buffer } from 'node:buffer'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import {
   baseOf,
   comparePaths,
@@ -13,6 +12,7 @@ import {
   rawPathToBytes,
   rawPathToText,
 } from '../../lib/model/raw-path.ts'
+import * as assert from '../helpers/assert.ts'
 import { randomOfRun } from '../helpers/random.ts'
 
 const paths = suite('model/raw-path')

@@ -1,5 +1,4 @@
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import {
   type Generation,
   type KeepCount,
@@ -8,6 +7,7 @@ import {
   type RetentionPlan,
 } from '../../lib/model/retention.ts'
 import { formatStamp, parseStamp, type Stamp } from '../../lib/model/stamp.ts'
+import * as assert from '../helpers/assert.ts'
 import { type Random, randomOfRun } from '../helpers/random.ts'
 
 const retention = suite('model/retention')

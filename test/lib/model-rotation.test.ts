@@ -1,6 +1,6 @@
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { isOverdue, nextDrive, rotationPeriodMs } from '../../lib/model/rotation.ts'
+import * as assert from '../helpers/assert.ts'
 
 const DAY_MS = 86_400_000
 const NOW_MS = Date.parse('2026-05-20T02:00:00Z')

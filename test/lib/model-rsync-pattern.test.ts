@@ -2,7 +2,6 @@ import { Buffer } from 'node:buffer'
 import { spawnSync } from 'node:child_process'
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { rawPathFromText } from '../../lib/model/raw-path.ts'
 import {
   decidingRule,
@@ -10,6 +9,7 @@ import {
   leftOutTest,
   parseRsyncRule,
 } from '../../lib/model/rsync-pattern.ts'
+import * as assert from '../helpers/assert.ts'
 import { randomOfRun } from '../helpers/random.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 

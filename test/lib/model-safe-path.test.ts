@@ -1,7 +1,7 @@
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import { checkSafePath } from '../../lib/model/safe-path.ts'
+import * as assert from '../helpers/assert.ts'
 
 const safe = suite('model/safe-path')
 

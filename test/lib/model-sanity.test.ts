@@ -1,6 +1,6 @@
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { doubtsAbout, type SourceFacts } from '../../lib/model/sanity.ts'
+import * as assert from '../helpers/assert.ts'
 
 const sanity = suite('model/sanity')
 

@@ -1,5 +1,4 @@
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import {
   addPeriods,
   type Frequency,
@@ -9,6 +8,7 @@ import {
   type PastRun,
   type RunOutcome,
 } from '../../lib/model/schedule.ts'
+import * as assert from '../helpers/assert.ts'
 
 // Clocks go forward on 2026-03-29 and back on 2026-10-25 there.
 process.env['TZ'] = 'Europe/Berlin'

@@ -1,7 +1,6 @@
 import { Buffer } from 'node:buffer'
 import { createHash } from 'node:crypto'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import { digestOf } from '../../lib/format/chunker.ts'
 import type { Entry, FrameRange } from '../../lib/model/entry.ts'
@@ -20,6 +19,7 @@ import {
   parseShard,
   rangesOf,
 } from '../../lib/model/shard.ts'
+import * as assert from '../helpers/assert.ts'
 import { type Random, randomOfRun } from '../helpers/random.ts'
 
 const shards = suite('model/shard')

@@ -1,6 +1,6 @@
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { formatStamp, isAhead, matchStamps, nextStamp, parseStamp } from '../../lib/model/stamp.ts'
+import * as assert from '../helpers/assert.ts'
 
 const stamp = suite('model/stamp')
 

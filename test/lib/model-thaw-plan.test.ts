@@ -1,6 +1,5 @@
 import { isAlwaysHot } from '../../lib/model/storage-class.ts'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { loadPriceList } from '../../lib/machine/price-list.ts'
 import {
   type BundleJoin,
@@ -22,6 +21,7 @@ import {
   type ThawItem,
   type ThawState,
 } from '../../lib/model/thaw-plan.ts'
+import * as assert from '../helpers/assert.ts'
 
 const plan = suite('model/thaw-plan')
 const list = await loadPriceList()

@@ -3,7 +3,6 @@ import { createHash } from 'node:crypto'
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import {
   MANIFEST,
@@ -12,6 +11,7 @@ import {
   encodeVerification,
   parseVerification,
 } from '../../lib/model/verification.ts'
+import * as assert from '../helpers/assert.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 
 const verification = suite('model/verification')

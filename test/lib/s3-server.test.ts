@@ -52,7 +52,7 @@ import {
   UploadPartCommand,
 } from '@aws-sdk/client-s3'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
+import * as assert from '../helpers/assert.ts'
 import { type S3Server, type S3ServerOptions, startS3Server } from '../helpers/s3-server.ts'
 import { checksumOf } from '../helpers/s3-server/checksums.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'

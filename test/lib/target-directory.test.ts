@@ -15,10 +15,10 @@ import {
 } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import { openDirectoryTarget } from '../../lib/target/directory.ts'
 import { type Target, asideName } from '../../lib/target/target.ts'
+import * as assert from '../helpers/assert.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 

@@ -1,6 +1,5 @@
 import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import type { NoticeEvent, ReportEvent } from '../../lib/model/report.ts'
 import {
   extendLocks,
@@ -9,6 +8,7 @@ import {
   pathsToLock,
   rememberedLocks,
 } from '../../lib/work/bucket-locks.ts'
+import * as assert from '../helpers/assert.ts'
 import { bucketTarget } from '../helpers/bucket-target.ts'
 import { startS3Server } from '../helpers/s3-server.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'

@@ -10,7 +10,6 @@ import {
 } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import {
   type Capacity,
@@ -18,6 +17,7 @@ import {
   probeCapacity,
   withProbeDirectory,
 } from '../../lib/work/capacity.ts'
+import * as assert from '../helpers/assert.ts'
 import { fakeDrive } from '../helpers/fake-drive.ts'
 import { loopDevice } from '../helpers/loop-device.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'

@@ -1,5 +1,4 @@
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import type { SetConfiguration } from '../../lib/machine/config.ts'
 import type { CollectionHeader } from '../../lib/model/collection.ts'
 import {
@@ -12,6 +11,7 @@ import {
   type PlanOptions,
 } from '../../lib/work/due.ts'
 import type { RunRecord } from '../../lib/work/history.ts'
+import * as assert from '../helpers/assert.ts'
 import { setConfiguration } from '../helpers/configuration.ts'
 
 process.env['TZ'] = 'UTC'

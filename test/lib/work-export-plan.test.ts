@@ -1,8 +1,8 @@
 import { Buffer } from 'node:buffer'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import type { Entry } from '../../lib/model/entry.ts'
 import { type PlannedEntry, planExport, sameMetadata, usageOf } from '../../lib/work/export-plan.ts'
+import * as assert from '../helpers/assert.ts'
 
 const plan = suite('work/export-plan')
 const ID = '12'.repeat(32)

@@ -2,7 +2,6 @@ import { Buffer } from 'node:buffer'
 import { spawnSync } from 'node:child_process'
 import { chmodSync, mkdirSync, symlinkSync, writeFileSync } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import type { FilterConfiguration } from '../../lib/machine/config.ts'
 import { CACHE_SIGNATURE, rsyncExclusions } from '../../lib/model/filter.ts'
 import { rawPathFromText } from '../../lib/model/raw-path.ts'
@@ -13,6 +12,7 @@ import {
   hasFilters,
   walkFilters,
 } from '../../lib/work/filter-walk.ts'
+import * as assert from '../helpers/assert.ts'
 import { loopDevice } from '../helpers/loop-device.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'
 import { randomOfRun } from '../helpers/random.ts'

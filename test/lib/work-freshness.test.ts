@@ -10,7 +10,6 @@ import {
   writeFileSync,
 } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import { generateSigningKey, publicKeyText, sign } from '../../lib/format/minisign.ts'
 import type { TargetConfiguration } from '../../lib/machine/config.ts'
@@ -33,6 +32,7 @@ import {
 import { createRepository, enterMachine, type Repository } from '../../lib/work/repository.ts'
 import { writeReceipt } from '../../lib/work/receipts.ts'
 import type { Signer } from '../../lib/work/signing.ts'
+import * as assert from '../helpers/assert.ts'
 import { configurationOf, setConfiguration } from '../helpers/configuration.ts'
 import { stock } from '../helpers/stock.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'

@@ -16,7 +16,6 @@ import {
 } from 'node:fs'
 import { dirname } from 'node:path'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { setTimes } from '../../lib/machine/posix.ts'
 import { createSubvolume, isReadOnly, isSubvolume } from '../../lib/machine/subvolume.ts'
 import {
@@ -30,6 +29,7 @@ import {
   wronglyLinked,
 } from '../../lib/work/generation.ts'
 import { sealTree } from '../../lib/work/seal.ts'
+import * as assert from '../helpers/assert.ts'
 import { loopDevice } from '../helpers/loop-device.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'

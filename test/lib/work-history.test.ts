@@ -1,6 +1,5 @@
 import { appendFileSync, existsSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import {
   isRun,
@@ -9,6 +8,7 @@ import {
   recordRuns,
   type RunRecord,
 } from '../../lib/work/history.ts'
+import * as assert from '../helpers/assert.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 
 const good: RunRecord = {

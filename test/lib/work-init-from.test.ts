@@ -1,7 +1,6 @@
 import { Buffer } from 'node:buffer'
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { parse } from 'yaml'
 import { BackupError } from '../../lib/errors.ts'
 import { withoutSecrets } from '../../lib/machine/config-document.ts'
@@ -10,6 +9,7 @@ import { openDirectoryTarget } from '../../lib/target/directory.ts'
 import { configurationMember, configurationOf } from '../../lib/work/configuration-member.ts'
 import { chooseMachine, findHome, placeOfText, textFor } from '../../lib/work/init-from.ts'
 import { createRepository } from '../../lib/work/repository.ts'
+import * as assert from '../helpers/assert.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 
 const secrets = suite('work/init-from: secrets')

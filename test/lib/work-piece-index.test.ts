@@ -3,8 +3,8 @@ import { once } from 'node:events'
 import { fileURLToPath } from 'node:url'
 import { Worker, isMainThread, parentPort, workerData } from 'node:worker_threads'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { PieceIndex } from '../../lib/work/piece-index.ts'
+import * as assert from '../helpers/assert.ts'
 import { randomFrom, randomOfRun } from '../helpers/random.ts'
 
 const pieces = suite('work/piece-index')

@@ -1,11 +1,11 @@
 import { spawn } from 'node:child_process'
 import { existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import { noteDamage, readKnownDamage } from '../../lib/work/known-damage.ts'
 import { noteProofs, provenMs, readProofs, type ReadWhole } from '../../lib/work/proof-ledger.ts'
 import { adoptPending, REPOSITORY_RECORDS, stateDirectory } from '../../lib/work/state.ts'
+import * as assert from '../helpers/assert.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 
 const ledger = suite('work/proof-ledger')

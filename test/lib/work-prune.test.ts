@@ -2,7 +2,6 @@ import { spawnSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { existsSync, mkdirSync, readdirSync, rmdirSync, statfsSync, writeFileSync } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import type { BackupError } from '../../lib/errors.ts'
 import { createSubvolume } from '../../lib/machine/subvolume.ts'
 import type { NoticeEvent, ReportEvent } from '../../lib/model/report.ts'
@@ -33,6 +32,7 @@ import {
   prepareSet,
   publishCollection,
 } from '../../lib/work/staging.ts'
+import * as assert from '../helpers/assert.ts'
 import { loopDevice } from '../helpers/loop-device.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'

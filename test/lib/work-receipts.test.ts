@@ -10,7 +10,6 @@ import {
   writeFileSync,
 } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import type { BackupError } from '../../lib/errors.ts'
 import { generateSigningKey, publicKeyText, sign } from '../../lib/format/minisign.ts'
 import type { Receipt } from '../../lib/model/receipt.ts'
@@ -26,6 +25,7 @@ import {
 } from '../../lib/work/receipts.ts'
 import type { Signer } from '../../lib/work/signing.ts'
 import type { VerifiedExport } from '../../lib/work/verify.ts'
+import * as assert from '../helpers/assert.ts'
 import { configurationOf, setConfiguration } from '../helpers/configuration.ts'
 import { runStock } from '../helpers/stock.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'

@@ -16,7 +16,6 @@ import {
 } from 'node:fs'
 import { randomBytes } from 'node:crypto'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import { digestOf } from '../../lib/format/chunker.ts'
 import { setTimes, setXattr } from '../../lib/machine/posix.ts'
@@ -38,6 +37,7 @@ import {
   digestsFor,
   verifyCollection,
 } from '../../lib/work/verify-local.ts'
+import * as assert from '../helpers/assert.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'
 import { configurationOf, setConfiguration } from '../helpers/configuration.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'

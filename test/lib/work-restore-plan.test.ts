@@ -15,7 +15,6 @@ import {
   writeFileSync,
 } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import { setTimes } from '../../lib/machine/posix.ts'
 import type { OverwritePolicy } from '../../lib/model/overwrite.ts'
@@ -27,6 +26,7 @@ import { type RestorePlan, countPlan, withAnswers } from '../../lib/work/restore
 import { type RestoreOutcome, restoreSelection } from '../../lib/work/restore.ts'
 import type { Selection } from '../../lib/work/selection.ts'
 import { undoRestore } from '../../lib/work/undo-restore.ts'
+import * as assert from '../helpers/assert.ts'
 import { configurationOf, setConfiguration } from '../helpers/configuration.ts'
 import { driveImage } from '../helpers/drive-image.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'

@@ -5,7 +5,6 @@ import { spawnSync } from 'node:child_process'
 import { chmodSync, existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import type {
   Configuration,
@@ -28,6 +27,7 @@ import {
   systemdSchedule,
   UDEV_RULES,
 } from '../../lib/work/schedule-units.ts'
+import * as assert from '../helpers/assert.ts'
 import { configurationOf, NOTIFY_NOBODY, setConfiguration } from '../helpers/configuration.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'

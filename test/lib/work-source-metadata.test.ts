@@ -11,12 +11,12 @@ import {
   writeFileSync,
 } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { makeNode } from '../../lib/machine/posix.ts'
 import { type Entry, encodeEntry } from '../../lib/model/entry.ts'
 import type { RawPath } from '../../lib/model/raw-path.ts'
 import { sealTree } from '../../lib/work/seal.ts'
 import { readSourceMetadata, snapshotRoots } from '../../lib/work/source-metadata.ts'
+import * as assert from '../helpers/assert.ts'
 import { canRunAsRoot } from '../helpers/needs.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 

@@ -1,7 +1,6 @@
 import { execFileSync } from 'node:child_process'
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import type { BackupError } from '../../lib/errors.ts'
 import type { CollectionHeader } from '../../lib/model/collection.ts'
 import type { Entry } from '../../lib/model/entry.ts'
@@ -11,6 +10,7 @@ import {
   readCollection,
   surveyCollections,
 } from '../../lib/work/staging.ts'
+import * as assert from '../helpers/assert.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 
 const staging = suite('work/staging')

@@ -1,5 +1,4 @@
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
 import { BackupError } from '../../lib/errors.ts'
 import type { NoticeEvent, ReportEvent } from '../../lib/model/report.ts'
 import { openDirectoryTarget } from '../../lib/target/directory.ts'
@@ -10,6 +9,7 @@ import {
   type ThawOptions,
   waitForThaw,
 } from '../../lib/work/thaw.ts'
+import * as assert from '../helpers/assert.ts'
 import { bucketTarget } from '../helpers/bucket-target.ts'
 import { startS3Server } from '../helpers/s3-server.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'

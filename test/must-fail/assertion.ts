@@ -1,7 +1,7 @@
 // A test that fails. test/tidy.test.ts runs it through test/run.ts and expects a failure.
 
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
+import * as assert from '../helpers/assert.ts'
 
 const test = suite('must fail')
 

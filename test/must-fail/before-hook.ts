@@ -1,7 +1,7 @@
 // A hook that throws: uvu runs none of the tests, counts none as failed, and exits 0.
 
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
+import * as assert from '../helpers/assert.ts'
 
 const test = suite('before hook')
 

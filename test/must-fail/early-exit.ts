@@ -1,7 +1,7 @@
 // A test that ends its process with status 0 before the suite is through.
 
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
+import * as assert from '../helpers/assert.ts'
 
 const test = suite('early exit')
 

@@ -1,7 +1,7 @@
 // Every test passes, and then something that was left running throws.
 
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
+import * as assert from '../helpers/assert.ts'
 
 const test = suite('late failure')
 

@@ -1,7 +1,7 @@
 // A skipped test: fine on a laptop, a failure with CI=true.
 
 import { suite } from 'uvu'
-import * as assert from 'uvu/assert'
+import * as assert from '../helpers/assert.ts'
 
 const test = suite('skip')
 
