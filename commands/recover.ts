@@ -11,9 +11,17 @@ import { basename, dirname, join, resolve } from 'node:path'
 import { BackupError, ERRORS, type ExitCode, worstExitCode } from '../lib/errors.ts'
 import { parsePublicKey, publicKeyText } from '../lib/format/minisign.ts'
 import { type MachineKey, readIdentityFile } from '../lib/machine/identity.ts'
-import { formatSize } from '../lib/model/amount.ts'
+import { disksOf } from '../lib/machine/disks.ts'
+import { listMounts, mountOf } from '../lib/machine/source-snapshot/mounts.ts'
+import { formatSize, parseSize } from '../lib/model/amount.ts'
 import { isValidName } from '../lib/model/names.ts'
-import { displayPath, listedPaths, pathFacts, rawPathFromText } from '../lib/model/raw-path.ts'
+import {
+  displayPath,
+  displayText,
+  listedPaths,
+  pathFacts,
+  rawPathFromText,
+} from '../lib/model/raw-path.ts'
 import {
   type LostPath,
   type Recoverable,
@@ -40,7 +48,10 @@ For when backup-restore cannot help: manifests, catalogs, names or repository.js
 are gone, bundles are damaged, or lie somewhere under any names. Needs no
 configuration. Only reads below --from.
 
-  --from DIR           where bundles are, at any depth, among other files
+  --from DIR           where bundles are, at any depth, among other files; or a drive or
+                       partition whose filesystem is gone, or an image of one
+  --search SIZE        of such a one: how much to look through for how a bundle goes on,
+                       each time it breaks off (1 GiB; 0 for none)
   --identity FILE      the identity, from where you keep it
   --passphrase-file F  its passphrase, instead of asking
   --signing-key M:RW…  a signing public key of machine M, where the identity file names
@@ -57,6 +68,7 @@ configuration. Only reads below --from.
 `,
   options: {
     from: { type: 'string' },
+    search: { type: 'string' },
     identity: { type: 'string' },
     'passphrase-file': { type: 'string' },
     'signing-key': { type: 'string', multiple: true },
@@ -75,12 +87,14 @@ const PATHS_SHOWN = 50
 async function run(context: CommandContext): Promise<ExitCode> {
   const { values, reporter, signal } = context
   const from = directoryOf(context)
-  const into = destination(context, from)
+  const into = await destination(context, from)
   const { identities, keys } = await openIdentity(context)
   const { report } = reporter
   const cores = availableParallelism()
   const raw = rawPathFromText(from)
-  const found = await openRecovery({ from: raw, identities, keys, cores, report, signal })
+  const searchBytes = searchOf(context)
+  const options = { identities, keys, cores, report, signal, searchBytes }
+  const found = await openRecovery({ from: raw, ...options })
   try {
     const scanned = tellScan(context, found)
     if (into === undefined) {
@@ -108,18 +122,31 @@ async function run(context: CommandContext): Promise<ExitCode> {
   }
 }
 
+const SEARCH_BYTES = 1024 ** 3
+
+/** @throws BackupError USAGE */
+function searchOf({ values }: CommandContext): number {
+  const text = textOption(values, 'search')
+  if (text === undefined) return SEARCH_BYTES
+  const bytes = text === '0' ? 0 : parseSize(text)
+  if (bytes !== undefined) return bytes
+  throw new BackupError('USAGE', `--search ${displayText(text)} is no size`, {
+    hint: 'like: --search 20GiB',
+  })
+}
+
 /** @throws BackupError USAGE, NOTHING_FOUND */
 function directoryOf({ values }: CommandContext): string {
   const from = textOption(values, 'from')
   if (from === undefined) {
     throw new BackupError('USAGE', 'where from?', {
-      hint: '--from DIR names a directory that has bundles somewhere below it',
+      hint: '--from DIR names a directory that has bundles somewhere below it, or a drive',
     })
   }
   try {
     return realpathSync(resolve(from))
   } catch (cause) {
-    throw new BackupError('NOTHING_FOUND', `there is no directory ${displayPath(from)}`, {
+    throw new BackupError('NOTHING_FOUND', `there is no ${displayPath(from)}`, {
       hint: 'is the drive plugged in and mounted? nothing was changed',
       cause,
     })
@@ -130,7 +157,7 @@ function directoryOf({ values }: CommandContext): string {
  * The directory to restore into, through all links; undefined for a list.
  * @throws BackupError USAGE
  */
-function destination({ values }: CommandContext, from: string): string | undefined {
+async function destination({ values }: CommandContext, from: string): Promise<string | undefined> {
   const into = textOption(values, 'into')
   const isList = isGiven(values, 'list')
   if (isList && into !== undefined) {
@@ -144,6 +171,11 @@ function destination({ values }: CommandContext, from: string): string | undefin
   }
   const place = resolve(into)
   const real = realPlace(place)
+  if (await isOn(real, from)) {
+    throw new BackupError('USAGE', `${displayPath(into)} lies on ${displayPath(from)} itself`, {
+      hint: 'what is restored there would overwrite what is to be read; name another disk',
+    })
+  }
   const isAtTop = dirname(place) === place
   const isInside = from === '/' || real === from || real.startsWith(`${from}/`)
   if (!isAtTop && !isInside) return place
@@ -151,6 +183,14 @@ function destination({ values }: CommandContext, from: string): string | undefin
   throw new BackupError('USAGE', `${what} is no place to restore into`, {
     hint: 'name a new directory on another disk; nothing was changed',
   })
+}
+
+/** Whether a place is on a drive, or on a partition of it. */
+async function isOn(place: string, drive: string): Promise<boolean> {
+  if (!drive.startsWith('/dev/')) return false
+  const mount = mountOf(rawPathFromText(place), await listMounts())
+  if (mount === undefined) return false
+  return realPlace(displayPath(mount.device)) === drive || disksOf(mount).includes(basename(drive))
 }
 
 /** The last component need not be there. */

@@ -175,6 +175,26 @@ export function openChunk({
   return plaintext
 }
 
+/**
+ * What a chunk decrypts to, authenticated by nothing: good for guessing where a chunk ends whose
+ * length is not known, and for nothing else. `ciphertext` may go on behind it.
+ */
+export function peekChunk({
+  payloadKey,
+  index,
+  last,
+  ciphertext,
+}: {
+  payloadKey: Uint8Array
+  index: number
+  last: boolean
+  ciphertext: Uint8Array
+}): Buffer {
+  return createDecipheriv(CIPHER, payloadKey, chunkNonce(index, last), CIPHER_OPTIONS).update(
+    ciphertext,
+  )
+}
+
 /** A whole age file for these recipients. Throws CONFIG_INVALID. */
 export function encryptAge(plaintext: Uint8Array, recipients: readonly string[]): Buffer {
   return sealPayload(createAgeHead(recipients), plaintext)

@@ -242,6 +242,16 @@ export function parseSeekTable(
   return { entries, tableBytes }
 }
 
+/** How long a payload would be, for each place where a seek table may end. */
+export function seekTableEnds(bytes: Buffer): readonly number[] {
+  const ends: number[] = []
+  const magic = Buffer.alloc(4)
+  magic.writeUInt32LE(SEEKABLE_MAGIC)
+  for (let at = bytes.indexOf(magic); at !== -1; at = bytes.indexOf(magic, at + 1))
+    ends.push(at + 4)
+  return ends
+}
+
 /**
  * Padmé: rounds a length up so that it tells little (at most 12 % more; PURBs, Nikitin et al.
  * 2019).

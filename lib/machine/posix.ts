@@ -24,6 +24,7 @@ const AT_FDCWD = DARWIN ? -2 : -100
 const AT_SYMLINK_NOFOLLOW = DARWIN ? 0x20 : 0x100
 const UTIME_OMIT = DARWIN ? -2n : 0x3ffffffen
 const SEEK_SET = 0
+const SEEK_END = 2
 const SEEK_DATA = DARWIN ? 4 : 3
 const SEEK_HOLE = DARWIN ? 3 : 4
 const LOCK_EXCLUSIVE = 2
@@ -181,6 +182,14 @@ export function dataSegments(fd: number, sizeBytes: number): [offset: number, le
   }
   seek(fd, 0, SEEK_SET)
   return segments
+}
+
+/** Where an open file or block device ends. Leaves the file's position at its beginning. */
+export function endOffset(fd: number): number {
+  const end = number('int64 lseek(int, int64, int)', fd, 0, SEEK_END)
+  if (end < 0) throw failure('lseek')
+  seek(fd, 0, SEEK_SET)
+  return end
 }
 
 function seek(fd: number, offset: number, whence: number): number | 'none' | 'unsupported' {

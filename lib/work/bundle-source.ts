@@ -1,4 +1,5 @@
-// Where the bytes of a bundle come from: a file of this machine, memory, or the network.
+// Where the bytes of a bundle come from: a file of this machine, memory, the network, or a medium
+// without a filesystem.
 //
 // bundle-reader.ts reads synchronously from any of them. A thread that reads over the network waits
 // for the main one (network-source.ts); the main thread itself fetches first what it is going to
@@ -11,7 +12,15 @@ import { BackupError, systemCode } from '../errors.ts'
 import { readBack } from '../machine/durable-file.ts'
 import { type RawPath, displayPath, pathFacts, rawPathToBytes } from '../model/raw-path.ts'
 import type { ByteRange, Target } from '../target/target.ts'
-import { type BundleAddress, damaged, missing, networkPath } from './bundle-address.ts'
+import {
+  type BundleAddress,
+  type Extent,
+  damaged,
+  missing,
+  networkPath,
+  rawPlace,
+  shownPath,
+} from './bundle-address.ts'
 import { NetworkSource } from './network-source.ts'
 
 export interface BundleSource {
@@ -23,6 +32,8 @@ export interface BundleSource {
 
 /** A source that can be read in this thread. @throws BackupError BUNDLE_MISSING, BUNDLE_DAMAGED */
 export function openSource(address: BundleAddress): BundleSource {
+  const raw = rawPlace(address)
+  if (raw !== undefined) return new ExtentSource(address, raw)
   const path = networkPath(address)
   return path === undefined ? new FileSource(address) : new NetworkSource(path)
 }
@@ -68,6 +79,40 @@ class FileSource implements BundleSource {
 
   read(out: Buffer, position: number): number {
     return guarded(this.#path, () => readSync(this.#fd, out, 0, out.length, position))
+  }
+
+  close(): void {
+    closeSync(this.#fd)
+  }
+}
+
+/** What lies in some runs of a medium. */
+class ExtentSource implements BundleSource {
+  readonly sizeBytes: number
+  readonly #address: BundleAddress
+  readonly #extents: readonly Extent[]
+  readonly #fd: number
+
+  constructor(
+    address: BundleAddress,
+    { medium, extents }: NonNullable<ReturnType<typeof rawPlace>>,
+  ) {
+    this.#address = address
+    this.#extents = extents
+    this.sizeBytes = extents.reduce((sum, { length }) => sum + length, 0)
+    this.#fd = guarded(address, () => openSync(rawPathToBytes(medium), constants.O_RDONLY))
+  }
+
+  read(out: Buffer, position: number): number {
+    let start = position
+    for (const { offset, length } of this.#extents) {
+      if (start < length) {
+        const bytes = Math.min(out.length, length - start)
+        return guarded(this.#address, () => readSync(this.#fd, out, 0, bytes, offset + start))
+      }
+      start -= length
+    }
+    return 0
   }
 
   close(): void {
@@ -202,7 +247,8 @@ function joined(ranges: readonly ByteRange[]): readonly ByteRange[] {
   return out
 }
 
-function guarded<T>(path: RawPath, action: () => T): T {
+function guarded<T>(address: BundleAddress, action: () => T): T {
+  const path = shownPath(address)
   try {
     return action()
   } catch (cause) {

@@ -1,10 +1,10 @@
 // All bundles below a directory, whatever their files are called: which are copies of each other,
 // which one a catalog means, and where a piece can be read.
 //
-// scanDirectory finds and looks at files in worker threads (recover-worker.ts); FoundBundles is
-// asked by recover-exports.ts and recover.ts. What catalogs call a bundle is matched by its frames
-// and the digest of a piece: a name proves nothing. Throws NOTHING_FOUND, IDENTITY_WRONG,
-// INTERRUPTED.
+// scanDirectory finds and looks at files in worker threads (recover-worker.ts), recover-medium.ts
+// does where there is no directory; FoundBundles is asked by recover-exports.ts and recover.ts.
+// What catalogs call a bundle is matched by its frames and the digest of a piece: a name proves
+// nothing. Throws NOTHING_FOUND, IDENTITY_WRONG, INTERRUPTED.
 
 import { closeSync, constants, openSync, readSync, readdirSync } from 'node:fs'
 import type { Dirent } from 'node:fs'
@@ -16,6 +16,7 @@ import { type RawPath, displayPath, rawPathToBytes } from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
 import { type BundlePlace, framesOf } from '../model/shard.ts'
 import { bundleFile } from '../model/verification.ts'
+import { type BundleAddress, shownPath } from './bundle-address.ts'
 import { OpenBundles } from './open-bundles.ts'
 import { type FoundContents, type FoundFile, type UnreadFile, isFound } from './recover-scan.ts'
 import type { RecoverReply, RecoverRequest, RecoverSettings } from './recover-worker.ts'
@@ -49,10 +50,20 @@ const UNHARMED = 'nothing was changed there; the same command begins again'
 export async function scanDirectory(directory: RawPath, options: ScanOptions): Promise<Scan> {
   options.report({ kind: 'phase', name: 'looking for bundles' })
   const walk = await findAgeFiles(directory, options.signal)
+  const { found, unread } = await lookAtFiles(walk.paths, options)
+  if (found.length === 0) throw nothingFound(directory, unread)
+  return { ...walk, found: inOrder(found), unread: inOrder(unread) }
+}
+
+/** What each of them is, in no order. */
+export async function lookAtFiles(
+  paths: readonly BundleAddress[],
+  options: ScanOptions,
+): Promise<Pick<Scan, 'found' | 'unread'>> {
   const found: FoundFile[] = []
   const unread: UnreadFile[] = []
   await runRecoverWorkers(
-    walk.paths.map((path) => ({ kind: 'look', path }) as const),
+    paths.map((path) => ({ kind: 'look', path }) as const),
     { ...options, ahead: 2 },
     (reply) => {
       if (reply.kind !== 'look') return
@@ -60,21 +71,22 @@ export async function scanDirectory(directory: RawPath, options: ScanOptions): P
       if (isFound(look)) found.push(look)
       else unread.push(look)
       const filesDone = found.length + unread.length
-      const filesTotal = walk.paths.length
-      const current = look.path
+      const filesTotal = paths.length
+      const current = shownPath(look.path)
       const phase = 'looking at bundles'
       options.report({ kind: 'progress', phase, filesDone, filesTotal, bytesDone: 0, current })
     },
   )
-  if (found.length === 0) throw nothingFound(directory, unread)
-  return { ...walk, found: inOrder(found), unread: inOrder(unread) }
+  return { found, unread }
 }
 
-function inOrder<File extends { readonly path: RawPath }>(files: readonly File[]): readonly File[] {
+export function inOrder<File extends { readonly path: RawPath }>(
+  files: readonly File[],
+): readonly File[] {
   return files.toSorted((a, b) => (a.path < b.path ? -1 : 1))
 }
 
-function nothingFound(directory: RawPath, unread: readonly UnreadFile[]): BackupError {
+export function nothingFound(directory: RawPath, unread: readonly UnreadFile[]): BackupError {
   const [first] = unread
   if (first === undefined) {
     return new BackupError('NOTHING_FOUND', `no bundle lies below ${displayPath(directory)}`, {
@@ -159,7 +171,7 @@ function beginsAsAge(path: RawPath, denied: { path: RawPath; why: string }[]): b
   return start.toString('latin1') === AGE_MAGIC
 }
 
-async function runRecoverWorkers(
+export async function runRecoverWorkers(
   requests: readonly RecoverRequest[],
   { identities, cores, signal, ahead }: ScanOptions & { readonly ahead: 1 | 2 },
   onReply: (reply: RecoverReply) => void,
@@ -379,7 +391,7 @@ export class FoundBundles {
         const filesDone = read.length
         const filesTotal = files.length
         const counts = { bytesDone, bytesTotal, filesDone, filesTotal }
-        report({ kind: 'progress', phase, ...counts, current: path })
+        report({ kind: 'progress', phase, ...counts, current: shownPath(path) })
       },
     )
     return read

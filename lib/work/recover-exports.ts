@@ -16,6 +16,7 @@ import { isValidName } from '../model/names.ts'
 import type { RawPath } from '../model/raw-path.ts'
 import { type Shard, type ShardPlace, parseIndex, parseShard, rangesOf } from '../model/shard.ts'
 import { parseStamp } from '../model/stamp.ts'
+import { shownPath } from './bundle-address.ts'
 import { entryHeader } from './entry-header.ts'
 import { OpenBundles } from './open-bundles.ts'
 import { type FoundBundles, NOWHERE, type Proof } from './recover-bundles.ts'
@@ -447,8 +448,8 @@ export function lossOf(
   const of = `${lost.length} of ${pieces.length} ${pieces.length === 1 ? 'piece' : 'pieces'}`
   const [, bundle] = first
   if (bundle !== NOWHERE) {
-    const [copy] = bundles.all[bundle]!.copies
-    return { path, why: `${of}: ${bundles.whyDamaged(bundle)}`, bundle: copy?.path }
+    const { path: address } = bundles.all[bundle]!.copies[0]!
+    return { path, why: `${of}: ${bundles.whyDamaged(bundle)}`, bundle: shownPath(address) }
   }
   const [name] = absent
   return name === undefined

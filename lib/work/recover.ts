@@ -14,7 +14,7 @@ import type { Entry } from '../model/entry.ts'
 import { type RawPath, displayPath, isWithin, rawPathToBytes } from '../model/raw-path.ts'
 import { checkSafePath } from '../model/safe-path.ts'
 import { bundleFile } from '../model/verification.ts'
-import { FoundBundles, type Scan, type ScanOptions, scanDirectory } from './recover-bundles.ts'
+import { FoundBundles, type Scan, scanDirectory } from './recover-bundles.ts'
 import {
   type DistrustedManifest,
   type Evidence,
@@ -34,6 +34,7 @@ import {
   surveyExports,
 } from './recover-exports.ts'
 import { type Laid, layOut, newestFirst, takeLaid } from './recover-layers.ts'
+import { type MediumOptions, isMedium, scanMedium } from './recover-medium.ts'
 import type { FoundContents, FoundFile } from './recover-scan.ts'
 import { restoreAgain } from './restore-again.ts'
 import { planRestore, withStandIns } from './restore-plan.ts'
@@ -43,8 +44,8 @@ import type { NumberedBundles } from './selection.ts'
 
 export type { DistrustedManifest, LostPath, SurveyedExport } from './recover-exports.ts'
 
-export interface RecoverOptions extends ScanOptions {
-  /** An absolute path, without a trailing slash. */
+export interface RecoverOptions extends MediumOptions {
+  /** An absolute path, without a trailing slash: a directory, a drive, or an image of one. */
   readonly from: RawPath
   /** Whose signatures count. */
   readonly keys: readonly MachineKey[]
@@ -67,7 +68,7 @@ export interface Recoverable {
  */
 export async function openRecovery(options: RecoverOptions): Promise<Recoverable> {
   const { from, keys, identities, signal, report } = options
-  const scan = await scanDirectory(from, options)
+  const scan = isMedium(from) ? await scanMedium(from, options) : await scanDirectory(from, options)
   const bundles = new FoundBundles(scan.found, options)
   const catalogs = new FoundCatalogs(scan.found, identities)
   const close = (): void => {
