@@ -237,6 +237,12 @@ function checkEmpty(directory: RawPath): void {
     names = readdirSync(rawPathToBytes(directory))
   } catch (cause) {
     const code = systemCode(cause) ?? 'unknown'
+    if (code === 'ENOENT') {
+      throw new BackupError('MOUNT_FAILED', `there is no directory "${displayPath(directory)}"`, {
+        hint: 'make it first, empty; nothing was mounted',
+        cause,
+      })
+    }
     throw failed(`"${displayPath(directory)}" is no directory that can be read (${code})`, cause)
   }
   if (names.length === 0) return

@@ -8,7 +8,7 @@ import { BackupError } from '../errors.ts'
 import type { EntryType } from '../model/entry.ts'
 import { compileGlob, filterText } from '../model/filter.ts'
 import type { RawPath } from '../model/raw-path.ts'
-import { matchStamps, type Stamp } from '../model/stamp.ts'
+import { matchStamps, parseStamp, type Stamp } from '../model/stamp.ts'
 import { generationNumber, parseVersion, type Version } from '../model/version-index.ts'
 import { runReader, type VersionRun } from './version-runs.ts'
 import type { Versions } from './versions.ts'
@@ -42,14 +42,21 @@ export interface DateRange {
 /** @throws BackupError USAGE */
 export function parseDateRange(text: string): DateRange {
   const [from = '', to = '', ...others] = text.replaceAll(':', '').split('..')
-  const isDate = (date: string): boolean => /^(\d{4}[-\dTZ]*)?$/.test(date)
   const isWhole = others.length === 0 && text.includes('..') && `${from}${to}` !== ''
-  if (!isWhole || !isDate(from) || !isDate(to)) {
-    throw new BackupError('USAGE', `"${text}" is no range of dates`, {
+  const isRange = isWhole && [from, to].every((date) => date === '' || beginsStamp(date))
+  if (!isRange || (to !== '' && from > to && !from.startsWith(to))) {
+    const what = isRange ? 'ends before it begins' : 'is no range of dates'
+    throw new BackupError('USAGE', `"${text}" ${what}`, {
       hint: 'give two dates, or one and nothing: 2025-03-01..2025-04-15, 2025-03.., ..2025-04',
     })
   }
   return { from: from === '' ? undefined : from, to: to === '' ? undefined : to }
+}
+
+/** Whether a stamp can begin so, with whole numbers. */
+function beginsStamp(date: string): boolean {
+  const isWhole = /^\d{4}(-\d\d(-\d\d(T(\d\d(\d\d(\d\dZ?)?)?)?)?)?)?$/.test(date)
+  return isWhole && parseStamp(`${date}${'0000-01-01T000000Z'.slice(date.length)}`) !== undefined
 }
 
 /** The same index with some generations only. */

@@ -140,13 +140,22 @@ export async function findHome(
     targets: [{ name: 'found', ...place }],
   })
   const configuration = await parseConfiguration({ path: '--from', text, ...here })
-  const target = await openTarget(configuration.targets[0]!, configuration)
+  const target = await openTarget(configuration.targets[0]!, configuration).catch(whereFrom)
   try {
     return await repositoryToRead(target)
   } catch (error) {
     await target.close()
     throw error
   }
+}
+
+/** Nobody is to make what should be there. */
+function whereFrom(error: unknown): never {
+  if (!(error instanceof BackupError) || error.code !== 'TARGET_ABSENT') throw error
+  throw new BackupError(error.code, error.message, {
+    hint: 'is the drive plugged in and mounted, and the place spelt right? nothing was changed',
+    cause: error,
+  })
 }
 
 /** The machine that is meant: the one that is named, or the only one. */

@@ -135,9 +135,12 @@ const here = { environment: {}, home: '/home/me', hostName: 'new' }
 
 places('the only machine is meant, of several one is to be named', async () => {
   const path = `${root}/store`
-  mkdirSync(path)
   const place = { kind: 'directory', path }
   const staging = `${root}/none`
+  const nowhere = await failureOf(() => findHome(place, { staging, ...here }))
+  assert.match(nowhere.hint ?? '', 'plugged in')
+  assert.not.match(nowhere.hint ?? '', 'mkdir')
+  mkdirSync(path)
   const absent = await failureOf(() => findHome(place, { staging, ...here }))
   assert.is(absent.code, 'TARGET_ABSENT')
   const target = openDirectoryTarget({ name: 'x', path, mustBeMounted: false })

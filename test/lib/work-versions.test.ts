@@ -459,7 +459,9 @@ versions('a range of dates holds what begins with its ends', async () => {
   assert.equal(await within(`${second}..`), ['/data/b', '/data/c'])
   assert.equal(await within(`..${first}`), ['/data/a'])
   assert.equal(await within('2023-11..2023-11'), ['/data/a', '/data/b', '/data/c'])
-  for (const wrong of ['2023', '..', 'a..b', '2023..2024..2025']) {
+  assert.equal(await within('2023-11-30..2023-11'), [])
+  const none = ['2023', '..', 'a..b', '2023..2024..2025', '2023-13..', '2023-02-29..', '..2023-1']
+  for (const wrong of [...none, '2024..2023', '2023-12..2023-11-30', '2023-11-14T25..']) {
     const failure = await failureOf(async () => parseDateRange(wrong))
     assert.is(failure.code, 'USAGE', wrong)
   }
