@@ -4,9 +4,9 @@
 // another source may still have.
 
 import { ERRORS } from '../lib/errors.ts'
-import type { RawPath } from '../lib/model/raw-path.ts'
 import type { ExportPlace } from '../lib/work/repository.ts'
 import { restoreAgain } from '../lib/work/restore-again.ts'
+import type { RestoreFailure } from '../lib/work/restore-plan.ts'
 import type { RestoreOutcome } from '../lib/work/restore.ts'
 import type { Wanted } from '../lib/work/selection.ts'
 import { placeOf } from './restore-into.ts'
@@ -42,20 +42,21 @@ export async function restoreDamaged(
 ): Promise<readonly Restored[]> {
   const again: Restored[] = []
   for (const one of restored) {
-    const paths = damagedPaths(one.outcome)
+    const damaged = damagedFiles(one.outcome)
     const { set, stamp } = one.place
     const place = source.places.find((other) => other.set === set && other.stamp === stamp)
-    if (paths.length === 0 || place === undefined || job.words.dryRun) {
+    if (damaged.length === 0 || place === undefined || job.words.dryRun) {
       again.push(one)
       continue
     }
     try {
       // What was to be deleted is.
       const words: RestoreWords = { ...job.words, yes: true, deletes: false }
+      const paths = damaged.map(({ path, from = path }) => from)
       const wanted = { paths, patterns: words.patterns }
       const outcome = await restoreAgain(one.outcome, {
         into: placeOf(words.into),
-        paths,
+        paths: damaged.map(({ path }) => path),
         restore: async () =>
           (await restorePlace({ ...job, words }, { source, place, wanted })).outcome,
       })
@@ -68,8 +69,7 @@ export async function restoreDamaged(
   return again
 }
 
-export function damagedPaths({ failures }: RestoreOutcome): readonly RawPath[] {
-  return failures
-    .filter(({ code }) => ERRORS[code][0] === 13 && code !== 'UNSAFE_PATH')
-    .map(({ path }) => path)
+/** What another source may have whole. */
+export function damagedFiles({ failures }: RestoreOutcome): readonly RestoreFailure[] {
+  return failures.filter(({ code }) => ERRORS[code][0] === 13 && code !== 'UNSAFE_PATH')
 }

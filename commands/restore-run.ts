@@ -15,7 +15,7 @@ import type { ExportPlace } from '../lib/work/repository.ts'
 import { type RestoreOutcome, restoreSelection } from '../lib/work/restore.ts'
 import type { Wanted } from '../lib/work/selection.ts'
 import { decide, leftOut } from './restore-decision.ts'
-import { damagedPaths, type Restored, restoreDamaged } from './restore-fallback.ts'
+import { damagedFiles, type Restored, restoreDamaged } from './restore-fallback.ts'
 import { makeDirectory, refuseOurOwn, removeEmpty, placeOf } from './restore-into.ts'
 import { movingOf } from './restore-moving.ts'
 import type { RestoreJob } from './restore-place.ts'
@@ -67,7 +67,7 @@ export async function restoreWords(job: RestoreJob): Promise<ExitCode> {
       continue
     }
     source.tellAfterwards()
-    const isDamaged = restored.some(({ outcome }) => damagedPaths(outcome).length > 0)
+    const isDamaged = restored.some(({ outcome }) => damagedFiles(outcome).length > 0)
     if (!isDamaged && lackingSets(job, restored).length === 0) break
   }
   if (restored === undefined) throw last ?? noSource()

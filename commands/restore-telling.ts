@@ -196,7 +196,7 @@ export function tellUndone(
 }
 
 /** For `--json`. */
-function failureFacts({ path, corrupt, ...failure }: RestoreFailure) {
+function failureFacts({ path, code, why, corrupt }: RestoreFailure) {
   const kept = corrupt === undefined ? {} : pathFacts(corrupt, 'corrupt')
-  return { ...pathFacts(path), ...failure, ...kept }
+  return { ...pathFacts(path), code, why, ...kept }
 }

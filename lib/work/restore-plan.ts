@@ -33,6 +33,8 @@ export interface RestoreFailure {
   readonly why: string
   /** Where what is whole of it was left: the whole path. */
   readonly corrupt?: RawPath
+  /** Its path in the generation, where its name was changed. */
+  readonly from?: RawPath
 }
 
 /**

@@ -218,10 +218,20 @@ class Restore {
       bytes: this.#bytes,
       deleted: this.#deleted,
       kept: this.#kept.sort(comparePaths),
-      failures: this.#failures.sort(byPath),
+      failures: this.#withOrigins(this.#failures.sort(byPath)),
       lost: this.#lost.sort(byPath),
       aside,
     }
+  }
+
+  #withOrigins(failures: readonly RestoreFailure[]): readonly RestoreFailure[] {
+    if (failures.length === 0) return failures
+    const changed = this.#plan.items.filter(({ entry, from }) => entry.path !== from)
+    const origins = new Map(changed.map(({ entry, from }) => [entry.path, from]))
+    return failures.map((failure) => {
+      const from = origins.get(failure.path)
+      return from === undefined ? failure : { ...failure, from }
+    })
   }
 
   #place(path: RawPath): RawPath {

@@ -295,6 +295,21 @@ restore('--date takes natural dates', async () => {
   assert.is(await at('2026-05-15'), '5 days ago')
 })
 
+restore('names that are spelt otherwise here come from the next source, too', async () => {
+  const scenario = await makeScenario()
+  const { source } = scenario
+  writeFileSync(`${source}/caf\u00e9`, script('head -c 9000000 /dev/urandom', ''), 'latin1')
+  await scenario.generation()
+  damageTarget(scenario)
+  const into = newPlace(scenario)
+  const words = ['--into', into, '--names', 'nfd']
+  const { status, stderr } = await from(scenario, 'external,local', ...words)
+  assert.is(status, 0, stderr)
+  assert.equal(readdirSync(into + source), ['cafe\u0301'])
+  const restored = readFileSync(`${into}${source}/cafe\u0301`)
+  assert.ok(restored.equals(readFileSync(`${source}/caf\u00e9`)))
+})
+
 restore(
   'what one source has damaged comes from the next, with nothing left of the first',
   async () => {
