@@ -11,7 +11,7 @@ import { basename, dirname, join, resolve } from 'node:path'
 import { BackupError, ERRORS, type ExitCode, worstExitCode } from '../lib/errors.ts'
 import { parsePublicKey, publicKeyText } from '../lib/format/minisign.ts'
 import { type MachineKey, readIdentityFile } from '../lib/machine/identity.ts'
-import { disksOf } from '../lib/machine/disks.ts'
+import { blockName, disksOf, stackOf } from '../lib/machine/disks.ts'
 import { listMounts, mountOf } from '../lib/machine/source-snapshot/mounts.ts'
 import { formatSize, parseSize } from '../lib/model/amount.ts'
 import { isValidName } from '../lib/model/names.ts'
@@ -185,12 +185,11 @@ async function destination({ values }: CommandContext, from: string): Promise<st
   })
 }
 
-/** Whether a place is on a drive, or on a partition of it. */
-async function isOn(place: string, drive: string): Promise<boolean> {
-  if (!drive.startsWith('/dev/')) return false
+/** Whether a place is on a drive, a partition of it, or the image that a loop device shows. */
+async function isOn(place: string, from: string): Promise<boolean> {
   const mount = mountOf(rawPathFromText(place), await listMounts())
   if (mount === undefined) return false
-  return realPlace(displayPath(mount.device)) === drive || disksOf(mount).includes(basename(drive))
+  return [...stackOf(mount), ...disksOf(mount)].includes(blockName(from) ?? from)
 }
 
 /** The last component need not be there. */

@@ -23,11 +23,13 @@ const SEALED_BYTES = CHUNK_BYTES + TAG_BYTES
 /** Filesystems lay files out in blocks of the first size or a multiple of it; small ones do not. */
 const BLOCK_SIZES = [4096, 2048, 1024] as const
 const SECTOR_BYTES = 512
-/** Behind so many chunks that do not open, a run is taken to have ended. */
+/** So many chunks behind one that does not open each is tried, further on one in ever more. */
 const DAMAGED_CHUNKS = 16
+/** Behind so many chunks that do not open a run is taken to have ended: no bundle is larger. */
+const MAX_DAMAGED_CHUNKS = (4 * 1024 ** 3) / CHUNK_BYTES
 /** Runs shorter than two chunks cannot be recognised: so many chunks are given up for them. */
 const LOST_CHUNKS = 3
-/** How far behind the nearest gap that is tried. */
+/** How much is looked through for them, and of what was taken for parts of other files. */
 const LOST_SEARCH_BYTES = 64 * 1024 * 1024
 const WINDOW_BYTES = 4 * 1024 * 1024
 
@@ -37,6 +39,8 @@ export interface RawFile {
   readonly offset: number
   /** In the file's order; in place of what was not found its own beginning, which opens nothing. */
   readonly extents: readonly Extent[]
+  /** Runs within them, in order, that do not open: they may be of another file. */
+  readonly holes: readonly Extent[]
   /** The first chunk that was not found; undefined where the file is whole. */
   readonly next: number | undefined
 }
@@ -59,7 +63,8 @@ export function mapRawFile(
   { offset, identities }: { readonly offset: number; readonly identities: readonly string[] },
 ): RawFile {
   const chunks = openChunks(medium, { offset, identities })
-  return extend(chunks, { offset, closed: [], run: { offset, fileOffset: 0 }, chunk: 0 })
+  const run = { offset, fileOffset: 0 }
+  return extend(chunks, { offset, closed: [], holes: [], run, chunk: 0 })
 }
 
 /**
@@ -70,7 +75,7 @@ export function followRawFile(
   medium: Medium,
   of: RawSearch & { readonly identities: readonly string[] },
 ): RawFile | undefined {
-  const { offset, extents, next: chunk } = of.file
+  const { offset, extents, holes, next: chunk } = of.file
   const last = extents.at(-1)
   if (chunk === undefined || last === undefined || offset % SECTOR_BYTES !== 0) {
     return undefined
@@ -78,10 +83,15 @@ export function followRawFile(
   const chunks = openChunks(medium, { offset, identities: of.identities })
   const end = last.offset + last.length
   const fileOffset = chunks.fileOffset(chunk)
+  // What was taken for parts of others was tried here and there only.
+  const taken = gapsOf(medium.sizeBytes, [{ offset: -1, extents: of.gaps, holes: [], next: 0 }])
   for (let further = 1; further <= LOST_CHUNKS; further++) {
-    const searchBytes = further === 1 ? of.searchBytes : Math.min(of.searchBytes, LOST_SEARCH_BYTES)
+    const nearBytes = Math.min(of.searchBytes, LOST_SEARCH_BYTES)
+    const searchBytes = further === 1 ? of.searchBytes : nearBytes
     const search = { ...of, chunk: chunk + further, from: end, searchBytes }
-    const found = findChunk(chunks, search)
+    const inTaken = { ...search, gaps: taken, searchBytes: nearBytes }
+    const found =
+      findChunk(chunks, search) ?? (further === 1 ? findChunk(chunks, inTaken) : undefined)
     if (found === undefined) continue
     const { blockBytes } = of
     const cut =
@@ -93,14 +103,14 @@ export function followRawFile(
     const kept = { offset: last.offset, length: last.length + (cut ?? 0) }
     const run = { offset: found - known, fileOffset: fileOffset + further * SEALED_BYTES - known }
     const closed = [...extents.slice(0, -1), kept, ...lost]
-    return extend(chunks, { offset, closed, run, chunk: chunk + further })
+    return extend(chunks, { offset, closed, holes, run, chunk: chunk + further })
   }
   return undefined
 }
 
 /** Runs of the medium that no file explains, in order. */
 export function gapsOf(sizeBytes: number, files: readonly RawFile[]): readonly Extent[] {
-  const taken = files.flatMap(({ extents }) => extents).sort((a, b) => a.offset - b.offset)
+  const taken = files.flatMap(explained).sort((a, b) => a.offset - b.offset)
   const gaps: Extent[] = []
   let end = 0
   for (const { offset, length } of taken) {
@@ -109,6 +119,19 @@ export function gapsOf(sizeBytes: number, files: readonly RawFile[]): readonly E
   }
   if (end < sizeBytes) gaps.push({ offset: end, length: sizeBytes - end })
   return gaps
+}
+
+/** What stands for a part that was not found explains nothing, and no more does a hole. */
+function explained({ offset, extents, holes }: RawFile): readonly Extent[] {
+  const found = extents.filter((extent, i) => i === 0 || extent.offset !== offset)
+  return found.flatMap((extent) => {
+    const end = extent.offset + extent.length
+    const within = holes.filter((hole) => hole.offset >= extent.offset && hole.offset < end)
+    const starts = [extent.offset, ...within.map((hole) => hole.offset + hole.length)]
+    return starts.map((start, i) => {
+      return { offset: start, length: (within[i]?.offset ?? end) - start }
+    })
+  })
 }
 
 /** How large the blocks are in which a filesystem laid out files that begin there, at least. */
@@ -217,11 +240,13 @@ function extend(
   {
     offset,
     closed,
+    holes: known,
     run,
     chunk,
   }: {
     readonly offset: number
     readonly closed: readonly Extent[]
+    readonly holes: readonly Extent[]
     readonly run: Run
     readonly chunk: number
   },
@@ -229,8 +254,10 @@ function extend(
   const placeOf = (index: number): number => run.offset + chunks.fileOffset(index) - run.fileOffset
   const isThere = (index: number): boolean => chunks.isAt(index, placeOf(index))
   const until = (end: number, next: number | undefined): RawFile => {
-    return { offset, extents: [...closed, { offset: run.offset, length: end - run.offset }], next }
+    const extents = [...closed, { offset: run.offset, length: end - run.offset }]
+    return { offset, extents, holes, next }
   }
+  const holes = [...known]
   let next = chunk
   for (;;) {
     next = endOfRow(isThere, next)
@@ -240,6 +267,7 @@ function extend(
       return isThere(index) || chunks.endAt(index, placeOf(index)) !== undefined
     })
     if (later === undefined) return until(placeOf(next), next)
+    holes.push({ offset: placeOf(next), length: placeOf(later) - placeOf(next) })
     next = later
   }
 }
@@ -265,9 +293,29 @@ function endOfRow(isThere: (chunk: number) => boolean, start: number): number {
   return bad
 }
 
+/**
+ * The first chunk behind damage, by trying few: the further away, the fewer. So what is left behind
+ * it counts where it is not very much less than the damage.
+ */
 function behindDamage(bad: number, isThere: (chunk: number) => boolean): number | undefined {
-  for (let index = bad + 1; index <= bad + DAMAGED_CHUNKS; index++) if (isThere(index)) return index
+  let before = bad
+  while (before < bad + MAX_DAMAGED_CHUNKS) {
+    const index = before + Math.max(1, Math.floor((before - bad) / DAMAGED_CHUNKS))
+    if (isThere(index)) return firstBetween(before, index, isThere)
+    before = index
+  }
   return undefined
+}
+
+/** The first of a row that is there at `good`, and is not at `bad`. */
+function firstBetween(bad: number, good: number, isThere: (chunk: number) => boolean): number {
+  let [before, first] = [bad, good]
+  while (first - before > 1) {
+    const middle = before + Math.floor((first - before) / 2)
+    if (isThere(middle)) first = middle
+    else before = middle
+  }
+  return first
 }
 
 /** Where a chunk begins, or the last one, at the nearest place where a block of its file may. */
@@ -301,7 +349,7 @@ function findChunk(
   return undefined
 }
 
-/** Gaps behind the place first, then those before it, nearest first. */
+/** Gaps behind the place first, then those before it, nearest first: of these the last part. */
 function* nearest(
   gaps: readonly Extent[],
   { from, searchBytes }: { readonly from: number; readonly searchBytes: number },
@@ -313,7 +361,7 @@ function* nearest(
     if (left <= 0) return
     const part = Math.min(length, left)
     left -= part
-    yield { offset, length: part }
+    yield { offset: offset + length > from ? offset : offset + length - part, length: part }
   }
 }
 

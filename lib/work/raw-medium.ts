@@ -18,6 +18,9 @@ const WINDOW_BYTES = 8 * 1024 * 1024
 /** As every file of ours begins; text about the format goes on differently. */
 const BEGINNING = Buffer.from('age-encryption.org/v1\n-> X25519 ')
 
+/** A medium with more is none of ours, and they are held in memory. */
+const MAX_BEGINNINGS = 5_000_000
+
 export class Medium {
   readonly path: RawPath
   readonly sizeBytes: number
@@ -28,9 +31,12 @@ export class Medium {
   /** @throws BackupError NOTHING_FOUND */
   constructor(path: RawPath) {
     this.path = path
+    let fd: number | undefined
     try {
-      this.#fd = openSync(rawPathToBytes(path), constants.O_RDONLY | constants.O_NONBLOCK)
+      fd = openSync(rawPathToBytes(path), constants.O_RDONLY | constants.O_NONBLOCK)
+      this.sizeBytes = endOffset(fd)
     } catch (cause) {
+      if (fd !== undefined) closeSync(fd)
       const code = systemCode(cause)
       if (code === undefined) throw cause
       throw new BackupError('NOTHING_FOUND', `${displayPath(path)} cannot be read (${code})`, {
@@ -38,40 +44,67 @@ export class Medium {
         cause,
       })
     }
-    this.sizeBytes = endOffset(this.#fd)
+    this.#fd = fd
   }
 
   /** As much as there is before the end; what cannot be read is zeros. */
   read(out: Buffer, offset: number): Buffer {
+    const steps = this.readSteps(out, offset)
+    for (;;) {
+      const { done, value } = steps.next()
+      if (done === true) return value
+    }
+  }
+
+  /** The same, with a step for each failure: a drive may take its time for every one of them. */
+  *readSteps(out: Buffer, offset: number): Generator<undefined, Buffer> {
     const bytes = out.subarray(0, Math.max(0, Math.min(out.length, this.sizeBytes - offset)))
-    this.#readPart(bytes, offset)
+    // The first is the last of the list.
+    const parts: (readonly [start: number, end: number])[] = [[0, bytes.length]]
+    for (let part = parts.pop(); part !== undefined; part = parts.pop()) {
+      const [start, end] = part
+      const failed = start + this.#readPart(bytes.subarray(start, end), offset + start)
+      if (failed === end) continue
+      yield undefined
+      // Pages of the medium: what is read may begin anywhere in one.
+      const page = PAGE_BYTES * (Math.floor((offset + failed) / PAGE_BYTES) + 1) - offset
+      if (page >= end) {
+        bytes.fill(0, failed, end)
+        this.#note({ offset: offset + failed, length: end - failed })
+        continue
+      }
+      const half = page + PAGE_BYTES * Math.floor((end - page) / PAGE_BYTES / 2)
+      if (half < end) parts.push([half, end])
+      if (page < half) parts.push([page, half])
+      parts.push([failed, page])
+    }
     return bytes
   }
 
-  #readPart(out: Buffer, offset: number): void {
+  /** @returns how much could be read; zeros where a file has become shorter */
+  #readPart(out: Buffer, offset: number): number {
+    let done = 0
     try {
-      for (let done = 0; done < out.length;) {
+      while (done < out.length) {
         const count = readSync(this.#fd, out, done, out.length - done, offset + done)
-        if (count === 0) break
-        done += count
+        if (count === 0) out.fill(0, done)
+        done = count === 0 ? out.length : done + count
       }
     } catch (error) {
       if (systemCode(error) === undefined) throw error
-      if (out.length > PAGE_BYTES) {
-        const half = PAGE_BYTES * Math.ceil(out.length / PAGE_BYTES / 2)
-        this.#readPart(out.subarray(0, half), offset)
-        this.#readPart(out.subarray(half), offset + half)
-        return
-      }
-      out.fill(0)
-      const last = this.unreadable.at(-1)
-      if (last !== undefined && last.offset + last.length === offset) {
-        this.unreadable[this.unreadable.length - 1] = {
-          offset: last.offset,
-          length: last.length + out.length,
-        }
-      } else this.unreadable.push({ offset, length: out.length })
     }
+    return done
+  }
+
+  /** Neighbours as one; windows overlap. */
+  #note({ offset, length }: Extent): void {
+    const last = this.unreadable.at(-1)
+    if (last === undefined || offset < last.offset || offset > last.offset + last.length) {
+      this.unreadable.push({ offset, length })
+      return
+    }
+    const end = Math.max(last.offset + last.length, offset + length)
+    this.unreadable[this.unreadable.length - 1] = { ...last, length: end - last.offset }
   }
 
   close(): void {
@@ -81,7 +114,7 @@ export class Medium {
 
 /**
  * Where age files for a recipient's key begin, in order; reads everything.
- * @throws BackupError INTERRUPTED
+ * @throws BackupError INTERRUPTED, NOTHING_FOUND where there are too many
  */
 export async function findBeginnings(
   medium: Medium,
@@ -91,13 +124,23 @@ export async function findBeginnings(
   const window = Buffer.allocUnsafeSlow(WINDOW_BYTES)
   const overlap = BEGINNING.length - 1
   for (let offset = 0; offset < medium.sizeBytes; offset += WINDOW_BYTES - overlap) {
-    await setImmediate()
-    if (signal.aborted) {
-      throw new BackupError('INTERRUPTED', 'interrupted', { hint: 'nothing was changed there' })
-    }
-    const bytes = medium.read(window, offset)
+    const steps = medium.readSteps(window, offset)
+    let step: IteratorResult<undefined, Buffer>
+    do {
+      await setImmediate()
+      if (signal.aborted) {
+        throw new BackupError('INTERRUPTED', 'interrupted', { hint: 'nothing was changed there' })
+      }
+      step = steps.next()
+    } while (step.done !== true)
+    const bytes = step.value
     for (let at = bytes.indexOf(BEGINNING); at !== -1; at = bytes.indexOf(BEGINNING, at + 1)) {
       found.push(offset + at)
+    }
+    if (found.length > MAX_BEGINNINGS) {
+      throw new BackupError('NOTHING_FOUND', `more than ${MAX_BEGINNINGS} bundles begin there`, {
+        hint: 'give a part of it, such as an image of one partition; nothing was changed',
+      })
     }
     onWindow(Math.min(medium.sizeBytes, offset + WINDOW_BYTES))
   }

@@ -7,7 +7,8 @@
 // BUNDLE_DAMAGED, INTERRUPTED.
 
 import { lstatSync } from 'node:fs'
-import { type RawPath, rawPathToBytes } from '../model/raw-path.ts'
+import { BackupError } from '../errors.ts'
+import { type RawPath, displayPath, rawPathToBytes } from '../model/raw-path.ts'
 import { rawAddress, shownPath } from './bundle-address.ts'
 import {
   type Scan,
@@ -47,7 +48,8 @@ export async function scanMedium(path: RawPath, options: MediumOptions): Promise
     const shown = [...unread, ...looks.unread].map((one) => {
       return { ...one, path: shownPath(one.path) }
     })
-    if (looks.found.length === 0) throw nothingFound(path, shown)
+    if (looks.found.length === 0)
+      throw shown.length === 0 ? nothingOn(path) : nothingFound(path, shown)
     return {
       found: inOrder(looks.found),
       unread: inOrder(shown),
@@ -57,6 +59,12 @@ export async function scanMedium(path: RawPath, options: MediumOptions): Promise
   } finally {
     medium.close()
   }
+}
+
+function nothingOn(path: RawPath): BackupError {
+  return new BackupError('NOTHING_FOUND', `no bundle lies on ${displayPath(path)}`, {
+    hint: 'if it was encrypted below the filesystem (LUKS), open that, and give what was opened',
+  })
 }
 
 async function readBeginnings(
@@ -86,16 +94,23 @@ async function mapFiles(
   { path }: Medium,
   options: MediumOptions & { readonly beginnings: readonly number[] },
 ): Promise<Mapped> {
+  const { beginnings, report } = options
+  const phase = 'looking where bundles end'
+  if (beginnings.length > 0) report({ kind: 'phase', name: phase })
   const files = new Map<number, RawFile>()
   const unread: UnreadFile[] = []
   let others = 0
-  const requests = options.beginnings.map((offset) => ({ kind: 'map', path, offset }) as const)
+  let filesDone = 0
+  const filesTotal = beginnings.length
+  const requests = beginnings.map((offset) => ({ kind: 'map', path, offset }) as const)
   await runRecoverWorkers(requests, { ...options, ahead: 2 }, (reply) => {
     if (reply.kind !== 'map') return
     const { offset, file, error } = reply
     if (file !== undefined) files.set(offset, file)
     else if (error?.code !== 'IDENTITY_WRONG') others += 1
     else unread.push({ path: rawAddress(path, [{ offset, length: 0 }]), sizeBytes: 0, error })
+    filesDone += 1
+    report({ kind: 'progress', phase, filesDone, filesTotal, bytesDone: 0 })
   })
   return { files, unread, others }
 }

@@ -177,15 +177,20 @@ function readHead(path: RawPath, identities: readonly string[]): Head {
   }
 }
 
+/** Where the medium fails, what came before it counts; nothing before it is a failure. */
 function readUpTo(
   source: ReturnType<typeof openSource>,
   { out, position }: { out: Buffer; position: number },
 ): number {
   let done = 0
-  while (done < out.length) {
-    const read = source.read(out.subarray(done), position + done)
-    if (read === 0) break
-    done += read
+  try {
+    while (done < out.length) {
+      const read = source.read(out.subarray(done), position + done)
+      if (read === 0) break
+      done += read
+    }
+  } catch (error) {
+    if (!(error instanceof BackupError) || done === 0) throw error
   }
   return done
 }

@@ -204,6 +204,8 @@ for (const type of ['ext4', 'exfat', 'btrfs'] as const satisfies readonly DriveT
       const onItself = await run(...words)
       assert.is(onItself.status, 2, onItself.stderr)
       assert.match(onItself.stderr, /itself/)
+      const onImage = await run(...words.with(2, drive.image))
+      assert.is(onImage.status, 2, 'what is mounted is a loop device over it')
       assert.is(spawnSync('sync', ['-f', target]).status, 0)
     } finally {
       assert.is(spawnSync('umount', [target]).status, 0)

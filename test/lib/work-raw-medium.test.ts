@@ -9,10 +9,11 @@ import { compressFrame, encodeTrailer, frameChecksum } from '../../lib/format/zs
 import { rawAddress, rawPlace, shownPath } from '../../lib/work/bundle-address.ts'
 import { openSource } from '../../lib/work/bundle-source.ts'
 import { blockBytesOf, followRawFile, gapsOf, mapRawFile } from '../../lib/work/raw-extents.ts'
+import { isFound, lookAtFile } from '../../lib/work/recover-scan.ts'
 import { Medium, findBeginnings } from '../../lib/work/raw-medium.ts'
 import * as assert from '../helpers/assert.ts'
 import { failureOf } from '../helpers/failure.ts'
-import { withFaults } from '../helpers/node-faults.ts'
+import { withFaults, withFaultsUntil } from '../helpers/node-faults.ts'
 import { randomFrom } from '../helpers/random.ts'
 import { tempDirectory } from '../helpers/temp-dir.ts'
 
@@ -133,6 +134,78 @@ raw('what cannot be read is zeros, is named, and costs nothing around it', async
   medium.close()
 })
 
+/** As the kernel reads where pages of a drive fail: up to there, and from there on nothing. */
+function failingAt(pages: readonly number[], onFailure = (): void => {}): typeof fs.readSync {
+  const readSync = fs.readSync as (...words: unknown[]) => number
+  const failing = (...words: unknown[]): number => {
+    const [fd, out, at, length, start] = words as [number, Buffer, number, number, number]
+    const bad = pages.find((page) => start < page + BLOCK && page < start + length)
+    if (bad === undefined) return readSync(...words)
+    if (start < bad) return readSync(fd, out, at, bad - start, start)
+    onFailure()
+    throw Object.assign(new Error('EIO'), { code: 'EIO' })
+  }
+  return failing as typeof fs.readSync
+}
+
+raw(
+  'a page that cannot be read costs nothing in the next one, wherever windows begin',
+  async () => {
+    const at = 8 * MIB + 5 * BLOCK
+    const medium = mediumOf(Buffer.alloc(at), fileOf(700), Buffer.alloc(9 * MIB))
+    const { signal } = new AbortController()
+    const pages = [at - BLOCK, 8 * MIB - BLOCK]
+    const found = await withFaultsUntil({ readSync: failingAt(pages) }, async () => {
+      return await findBeginnings(medium, { signal, onWindow: () => {} })
+    })
+    assert.equal(found, [at])
+    const bad = pages.sort((a, b) => a - b).map((offset) => ({ offset, length: BLOCK }))
+    assert.equal(medium.unreadable, bad)
+    medium.close()
+  },
+)
+
+raw('a drive that fails again and again can be left at once', async () => {
+  const medium = mediumOf(Buffer.alloc(4 * MIB))
+  const interruption = new AbortController()
+  const { signal } = interruption
+  let failures = 0
+  const pages = Array.from({ length: 1024 }, (_, i) => i * BLOCK)
+  const readSync = failingAt(pages, () => {
+    failures += 1
+    interruption.abort()
+  })
+  const find = async () => await findBeginnings(medium, { signal, onWindow: () => {} })
+  const { code } = await withFaultsUntil({ readSync }, async () => await failureOf(find))
+  assert.equal([code, failures], ['INTERRUPTED', 1])
+  medium.close()
+})
+
+raw('of an image that was cut off meanwhile the rest is zeros', () => {
+  const medium = mediumOf(random.bytes(20_000))
+  fs.truncateSync(medium.path, 9000)
+  const read = medium.read(Buffer.alloc(30_000, 1), 0)
+  assert.is(read.length, 20_000)
+  assert.ok(read.subarray(9000).equals(Buffer.alloc(11_000)))
+  medium.close()
+})
+
+raw('what has no end is refused', async () => {
+  const open = async () => await Promise.resolve(new Medium('/proc/self/mem'))
+  assert.is((await failureOf(open)).code, 'NOTHING_FOUND')
+})
+
+raw('a page of a bundle that cannot be read costs no frame but its own', async () => {
+  const medium = mediumOf(random.bytes(10 * BLOCK), fileOf(6 * MIB))
+  const file = mapRawFile(medium, { offset: 10 * BLOCK, identities })
+  const address = rawAddress(medium.path, file.extents)
+  const look = await withFaultsUntil({ readSync: failingAt([14 * BLOCK]) }, async () => {
+    return await Promise.resolve(lookAtFile(address, identities))
+  })
+  assert.is(isFound(look) && look.frames.length, 6)
+  medium.close()
+})
+
 raw('beginnings are found across windows, and only those of our files', async () => {
   const beginning = Buffer.from('age-encryption.org/v1\n-> X25519 ')
   const medium = mediumOf(Buffer.alloc(20 * MIB))
@@ -159,7 +232,8 @@ raw('the size of blocks is that which all beginnings have in common', () => {
 
 raw('gaps are what no file explains', () => {
   const file = (...extents: readonly (readonly [number, number])[]) => {
-    return { offset: 0, next: 1, extents: extents.map(([offset, length]) => ({ offset, length })) }
+    const runs = extents.map(([offset, length]) => ({ offset, length }))
+    return { offset: runs[0]!.offset, next: 1, extents: runs, holes: [] }
   }
   assert.equal(gapsOf(100, []), [{ offset: 0, length: 100 }])
   assert.equal(gapsOf(100, [file([10, 20], [50, 10]), file([20, 20], [90, 10])]), [
@@ -167,6 +241,48 @@ raw('gaps are what no file explains', () => {
     { offset: 40, length: 10 },
     { offset: 60, length: 30 },
   ])
+  const holes = [{ offset: 12, length: 3 }]
+  // The second run stands for what was not found.
+  const lost = [...file([10, 20]).extents, { offset: 10, length: 70 }]
+  assert.equal(gapsOf(40, [{ offset: 10, next: 1, extents: lost, holes }]), [
+    { offset: 0, length: 10 },
+    { offset: 12, length: 3 },
+    { offset: 30, length: 10 },
+  ])
+})
+
+raw('a hole of many chunks does not end a run, and is searched for parts of others', () => {
+  const [old, young] = [fileOf(6 * MIB), blocks(fileOf(2 * MIB))]
+  const cut = 10 * BLOCK
+  const start = 30 * 65_552 - ((30 * 65_552) % BLOCK)
+  young.copy(old, start, cut)
+  const head = young.subarray(0, cut)
+  const medium = mediumOf(blocks(old), head, random.bytes(9 * BLOCK))
+  const over = mapRawFile(medium, { offset: 0, identities })
+  assert.equal([over.extents, over.next], [[{ offset: 0, length: old.length }], undefined])
+  assert.is(over.holes.length, 1)
+  const file = mapRawFile(medium, { offset: blocks(old).length, identities })
+  const gaps = gapsOf(medium.sizeBytes, [over, file])
+  const search = { file, gaps, searchBytes: MIB * 100, blockBytes: BLOCK, identities }
+  const whole = followRawFile(medium, search)
+  assert.equal([whole?.extents[1]?.offset, whole?.next], [start, undefined])
+  // As if that file had been tried elsewhere only.
+  const hidden = { ...search, gaps: gapsOf(medium.sizeBytes, [{ ...over, holes: [] }, file]) }
+  assert.equal(followRawFile(medium, hidden), whole)
+  medium.close()
+})
+
+raw('of what lies before a file the nearest is looked through', () => {
+  const file = blocks(fileOf(MIB))
+  const cut = 50 * BLOCK
+  const end = file.subarray(cut)
+  const medium = mediumOf(random.bytes(4 * MIB), end, file.subarray(0, cut))
+  const offset = 4 * MIB + end.length
+  const known = mapRawFile(medium, { offset, identities })
+  const gaps = gapsOf(medium.sizeBytes, [known])
+  const search = { file: known, gaps, searchBytes: 2 * MIB, blockBytes: BLOCK, identities }
+  assert.is(followRawFile(medium, search)?.extents[1]?.offset, 4 * MIB)
+  medium.close()
 })
 
 raw('what a chunk is guessed to be is what it is', () => {
