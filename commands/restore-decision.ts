@@ -70,18 +70,25 @@ function checkPrintable({ items, directories }: RestorePlan): void {
   })
 }
 
+/** How often somebody is asked who answers something else. */
+const TRIES = 3
+
 /** What differs, at a terminal: none, older, newer, all, or each for itself. */
 async function askEach(context: RestoreJob['context'], plan: RestorePlan): Promise<RestorePlan> {
   const differing = plan.items.filter(({ verdict }) => verdict === 'keep')
   if (differing.length === 0 || !context.hasTerminal) return plan
   const older = differing.filter(({ age }) => age === 'older').length
   const newer = differing.filter(({ age }) => age === 'newer').length
-  const answer = await context.ask(
+  const question =
     `${differing.length} are there and differ (${older} older, ${newer} newer). `
-      + 'Replace [n]one, [o]lder, ne[w]er, [a]ll, or ask for [e]ach?',
-  )
+    + 'Replace [n]one, [o]lder, ne[w]er, [a]ll, or ask for [e]ach?'
+  let answer = ''
+  for (let tries = 0; tries < TRIES; tries++) {
+    answer = (await context.ask(question)).trim().toLowerCase().slice(0, 1)
+    if ('nowae'.includes(answer)) break
+  }
   const byAge = (wanted: string) => (item: PlannedEntry) => item.age === wanted
-  switch (answer.trim().toLowerCase()[0]) {
+  switch (answer) {
     case 'o':
       return withAnswers(plan, byAge('older'))
     case 'w':

@@ -4,6 +4,7 @@
 // another source may still have.
 
 import { ERRORS } from '../lib/errors.ts'
+import type { RawPath } from '../lib/model/raw-path.ts'
 import type { ExportPlace } from '../lib/work/repository.ts'
 import { restoreAgain } from '../lib/work/restore-again.ts'
 import type { RestoreFailure } from '../lib/work/restore-plan.ts'
@@ -25,6 +26,8 @@ export interface Restored {
   readonly place: ExportPlace
   readonly outcome: RestoreOutcome
   readonly complete: boolean
+  /** Of the paths that were wanted those that it has. */
+  readonly met: readonly RawPath[]
 }
 
 /** What was damaged in one source, from another one that has the same generation. */

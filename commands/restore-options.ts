@@ -275,7 +275,10 @@ export async function requireIdentity(
 ): Promise<IdentityFile> {
   const identity = await loadIdentity(context, configuration)
   if (identity !== undefined) return identity
-  throw new BackupError('IDENTITY_ABSENT', 'exports are encrypted, and there is no identity here', {
+  const there = identityBeside(configuration)
+  const what = there === undefined ? 'there is no identity here' : 'nobody is here to open it'
+  const of = there === undefined ? '' : `: ${there}`
+  throw new BackupError('IDENTITY_ABSENT', `exports are encrypted, and ${what}${of}`, {
     hint: 'name the identity file with --identity FILE, and its passphrase with --passphrase-file',
   })
 }

@@ -7,7 +7,7 @@
 
 import { availableParallelism } from 'node:os'
 import { BackupError, type ExitCode, worstExitCode } from '../lib/errors.ts'
-import { isWithin, type RawPath } from '../lib/model/raw-path.ts'
+import { displayPath, isWithin, type RawPath } from '../lib/model/raw-path.ts'
 import { formatStamp } from '../lib/model/stamp.ts'
 import { Aside } from '../lib/work/aside.ts'
 import { pickExports } from '../lib/work/find-exports.ts'
@@ -54,7 +54,7 @@ export async function restoreWords(job: RestoreJob): Promise<ExitCode> {
     }
     if (names.length > 1) tellSource(job, source)
     try {
-      if (restored === undefined) restored = await restoreFrom(job, source)
+      if (restored === undefined) restored = await restoreFrom(job, { source, paths: words.paths })
       else {
         restored = await restoreDamaged(job, { source, restored, restorePlace })
         restored = [...restored, ...(await restoreLacking(job, { source, restored }))]
@@ -68,13 +68,20 @@ export async function restoreWords(job: RestoreJob): Promise<ExitCode> {
     }
     source.tellAfterwards()
     const isDamaged = restored.some(({ outcome }) => damagedFiles(outcome).length > 0)
-    if (!isDamaged && lackingSets(job, restored).length === 0) break
+    const lacking = [...lackingSets(job, restored), ...lackingPaths(job, restored)]
+    if (!isDamaged && lacking.length === 0) break
   }
   if (restored === undefined) throw last ?? noSource()
   const { reporter } = context
   const { dryRun } = words
   for (const { place, outcome, complete } of restored) {
     codes.push(tellRestored({ ...outcome, complete }, { place, dryRun, reporter }))
+  }
+  for (const path of lackingPaths(job, restored)) {
+    const name = displayPath(`/${path}`)
+    const message = `there is no ${name} in what was looked at; --last looks in older ones, too`
+    reporter.report({ kind: 'notice', level: 'warning', code: 'NOTHING_FOUND', message })
+    codes.push(last !== undefined && last.exitCode === 13 ? 13 : 1)
   }
   for (const set of lackingSets(job, restored)) {
     // That it is nowhere can only be said of the sources that were looked at.
@@ -99,14 +106,23 @@ function lackingSets(
   return configuration.backupSets.map(({ name }) => name).filter((name) => !found.has(name))
 }
 
-/** Sets that the sources before had nothing of. */
+/** The paths that no source had so far. */
+function lackingPaths({ words }: RestoreJob, restored: readonly Restored[]): readonly RawPath[] {
+  const met = new Set(restored.flatMap((one) => one.met))
+  return words.paths.filter((path) => !met.has(path))
+}
+
+/** Paths and sets that the sources before had nothing of. */
 async function restoreLacking(
   job: RestoreJob,
   { source, restored }: { readonly source: RestoreSource; readonly restored: readonly Restored[] },
 ): Promise<readonly Restored[]> {
+  const paths = lackingPaths(job, restored)
+  if (paths.length > 0) return await restoreFrom(job, { source, paths })
   const sets = lackingSets(job, restored)
   const places = source.places.filter(({ set }) => sets.includes(set))
-  return places.length === 0 ? [] : await restoreFrom(job, { ...source, places })
+  if (places.length === 0) return []
+  return await restoreFrom(job, { source: { ...source, places }, paths })
 }
 
 /** The source does not have it, is damaged, or is not reached any more. */
@@ -143,18 +159,25 @@ function pickPlaces(
 }
 
 /**
- * Each set's generation; one that does not have the paths is passed over if another has. With
- * `--last` the newest generation that has them.
+ * Each set's generation, as far as it has the paths; one that has none is passed over if another
+ * has. With `--last` each path's newest generation.
  */
-async function restoreFrom(job: RestoreJob, source: RestoreSource): Promise<readonly Restored[]> {
+async function restoreFrom(
+  job: RestoreJob,
+  { source, paths }: { readonly source: RestoreSource; readonly paths: readonly RawPath[] },
+): Promise<readonly Restored[]> {
   const { words } = job
-  const wanted: Wanted = { paths: words.paths, patterns: words.patterns }
   const restored: Restored[] = []
+  let left = paths
   let nothing: BackupError | undefined
   for (const place of pickPlaces(job, source)) {
+    const wanted: Wanted = { paths: left, patterns: words.patterns, isPartial: true }
     try {
-      restored.push(await restorePlace(job, { source, place, wanted }))
-      if (words.last) break
+      const one = await restorePlace(job, { source, place, wanted })
+      restored.push(one)
+      if (!words.last) continue
+      left = left.filter((path) => !one.met.includes(path))
+      if (left.length === 0) break
     } catch (error) {
       if (!(error instanceof BackupError) || error.code !== 'NOTHING_FOUND') throw error
       nothing = error
@@ -179,7 +202,8 @@ async function restorePlace(
         ? await restoreInto(job, { ...of, selected, into: placeOf(words.into) })
         : await restoreInto(job, { ...of, selected, into: makeDirectory(words.into, made) })
     const failures = [...selected.damaged, ...outcome.failures]
-    return { place, outcome: { ...outcome, failures }, complete: selected.complete }
+    const { met = wanted.paths } = selected.selection
+    return { place, outcome: { ...outcome, failures }, complete: selected.complete, met }
   } catch (error) {
     removeEmpty(made)
     throw error
@@ -206,7 +230,8 @@ async function restoreInto(
 ): Promise<RestoreOutcome> {
   const { context, words } = job
   const { source, place, selected, into } = of
-  const roots = words.paths.length === 0 ? selected.sources : words.paths
+  const { met: paths = words.paths } = selected.selection
+  const roots = paths.length === 0 ? selected.sources : paths
   const damaged = new Set(selected.damaged.map(({ path }) => path))
   const isLeftOut = leftOut(job, place)
   const stamp = formatStamp(context.now())
@@ -216,7 +241,7 @@ async function restoreInto(
     moving: movingOf(job, { selection, into }),
     identities: source.identities,
     overwrite: words.overwrite === 'ask' && !context.hasTerminal ? 'never' : words.overwrite,
-    deleteIn: words.deletes ? within(words.paths, selected.sources) : [],
+    deleteIn: words.deletes ? within(paths, selected.sources) : [],
     // What cannot be restored is no reason to delete what is there.
     isLeftOut: (path, isDirectory) => damaged.has(path) || isLeftOut?.(path, isDirectory) === true,
     dryRun: words.dryRun,

@@ -17,8 +17,13 @@ import type { CollectionHeader } from '../model/collection.ts'
 import type { Report } from '../model/report.ts'
 import type { RestoreFailure } from './restore-plan.ts'
 import { type Selection, type Wanted, selectStaged } from './selection.ts'
-import { type CollectionPlace, collectionDirectory, readCollection } from './staging.ts'
-import { checkCollection, digestsFor } from './verify-local.ts'
+import {
+  type Collection,
+  type CollectionPlace,
+  collectionDirectory,
+  readCollection,
+} from './staging.ts'
+import { type FileDigests, checkCollection, digestsFor, lastExported } from './verify-local.ts'
 
 export interface SelectLocalOptions extends CollectionPlace, Wanted {
   readonly report: Report
@@ -40,15 +45,21 @@ export interface LocalSelection {
  * @throws BackupError NOTHING_FOUND when there is no such collection or path
  */
 export async function selectLocal(options: SelectLocalOptions): Promise<LocalSelection> {
-  const { set, stamp, report, paths, patterns } = options
+  const { set, stamp, report, patterns } = options
   const collection = readCollection(options)
+  const paths = options.isPartial === true ? metPaths(collection, options.paths) : options.paths
   const tree = rawPathFromText(collectionDirectory(options))
-  const digests = await digestsFor(options)
-  const { problems, contentChecked } = await checkCollection(collection, { ...options, digests })
+  const digests = (await digestsFor(options)) ?? (await linkedDigests(collection, options))
+  const { problems, contentChecked } = await checkCollection(collection, {
+    ...options,
+    paths,
+    digests,
+  })
   if (!contentChecked) {
-    const why = 'no export tells the digests of all files, so only their metadata was checked'
-    const message = `${set} ${stamp}: ${why}`
-    report({ kind: 'notice', level: 'info', code: 'CONTENT_NOT_CHECKED', message })
+    const message =
+      `${set} ${stamp}: of files whose digests no export tells that is known here, only size, time `
+      + 'and metadata were checked (--source external compares all of them)'
+    report({ kind: 'notice', level: 'warning', code: 'CONTENT_NOT_CHECKED', message })
   }
   const types = new Map(collection.entries.map(({ path, type }) => [path, type]))
   // A directory gets its metadata from the catalog, whatever was done to it in staging.
@@ -62,6 +73,44 @@ export async function selectLocal(options: SelectLocalOptions): Promise<LocalSel
   const without = new Set(damaged.map(({ path }) => path))
   const selection = selectStaged(collection, { paths, patterns, tree, without })
   return { selection, damaged, header: collection.header, contentChecked }
+}
+
+/**
+ * The digests of files that are one with those of a later collection, which was exported: where
+ * nothing changed, collections share them.
+ */
+async function linkedDigests(
+  { entries }: Collection,
+  { staging, set, stamp }: CollectionPlace,
+): Promise<FileDigests | undefined> {
+  const exported = await lastExported({ staging, set })
+  const [newest] = exported.toSorted((a, b) => (a.stamp < b.stamp ? 1 : -1))
+  if (newest === undefined) return undefined
+  const [here, there] = [stamp, newest.stamp].map((one) => {
+    return rawPathFromText(collectionDirectory({ staging, set, stamp: one }))
+  })
+  const digests = newest.digests()
+  const shared = entries.flatMap(({ path, type }) => {
+    const known = type === 'file' ? digests.get(path) : undefined
+    return known !== undefined && isOne(`${here}/${path}`, `${there}/${path}`)
+      ? [[path, known] as const]
+      : []
+  })
+  return new Map(shared)
+}
+
+/** Whether two names are of one file. */
+function isOne(...paths: readonly [RawPath, RawPath]): boolean {
+  const [one, other] = paths.map((path) => {
+    return lstatSync(rawPathToBytes(path), { throwIfNoEntry: false, bigint: true })
+  })
+  return one !== undefined && one.ino === other?.ino && one.dev === other.dev
+}
+
+/** Those that the collection has something of; where it has nothing of any, all. */
+function metPaths({ entries }: Collection, paths: readonly RawPath[]): readonly RawPath[] {
+  const met = paths.filter((directory) => entries.some(({ path }) => isWithin({ path, directory })))
+  return met.length === 0 ? paths : met
 }
 
 /** @throws BackupError USAGE for a place in staging, where nothing may be changed */

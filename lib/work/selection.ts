@@ -42,6 +42,8 @@ export interface Selection {
    */
   readonly parents: readonly Entry[]
   readonly content: ContentSource
+  /** Of the paths that were wanted those that match something. */
+  readonly met?: readonly RawPath[]
 }
 
 /** What of a generation is wanted. */
@@ -49,13 +51,13 @@ export interface Wanted {
   /** Without leading slashes; none for everything. */
   readonly paths: readonly RawPath[]
   readonly patterns?: PathPatterns | undefined
+  /** Where some of the paths match something, others need not. */
+  readonly isPartial?: boolean
 }
 
 /** What would be restored. @throws BackupError NOTHING_FOUND when a path matches nothing */
-export async function selectEntries(
-  reader: ExportReader,
-  { paths, patterns }: Wanted,
-): Promise<Selection> {
+export async function selectEntries(reader: ExportReader, wantedHere: Wanted): Promise<Selection> {
+  const { paths } = wantedHere
   const table = new BundleNumbers(reader)
   const wanted = paths.length === 0 ? [''] : paths
   const candidates = new Set<ShardPlace>()
@@ -66,14 +68,14 @@ export async function selectEntries(
   const found: Entry[] = []
   const directories: Entry[] = []
   const sources = reader.manifest.sources.map(({ path }) => path)
-  const picker = new Picker({ paths, patterns, sources })
+  const picker = new Picker({ ...wantedHere, sources })
   for await (const { shard } of reader.shards(places)) {
     for (const entry of shard.entries) {
       if (picker.takes(entry)) found.push(table.renumber(entry, shard.bundles))
       else if (entry.type === 'directory') directories.push(entry)
     }
   }
-  picker.check('this export')
+  const met = picker.check('this export')
   const above = await findParents(reader, paths)
   const parents = parentsOf(found, [...directories, ...above])
   const selected = new Set(found.map(({ path }) => path))
@@ -90,7 +92,7 @@ export async function selectEntries(
     target: reader.target,
     sizes: reader.bundleSizes(),
   }
-  return { entries, parents, content }
+  return { entries, parents, content, met }
 }
 
 /**
@@ -102,14 +104,15 @@ export function selectStaged(
   {
     paths,
     patterns,
+    isPartial,
     tree,
     without,
   }: Wanted & { readonly tree: RawPath; readonly without: ReadonlySet<RawPath> },
 ): Selection {
   const sources = header.sources.map(({ path }) => path)
-  const picker = new Picker({ paths, patterns, sources })
+  const picker = new Picker({ paths, patterns, isPartial: isPartial === true, sources })
   const found = all.filter((entry) => picker.takes(entry))
-  picker.check(`${header.set} ${header.stamp}`)
+  const met = picker.check(`${header.set} ${header.stamp}`)
   const taken = found.filter(({ path }) => !without.has(path))
   const selected = new Set(taken.map(({ path }) => path))
   const carriers = new Map(
@@ -125,7 +128,8 @@ export function selectStaged(
     return carrier === undefined ? entry : asFile(entry, carrier)
   })
   const directories = all.filter(({ type, path }) => type === 'directory' && !selected.has(path))
-  return { entries, parents: parentsOf(entries, directories), content: { kind: 'staged', tree } }
+  const parents = parentsOf(entries, directories)
+  return { entries, parents, content: { kind: 'staged', tree }, met }
 }
 
 /** Which entries are wanted, and whether every path that was named has some. */
@@ -133,10 +137,17 @@ class Picker {
   readonly #paths: readonly RawPath[]
   readonly #sources: readonly RawPath[]
   readonly #patterns: PathPatterns | undefined
+  readonly #isPartial: boolean
   readonly #met = new Set<RawPath>()
   #count = 0
 
-  constructor({ paths, patterns, sources }: Wanted & { readonly sources: readonly RawPath[] }) {
+  constructor({
+    paths,
+    patterns,
+    isPartial = false,
+    sources,
+  }: Wanted & { readonly sources: readonly RawPath[] }) {
+    this.#isPartial = isPartial
     this.#sources = sources
     this.#paths = paths
     this.#patterns = patterns
@@ -159,17 +170,18 @@ class Picker {
     return true
   }
 
-  /** @throws BackupError NOTHING_FOUND */
-  check(where: string): void {
+  /** @returns the paths that match something @throws BackupError NOTHING_FOUND */
+  check(where: string): readonly RawPath[] {
+    const met = this.#paths.filter((path) => this.#met.has(path))
     for (const path of this.#paths) {
-      if (this.#met.has(path)) continue
+      if (this.#met.has(path) || (this.#isPartial && met.length > 0)) continue
       throw new BackupError('NOTHING_FOUND', `there is no ${displayPath(path)} in ${where}`, {
         hint:
           'paths are those of the source: --path /home/you/letters; `backup find` looks in all '
-          + 'generations',
+          + 'generations, and --last takes the newest that has it',
       })
     }
-    if (this.#count > 0 || this.#patterns === undefined) return
+    if (this.#count > 0 || this.#patterns === undefined) return met
     throw new BackupError('NOTHING_FOUND', `nothing in ${where} fits --include and --exclude`, {
       hint: 'patterns are those of `backup find`: *.jpg, /home/you/**/drafts',
     })

@@ -24,6 +24,7 @@ import {
   rawPathToBytes,
 } from '../model/raw-path.ts'
 import type { Report } from '../model/report.ts'
+import type { Stamp } from '../model/stamp.ts'
 import type { PieceLength } from './pack-worker.ts'
 import { sealTree } from './seal.ts'
 import { StagedFile, StagedFileChanged } from './staged-file.ts'
@@ -106,22 +107,31 @@ export function lockIfFree({
  * The digests of a collection's files, from what is known of a repository whose last export of the
  * set is this very collection; undefined where there is none. A damaged state counts as none.
  */
-export async function digestsFor({
+export async function digestsFor(place: CollectionPlace): Promise<FileDigests | undefined> {
+  const exported = await lastExported(place)
+  return exported.find(({ stamp }) => stamp === place.stamp)?.digests()
+}
+
+/** The last exports of a set that are known here, and the digests of their files. */
+export async function lastExported({
   staging,
   set,
-  stamp,
-}: CollectionPlace): Promise<FileDigests | undefined> {
+}: Pick<CollectionPlace, 'staging' | 'set'>): Promise<
+  readonly { readonly stamp: Stamp; readonly digests: () => FileDigests }[]
+> {
+  const found: { stamp: Stamp; digests: () => FileDigests }[] = []
   for (const id of knownRepositoryIds(staging)) {
     try {
       // A state that is still pending is not ours to adopt: that takes the target.
       const state = await loadState(stateDirectory({ staging, id }), 'unasked')
       const last = state?.sets.get(set)
-      if (last?.stamp === stamp) return digestsOf(last.entries)
+      if (last !== undefined)
+        found.push({ stamp: last.stamp, digests: () => digestsOf(last.entries) })
     } catch {
       // As if it were not there.
     }
   }
-  return undefined
+  return found
 }
 
 function digestsOf(entries: readonly Entry[]): FileDigests {

@@ -106,6 +106,7 @@ restore('somebody at a terminal answers none, older, newer, all, or for each', a
   const { source } = scenario
   const names = ['a.jpg', 'b.txt', 'empty']
   const asked = async (answer: string, each: readonly string[] = []) => {
+    const answers = answer.split(' ')
     const into = newPlace(scenario)
     mkdirSync(into + source, { recursive: true })
     for (const [i, name] of names.entries()) {
@@ -121,7 +122,9 @@ restore('somebody at a terminal answers none, older, newer, all, or for each', a
         hasTerminal: true,
         ask: async (question) => {
           assert.match(question, '3 are there and differ')
-          return await Promise.resolve(answer)
+          const [first = '', ...more] = answers
+          if (more.length > 0) answers.shift()
+          return await Promise.resolve(first)
         },
         confirm: async (question) => {
           questions += 1
@@ -140,6 +143,8 @@ restore('somebody at a terminal answers none, older, newer, all, or for each', a
   assert.equal(await asked('o'), { replaced: ['a.jpg'], questions: 0 })
   assert.equal(await asked('w'), { replaced: ['empty'], questions: 0 })
   assert.equal(await asked('All'), { replaced: names, questions: 0 })
+  assert.equal(await asked('y a'), { replaced: names, questions: 0 })
+  assert.equal(await asked('y'), { replaced: [], questions: 0 })
   assert.equal(await asked('e', ['b.txt']), { replaced: ['b.txt'], questions: 3 })
 })
 
@@ -293,6 +298,86 @@ restore('--date takes natural dates', async () => {
   assert.is(await at('yesterday'), '1 days ago')
   assert.is(await at('2026-05-12 09:00'), '10 days ago')
   assert.is(await at('2026-05-15'), '5 days ago')
+})
+
+restore('of an older generation what a later export tells the digest of is compared', async () => {
+  const scenario = await makeScenario()
+  const { source, staging } = scenario
+  writeFileSync(`${source}/photo`, 'the same all the time')
+  writeFileSync(`${source}/letter`, 'first')
+  assert.is((await scenario.collect()).status, 0)
+  writeFileSync(`${source}/letter`, 'second')
+  await scenario.generation()
+  const [first = ''] = readdirSync(`${staging}/data`).sort()
+  const path = `${staging}/data/${first}${source}/photo`
+  const { mtimeNs } = statSync(path, { bigint: true })
+  chmodSync(path, 0o644)
+  const { mode } = statSync(`${source}/photo`)
+  writeFileSync(path, 'the same all tge time')
+  setTimes(path, { mtimeNs })
+  chmodSync(path, mode)
+  const into = newPlace(scenario)
+  const { status, stderr } = await from(scenario, 'local', '--date', first, '--into', into, '-q')
+  assert.is(status, 13, stderr)
+  assert.match(stderr, /photo/)
+  assert.match(stderr, /of files whose digests no export tells/)
+  assert.equal(namesIn(into + source, /./), ['letter'])
+})
+
+restore('each path comes from the newest that has it, whatever the others lack', async () => {
+  const scenario = await makeScenario()
+  const { source, target, staging } = scenario
+  const other = `${scenario.directory}/other`
+  mkdirSync(other)
+  configure(scenario, (c) => {
+    c['targets'].push({ name: 'old', kind: 'directory', path: `${scenario.directory}/old` })
+    c['backup_sets'].push({ name: 'other', sources: [other] })
+  })
+  mkdirSync(`${scenario.directory}/old`)
+  writeFileSync(`${source}/edited`, 'first')
+  writeFileSync(`${source}/deleted`, 'gone since')
+  // One of many is no suspect loss.
+  for (let i = 0; i < 20; i++) writeFileSync(`${source}/more-${i}`, 'filler')
+  writeFileSync(`${other}/else`, 'else')
+  const both = async (...words: string[]): Promise<void> => {
+    const collected = await scenario.collect()
+    assert.is(collected.status, 0, collected.stderr)
+    const { status, stderr } = await scenario.external(...words)
+    assert.is(status, 0, stderr)
+  }
+  await both()
+  writeFileSync(`${source}/edited`, 'second')
+  rmSync(`${source}/deleted`)
+  await both('--target', 'drive')
+  const words = ['edited', 'deleted'].flatMap((name) => ['--path', `${source}/${name}`])
+  const into = newPlace(scenario)
+  const found = await scenario.run('restore', ...words, '--path', `${other}/else`, '--into', into)
+  assert.is(found.status, 0, found.stderr)
+  assert.is(readFileSync(`${into}${source}/edited`, 'utf8'), 'second')
+  assert.is(readFileSync(`${into}${source}/deleted`, 'utf8'), 'gone since')
+  assert.is(readFileSync(`${into}${other}/else`, 'utf8'), 'else')
+
+  const last = newPlace(scenario)
+  const newest = await from(scenario, 'local', ...words, '--last', '--into', last)
+  assert.is(newest.status, 0, newest.stderr)
+  assert.is(readFileSync(`${last}${source}/edited`, 'utf8'), 'second')
+  assert.is(readFileSync(`${last}${source}/deleted`, 'utf8'), 'gone since')
+
+  const some = newPlace(scenario)
+  const lacking = await from(scenario, 'local', ...words, '--into', some)
+  assert.is(lacking.status, 1, lacking.stderr)
+  assert.match(lacking.stderr, `there is no ${source}/deleted in what was looked at`)
+  assert.equal(namesIn(some + source, /./), ['edited'])
+  const none = await from(
+    scenario,
+    'local',
+    '--path',
+    `${source}/nope`,
+    '--into',
+    newPlace(scenario),
+  )
+  assert.is(none.status, 1, none.stderr)
+  assert.ok(existsSync(target) && existsSync(staging))
 })
 
 restore('names that are spelt otherwise here come from the next source, too', async () => {
