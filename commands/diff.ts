@@ -9,12 +9,7 @@ import { BackupError } from '../lib/errors.ts'
 import type { ExitCode } from '../lib/errors.ts'
 import type { Configuration } from '../lib/machine/config.ts'
 import { formatSize } from '../lib/model/amount.ts'
-import {
-  displayPath,
-  displayText,
-  pathFacts,
-  type RawPath,
-} from '../lib/model/raw-path.ts'
+import { displayPath, displayText, pathFacts, type RawPath } from '../lib/model/raw-path.ts'
 import { formatStamp } from '../lib/model/stamp.ts'
 import type { Change, Version } from '../lib/model/version-index.ts'
 import {
@@ -94,6 +89,7 @@ async function run(context: CommandContext): Promise<ExitCode> {
   let isPartial = false
   let nothing: BackupError | undefined
   let compared = 0
+  let held = 0
   await eachSet({ context, configuration }, async (open) => {
     const sides = sidesOf(job, open)
     if (sides instanceof BackupError) {
@@ -110,9 +106,18 @@ async function run(context: CommandContext): Promise<ExitCode> {
     compared += 1
     const { staging } = configuration
     if (isUnified) await showUnified(context, { staging, set: open.versions.set, sides, path })
-    else if ((await compare(job, { open, sides })).unseen > 0) isPartial = true
+    else {
+      const { added, removed, changed, same, unseen } = await compare(job, { open, sides })
+      if (unseen > 0) isPartial = true
+      held += added + removed + changed + same + unseen
+    }
   })
   if (compared === 0 && nothing !== undefined) throw nothing
+  if (held === 0 && words.path !== '' && !isGiven(context.values, 'unified')) {
+    throw new BackupError('NOTHING_FOUND', `neither side holds ${displayPath(`/${words.path}`)}`, {
+      hint: 'paths are those of the source; `backup find` looks in all generations',
+    })
+  }
   return isPartial ? 3 : 0
 }
 

@@ -208,7 +208,8 @@ function parseCommandLine(
   } catch (error) {
     const code = systemCode(error) ?? ''
     if (!(error instanceof Error) || !code.startsWith('ERR_PARSE_ARGS_')) throw error
-    const message = error.message.split(/[.\n]/)[0] ?? ''
+    // Its first sentence; a dot in a word ends none.
+    const message = error.message.split(/\.(?: |$)|\n/)[0] ?? ''
     const isAlone = command.name === 'backup' && code === 'ERR_PARSE_ARGS_UNEXPECTED_POSITIONAL'
     const verb = isAlone ? words.find((word) => verbs().includes(word)) : undefined
     throw new BackupError('USAGE', message.slice(0, 1).toLowerCase() + message.slice(1), {

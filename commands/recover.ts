@@ -31,7 +31,7 @@ import {
   openRecovery,
   recoverExports,
 } from '../lib/work/recover.ts'
-import { chooseExports, newerThan } from '../lib/work/recover-choice.ts'
+import { chooseExports, lackingOf, newerThan } from '../lib/work/recover-choice.ts'
 import { entriesIn } from '../lib/work/recover-exports.ts'
 import { argumentPath } from './argument-path.ts'
 import { type Command, type CommandContext, isGiven, textOption, textOptions } from './command.ts'
@@ -434,7 +434,7 @@ function tellOutcome(
   return exitCode
 }
 
-/** @returns 3 where something newer was found than what was restored */
+/** @returns 3 where something newer was found than what was restored, 13 where that is lost */
 function tellNewer(
   { reporter }: CommandContext,
   of: { readonly chosen: readonly SurveyedExport[]; readonly exports: readonly SurveyedExport[] },
@@ -442,11 +442,13 @@ function tellNewer(
   const chosen = of.chosen.map(({ name }) => name)
   const others = of.exports.filter(({ name }) => !chosen.includes(name))
   const newer = newerThan(of.chosen, others)
-  for (const { name, evidence, files } of newer) {
+  for (const { name, evidence, files, lost, lostShards } of newer) {
+    const gone = lost.length + lostShards.length === 0 ? '' : `, ${lossWords(lost, lostShards)}`
     const message =
-      `also there, and perhaps newer: ${name}, ${files} files, ${EVIDENCE_WORDS[evidence]} `
+      `also there, and perhaps newer: ${name}, ${files} files, ${EVIDENCE_WORDS[evidence]}${gone} `
       + `(--export ${name} --into ANOTHER-DIRECTORY)`
     reporter.report({ kind: 'notice', level: 'warning', code: 'INCOMPLETE', message })
   }
-  return newer.length > 0 ? 3 : 0
+  const isLost = newer.some((one) => one.evidence === 'signed' && lackingOf(one) > 0)
+  return isLost ? 13 : newer.length > 0 ? 3 : 0
 }

@@ -125,6 +125,7 @@ export async function exportSet(options: ExportOptions): Promise<ExportOutcome> 
     .at(-1)
   if (lastThere !== undefined && lastThere.stamp >= newest.stamp) {
     await repairLatest(options, { stamp: lastThere.stamp })
+    tellDamage(options)
     return { kind: 'already there', stamp: lastThere.stamp }
   }
   refuseTaken(
@@ -169,6 +170,17 @@ async function repairLatest(
 
 /** A stamp and a newline, and some. */
 const MAX_LATEST_BYTES = 64
+
+/** What is there already is not written again, damaged or not. */
+function tellDamage({ configuration: { staging }, repository, report }: ExportOptions): void {
+  const { size } = readKnownDamage({ staging, id: repository.id })
+  if (size === 0) return
+  const what = size === 1 ? 'a bundle there is' : `${size} bundles there are`
+  const message =
+    `${what} known to be damaged: content that staging still has is written again with the next `
+    + 'collection that is exported, and `backup repair` mends with parity'
+  report({ kind: 'notice', level: 'warning', code: 'BUNDLE_DAMAGED', message })
+}
 
 /** One export under way: owns nothing but what run() passes along. */
 class Export {

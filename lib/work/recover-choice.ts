@@ -9,8 +9,8 @@ import { BackupError } from '../errors.ts'
 import { EVIDENCE, type SurveyedExport, entriesIn } from './recover-exports.ts'
 
 /**
- * The exports that are meant. Without a word: the newest of each set with the best evidence there
- * is, so that what is signed stays apart.
+ * The exports that are meant. Without a word: the newest of each set of which anything can come
+ * back, with the best evidence there is, so that what is signed stays apart.
  * @param words names, or beginnings of names up to a `/`, a `:` or a `#`
  * @throws BackupError NOTHING_FOUND, USAGE
  */
@@ -23,10 +23,12 @@ export function chooseExports(
       hint: 'other bundles may say of which; docs/restore-without-us.md shows how to take them out',
     })
   }
-  const best = EVIDENCE.find((kind) => exports.some(({ evidence }) => evidence === kind))
+  const some = exports.filter((one) => !isGone(one))
+  const usable = some.length > 0 ? some : exports
+  const best = EVIDENCE.find((kind) => usable.some(({ evidence }) => evidence === kind))
   const chosen =
     words.length === 0
-      ? newestOfEach(exports.filter(({ evidence }) => evidence === best))
+      ? newestOfEach(usable.filter(({ evidence }) => evidence === best))
       : [...new Set(words.flatMap((word) => meantBy(word, exports)))]
   const machines = new Set(chosen.map(({ machine }) => machine))
   const isMixed = new Set(chosen.map(({ evidence }) => evidence === 'signed')).size > 1
@@ -65,8 +67,13 @@ function newestOfEach(exports: readonly SurveyedExport[]): readonly SurveyedExpo
   return [...newest.values()]
 }
 
+/** Whether nothing of it can come back. */
+function isGone(one: SurveyedExport): boolean {
+  return one.files <= one.lost.length && lackingOf(one) > 0
+}
+
 /** How many entries cannot come back. */
-function lackingOf({ lost, lostShards }: SurveyedExport): number {
+export function lackingOf({ lost, lostShards }: SurveyedExport): number {
   return lost.length + entriesIn(lostShards)
 }
 

@@ -190,6 +190,9 @@ diff('--unified asks only the sets that hold the file', async () => {
   const fresh = await run('diff', 'latest', 'live', `${source}/c`, '-u')
   assert.is(fresh.status, 1)
   assert.match(fresh.stderr, `error: no generation holds ${source}/c\n`)
+  const nowhere = await run('diff', 'latest', `${source}/nope`)
+  assert.is(nowhere.status, 1)
+  assert.match(nowhere.stderr, `error: neither side holds ${source}/nope\n`)
 })
 
 diff('a second word with a slash is a path, and what it is compared with is live', async () => {

@@ -561,6 +561,8 @@ if (canRunAsRoot('drives on loop devices')) {
     })
     assert.is((await scenario.run('drill', '--share', '100%')).status, 13)
     assert.is((await scenario.restore('--verify')).status, 13)
+    const idle = await succeed(scenario.external())
+    assert.match(idle.stderr, /a bundle there is known to be damaged/)
     appendFileSync(`${scenario.source}/letter`, ', more')
     await succeed(scenario.collect())
     const run = await scenario.external()

@@ -96,8 +96,8 @@ const MISTAKES: readonly (readonly [readonly string[], string])[] = [
     "backup init: error: option '--json' does not take an argument\nbackup init: hint: see `backup init --help`\n",
   ],
   [
-    ['init', 'now'],
-    "backup init: error: unexpected argument 'now'\nbackup init: hint: see `backup init --help`\n",
+    ['init', 'now.txt'],
+    "backup init: error: unexpected argument 'now.txt'\nbackup init: hint: see `backup init --help`\n",
   ],
   [
     ['keys'],

@@ -391,11 +391,28 @@ recover('without the catalog of one generation the others come back as signed', 
   rmSync(`${at.directory}/older`, { recursive: true })
   const newest = await at.into('--json')
   assert.is(newest.status, 13, newest.stderr)
-  assert.ok(results(newest, 'restored')[0]?.['lostEntries'] > 0)
+  assert.match(
+    newest.stderr,
+    /perhaps newer: \S+, 0 files, signed, the catalog of \d+ entries LOST/,
+  )
+  assert.equal(results(newest, 'restored')[0]?.['exports'], [`tester/data/${stamps[1]}`])
   // What no catalog leads to any more is in the bundles.
   rmSync(at.out, { recursive: true, force: true })
   const members = await at.into('--export', 'unsigned:members', '--json')
   assert.is(members.status, 13, members.stderr)
+  const actual = listing(at.tree)
+  actual.delete('letters/old')
+  assert.equal([...actual], [...listing(at.scenario.source)])
+})
+
+recover('where signed exports lead to nothing any more, what bundles say comes back', async () => {
+  const at = await variant((from) => {
+    script('find "$1" -name "catalog-*" -delete', from)
+  })
+  const { status, stderr, stdout } = await at.into('--json')
+  assert.is(status, 13, stderr)
+  const [told] = results({ status, stderr, stdout }, 'restored')
+  assert.equal(told?.['evidence'], 'members', stdout)
   const actual = listing(at.tree)
   actual.delete('letters/old')
   assert.equal([...actual], [...listing(at.scenario.source)])
