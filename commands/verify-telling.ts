@@ -25,11 +25,13 @@ export function tellVerified(
   { command, reporter }: { readonly command: string; readonly reporter: Reporter },
 ): void {
   const { set, stamp, complete, files, bytes, problems, unread, left, needs, damaged } = one
-  const size = bytes === undefined ? '' : `: ${files} files, ${formatSize(bytes)} would be restored`
   const read = needs.length - unread - left
   const isPart = left > 0 && unread === 0
+  const would = isPart ? '' : ' would be restored'
+  const size = bytes === undefined ? '' : `: ${files} files, ${formatSize(bytes)}${would}`
+  const word = read === 0 ? 'not read' : 'whole as far as it was read'
   const part = isPart
-    ? `whole as far as it was read, ${read} of ${counted(needs.length, 'bundle')}`
+    ? `${word}, ${read} of ${counted(needs.length, 'bundle')}`
     : unread === 0
       ? 'whole'
       : `${unread} bundles NOT READ, the others whole`
