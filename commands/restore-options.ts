@@ -90,6 +90,7 @@ export function readWords(values: Values, workingDirectory: string): RestoreWord
   const source = readSource(values, { action, target })
   const paths = textOptions(values, 'path').map((path) => toEntryPath(path, workingDirectory))
   const undo = textOption(values, 'undo')
+  if (action === 'list') refuseRestoring(values)
   if (action === 'restore') checkTogether(values, { paths, into })
   return {
     action,
@@ -147,6 +148,16 @@ function readOverwrite(values: Values): OverwritePolicy {
   if (policy !== undefined) return policy
   const policies = OVERWRITE_POLICIES.join(', ')
   throw new BackupError('USAGE', `--overwrite is one of ${policies}, not ${text}`)
+}
+
+/** What a list would pass over in silence. @throws BackupError USAGE */
+function refuseRestoring(values: Values): void {
+  const names = ['date', 'path', 'last', 'include', 'exclude', 'into', 'overwrite', 'delete']
+  const name = names.find((one) => values[one] !== undefined)
+  if (name === undefined) return
+  throw new BackupError('USAGE', `--${name} does not go with --list`, {
+    hint: 'all generations are listed; `backup find PATTERN` says which ones have a path',
+  })
 }
 
 /** @throws BackupError USAGE */

@@ -123,6 +123,8 @@ restore('words that do not go together, or say nothing, are refused', async () =
     [['--stdout', '--path', '/x', '--path', '/y'], '--stdout needs one --path'],
     [['--stdout', '--path', '/x', '--json'], 'prints the file and nothing else'],
     [['--list', '--verify', '--source', 'local'], 'do not go together'],
+    [['--list', '--date', '2025'], '--date does not go with --list'],
+    [['--list', '--path', '/x'], '--path does not go with --list'],
     [['--source', 'local', '--target', 'drive'], '--target goes with --source external'],
     [
       ['--source', 'external', '--target', 'drvie', '--into', '/nowhere'],
