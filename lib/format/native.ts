@@ -35,9 +35,13 @@ export function undisturbed<Value>(run: () => Value): Value {
   // Nobody ends the main thread, and it must not wait for itself.
   if (isMainThread) return run()
   for (;;) {
-    Atomics.add(gate, RUNNING, 1)
-    if (Atomics.load(gate, ENDING) === 0) break
-    Atomics.sub(gate, RUNNING, 1)
+    // Ended between adding and subtracting, a thread would count as running for ever: so while
+    // threads are being ended none adds.
+    if (Atomics.load(gate, ENDING) === 0) {
+      Atomics.add(gate, RUNNING, 1)
+      if (Atomics.load(gate, ENDING) === 0) break
+      Atomics.sub(gate, RUNNING, 1)
+    }
     Atomics.wait(gate, ENDING, Atomics.load(gate, ENDING), MOMENT_MS)
   }
   try {
